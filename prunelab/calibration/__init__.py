@@ -1,0 +1,1 @@
+"""Text to token sets: corpora with pinned revisions, samplers, digests, roles."""

@@ -1,0 +1,1 @@
+"""Perplexity, reconstruction error, ratios, integrity, cost."""

@@ -1,0 +1,1 @@
+"""Runs the jobs of a study: in this process, in a local pool, on a cluster."""

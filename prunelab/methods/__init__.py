@@ -1,0 +1,1 @@
+"""One file per pruning method: what it needs, what it decides."""

@@ -1,0 +1,1 @@
+"""One small table of names per model family."""

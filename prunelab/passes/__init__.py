@@ -1,0 +1,1 @@
+"""Walks over a model that feed methods with statistics and carry out what they decide."""

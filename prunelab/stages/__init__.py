@@ -1,0 +1,1 @@
+"""The seam: each stage is one function (identity, inputs, folder, context) -> result."""

@@ -1,0 +1,1 @@
+"""Pruned states on disk and in memory; physically smaller models."""

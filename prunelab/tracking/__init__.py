@@ -1,0 +1,1 @@
+"""JSONL is the truth; W&B mirrors it."""
