@@ -1,0 +1,116 @@
+"""Names of blocks and linear maps, families, and the random decoders."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from prunelab.errors import ModelError
+from prunelab.models.decoder import Decoder
+from prunelab.models.family import family_named, family_of, load_families
+from prunelab.models.random import random_decoder
+from prunelab.models.stream import advance, open_stream
+
+
+def test_sites_are_all_linear_maps_of_the_blocks(decoder: Decoder) -> None:
+    found = {
+        f"{decoder.family.blocks}.{index}.{path}"
+        for index, block in enumerate(decoder.blocks)
+        for path, module in block.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    sites = decoder.sites()
+    assert {site.name for site in sites} == found
+    assert len(sites) == len(found)
+    for site in sites:
+        assert decoder.model.get_submodule(site.name) is site.linear
+        assert decoder.site(site.name).linear is site.linear
+        assert site.name == f"{decoder.family.blocks}.{site.block}.{site.path}"
+    assert [site.name for site in decoder.sites(1)] == [site.name for site in sites if site.block == 1]
+
+
+def test_shared_means_same_input_and_order_is_forward(decoder: Decoder, tokens: Tensor) -> None:
+    seen: dict[str, Tensor] = {}
+    handles = [
+        site.linear.register_forward_pre_hook(lambda _, args, name=site.name: seen.update({name: args[0]}))
+        for site in decoder.sites(0)
+    ]
+    advance(decoder, 0, open_stream(decoder, tokens, 5))
+    for handle in handles:
+        handle.remove()
+    groups: dict[int, Tensor] = {}
+    for site in decoder.sites(0):
+        assert seen[site.name] is groups.setdefault(site.shared, seen[site.name])
+    assert len({id(value) for value in groups.values()}) == len(groups)
+    # forward order of the groups (inside a group the order is the table's)
+    order = {site.name: site.shared for site in decoder.sites(0)}
+    called = [order[name] for name in seen]
+    assert called == sorted(called)
+
+
+def test_roles_name_sites(decoder: Decoder) -> None:
+    paths = {site.path for site in decoder.sites(0)}
+    family = decoder.family
+    assert family.attention is not None
+    assert family.mlp is not None
+    assert paths == {*family.attention, *family.mlp[0], family.mlp[1]}
+
+
+def test_decoder_is_frozen(decoder: Decoder) -> None:
+    assert not decoder.model.training
+    assert not any(parameter.requires_grad for parameter in decoder.model.parameters())
+    assert decoder.device.type == "cpu"
+    assert decoder.dtype == torch.float32
+
+
+def test_tied_parameters_count_once() -> None:
+    tied, untied = (random_decoder("llama", tie_word_embeddings=value) for value in (True, False))
+    assert untied.n_parameters() - tied.n_parameters() == 64 * 24
+
+
+def test_unknown_site() -> None:
+    decoder = random_decoder("llama")
+    with pytest.raises(ModelError, match=r"Did you mean 'model.layers.1.mlp.up_proj'"):
+        decoder.site("model.layers.1.mlp.up_prj")
+    with pytest.raises(ModelError, match="no linear site"):
+        decoder.site("model.layers.7.mlp.up_proj")
+
+
+def test_a_block_of_another_shape() -> None:
+    decoder = random_decoder("llama")
+    decoder.blocks[1].mlp.up_proj = nn.Identity()
+    with pytest.raises(ModelError, match=r"model.layers.1.mlp.up_proj is Identity"):
+        decoder.sites()
+
+
+def test_unknown_family() -> None:
+    with pytest.raises(
+        ModelError, match=r"gemma3_text, llama, mistral, opt, qwen2, qwen3.*Did you mean 'llama'"
+    ):
+        family_of("llama4")
+    with pytest.raises(ModelError, match="Did you mean 'mistral'"):
+        family_named("mistrall")
+
+
+def test_model_types_are_unique() -> None:
+    kinds = [kind for family in load_families() for kind in family.model_types]
+    assert len(kinds) == len(set(kinds))
+
+
+def test_random_decoder_depends_on_the_seed_only(family_name: str) -> None:
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first = random_decoder(family_name, seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(6)
+    again, other = random_decoder(family_name, seed=3), random_decoder(family_name, seed=4)
+    pairs = zip(first.model.parameters(), again.model.parameters(), other.model.parameters(), strict=True)
+    for a, b, c in pairs:
+        assert torch.equal(a, b)
+        assert not torch.equal(a, c)
+
+
+def test_random_biases_and_norms_are_not_trivial(decoder: Decoder) -> None:
+    for parameter in decoder.model.parameters():
+        assert parameter.unique().numel() > 1
