@@ -1,0 +1,92 @@
+"""Online or offline? Decided within two seconds and without importing wandb.
+
+``wandb.init`` needs 102 s to notice a closed port (0.31.0), so a TCP connection is tried first. Whether a key
+is *present* is all that is asked of it; its text stays where it is.
+"""
+
+from __future__ import annotations
+
+import netrc
+import os
+import socket
+import threading
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from prunelab.errors import ConfigError, nearest
+
+DEFAULT_BASE_URL = "https://api.wandb.ai"
+PROBE_S = 2.0
+MODES = ("online", "offline", "disabled")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """``mode`` is online, offline or disabled; ``reason`` says why in one clause."""
+
+    mode: str
+    base_url: str
+    reason: str
+
+
+def decide(config: Mapping[str, Any]) -> Decision:
+    """The mode for ``conf/tracking/wandb.yaml``'s values: as asked, but online only where that can work.
+
+    Raises:
+        ConfigError: ``mode`` is none of online, offline, disabled, null.
+    """
+    base_url = str(config.get("base_url") or os.environ.get("WANDB_BASE_URL") or DEFAULT_BASE_URL).rstrip("/")
+    asked = config.get("mode") or os.environ.get("WANDB_MODE") or None
+    if asked in ("offline", "dryrun"):
+        return Decision("offline", base_url, "offline was asked for")
+    if asked == "disabled":
+        return Decision("disabled", base_url, "tracking is disabled")
+    if asked not in (None, "online", "run", "shared"):
+        raise ConfigError("tracking.mode", asked, "null | " + " | ".join(MODES), nearest(str(asked), MODES))
+    if not has_key(base_url):
+        return Decision("offline", base_url, "no API key: set WANDB_API_KEY or run `wandb login`")
+    if not reachable(base_url):
+        return Decision("offline", base_url, f"{base_url} did not answer within {PROBE_S:g} s")
+    return Decision("online", base_url, "server answers, key present")
+
+
+def has_key(base_url: str) -> bool:
+    """Whether WANDB_API_KEY is set or the netrc file names the server's host."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    named = os.environ.get("NETRC")
+    for path in [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]:
+        try:
+            if urlsplit(base_url).hostname in netrc.netrc(path).hosts:
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
+
+
+def reachable(base_url: str, timeout_s: float = PROBE_S) -> bool:
+    """Whether the server, or the proxy on the way to it, accepts a TCP connection within ``timeout_s``."""
+    url = urlsplit(base_url)
+    host, port = url.hostname or "", url.port or (80 if url.scheme == "http" else 443)
+    proxy = urllib.request.getproxies().get(url.scheme)
+    if proxy and not urllib.request.proxy_bypass(host):
+        way = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        host, port = way.hostname or host, way.port or 80
+    answered = threading.Event()
+
+    def connect() -> None:
+        try:
+            socket.create_connection((host, port), timeout=timeout_s).close()
+        except OSError:
+            return
+        answered.set()
+
+    # in a thread: create_connection bounds neither the name look-up nor the number of addresses
+    thread = threading.Thread(target=connect, daemon=True, name="prunelab-probe")
+    thread.start()
+    thread.join(timeout_s)
+    return answered.is_set()
