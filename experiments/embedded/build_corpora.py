@@ -2,11 +2,11 @@
 
     python experiments/embedded/build_corpora.py RAW_FOLDER
 
-``RAW_FOLDER`` holds ``austen.txt.gz``, ``kjv.txt.gz``, ``jargon.txt.gz`` and ``pydocs.txt.gz`` (UTF-8; where they
-come from is in ``prunelab/data/corpora/LICENSES.md``). Each is cut at the last paragraph boundary before 2.5 MB
-and divided by position into train, validation and test (80/10/10), again at paragraph boundaries, so that no
-sentence stands in two splits. Written: ``NAME.txt.xz`` and ``corpora.json`` (sha256 of the raw text, byte offsets).
-The same input gives the same bytes.
+``RAW_FOLDER`` holds ``austen.txt.gz``, ``kjv.txt.gz``, ``jargon.txt.gz`` and ``pydocs.txt.gz`` (UTF-8; where
+they come from is in ``prunelab/data/corpora/LICENSES.md``). Each is cut at the last paragraph boundary
+before 2.5 MB and divided by position into train, validation and test (80/10/10), again at paragraph
+boundaries, so that no sentence stands in two splits. Written: ``NAME.txt.xz`` and ``corpora.json`` (sha256
+of the raw text, byte offsets). The same input gives the same bytes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Train the two embedded models, a tiny Llama and a tiny OPT, on the train splits of the four embedded corpora.
+"""Train the two embedded models, a tiny Llama and a tiny OPT, on the train splits of the four embedded
+corpora.
 
     python experiments/embedded/train_models.py tokenizer
     python experiments/embedded/train_models.py llama
@@ -59,7 +60,8 @@ def train_tokenizer(folder: Path) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    # one document per paragraph keeps the trainer's memory small; equal weight per domain comes from equal sizes
+    # one document per paragraph keeps the trainer's memory small; equal weight per domain comes from equal
+    # sizes
     paragraphs = [part for text in corpora("train").values() for part in text.split("\n\n")]
     tokenizer.train_from_iterator(paragraphs, trainer)
     fast = Fast(tokenizer_object=tokenizer, bos_token=EOS, eos_token=EOS, pad_token=EOS, unk_token=None)
@@ -102,7 +104,10 @@ def build(name: str) -> torch.nn.Module:
 
 
 def encode(tokenizer, texts: dict[str, str]) -> dict[str, np.ndarray]:
-    return {k: np.array(tokenizer(t, add_special_tokens=False, verbose=False)["input_ids"], np.int64) for k, t in texts.items()}
+    return {
+        k: np.array(tokenizer(t, add_special_tokens=False, verbose=False)["input_ids"], np.int64)
+        for k, t in texts.items()
+    }
 
 
 @torch.no_grad()
@@ -113,7 +118,9 @@ def perplexities(model: torch.nn.Module, streams: dict[str, np.ndarray]) -> dict
     for name, stream in streams.items():
         n = min(EVAL_WINDOWS, len(stream) // EVAL_LEN)
         windows = torch.from_numpy(stream[: n * EVAL_LEN].reshape(n, EVAL_LEN))
-        losses = [model(input_ids=w, labels=w, use_cache=False).loss.item() * len(w) for w in windows.split(32)]
+        losses = [
+            model(input_ids=w, labels=w, use_cache=False).loss.item() * len(w) for w in windows.split(32)
+        ]
         result[name] = math.exp(sum(losses) / n)
     model.train()
     return result
@@ -158,7 +165,9 @@ def train(name: str, steps: int, folder: Path) -> None:
             optimizer.zero_grad()
         if (step + 1) % 1000 == 0 or step + 1 == steps:
             scores = {k: round(v, 2) for k, v in perplexities(model, held_out).items()}
-            print(f"{step + 1} {time.perf_counter() - started:.0f}s loss {loss.item():.3f} {scores}", flush=True)
+            print(
+                f"{step + 1} {time.perf_counter() - started:.0f}s loss {loss.item():.3f} {scores}", flush=True
+            )
     model.eval()
     model.save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)
@@ -167,7 +176,7 @@ def train(name: str, steps: int, folder: Path) -> None:
 
 
 def table(name: str) -> None:
-    """Print perplexities of the saved model, dense and with the smallest weights of each matrix set to zero."""
+    """Print perplexities of the saved model, dense and with each matrix's smallest weights set to zero."""
     tokenizer = AutoTokenizer.from_pretrained(DATA / "models" / name)
     kind = LlamaForCausalLM if name == "llama" else OPTForCausalLM
     for split in ("validation", "test"):
@@ -179,7 +188,11 @@ def table(name: str) -> None:
                     cut = weight.detach().abs().flatten().kthvalue(int(ratio * weight.numel())).values
                     weight.data[weight.data.abs() <= cut] = 0.0
             scores = perplexities(model, streams)
-            print(f"| {name} | {split} | {ratio:.0%} | " + " | ".join(f"{v:.2f}" for v in scores.values()) + " |")
+            print(
+                f"| {name} | {split} | {ratio:.0%} | "
+                + " | ".join(f"{v:.2f}" for v in scores.values())
+                + " |"
+            )
 
 
 def main() -> None:

@@ -1,0 +1,171 @@
+"""Spec + tokenizer + role + seed -> token set. The one entry that stages and notebooks call.
+
+Roles are explicit and never share text: ``mask`` (what a method calibrates on), ``held_out`` (reconstruction
+error outside the calibration set) and ``test`` (perplexity) read different splits of a corpus. No special
+token is added anywhere: windows are pieces of one joined stream, as in the papers, where a BOS would stand
+only in the first. The sampler of role ``test`` is always ``sequential``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from prunelab.calibration import sample
+from prunelab.calibration.corpus import SPLITS, field, of_split, open_corpus
+from prunelab.calibration.local import check_digest, check_file, file_digest
+from prunelab.calibration.tokens import TokenSet, build_token_set, check_range, read_npy
+from prunelab.errors import ConfigError, DataError, nearest
+
+DEFAULT_SPLITS = {"mask": "train", "held_out": "validation", "test": "test"}
+
+
+def encoder(tokenizer: Any) -> Callable[[str], np.ndarray]:
+    """Return text -> token ids (tokens,) int64 without special tokens, truncation or length warnings."""
+
+    def encode(text: str) -> np.ndarray:
+        ids = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        return np.asarray(ids, dtype=np.int64)
+
+    return encode
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Return 16 hex digits of the sha256 over the sorted vocabulary: which tokenizer made the ids."""
+    rows = sorted(tokenizer.get_vocab().items(), key=lambda row: (row[1], row[0]))
+    return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
+
+
+def split_of(spec: Mapping, role: str) -> str:
+    """Return the split that ``role`` reads: ``spec['split']`` is null, a mapping by role, or one name.
+
+    One name is the split of role ``mask``, except 'all' (the file serves a single role, so nothing is
+    divided). Two roles never read the same split: ConfigError.
+    """
+    chosen = spec.get("split") or {}
+    if chosen == "all":
+        return "all"
+    splits = DEFAULT_SPLITS | (dict(chosen) if isinstance(chosen, Mapping) else {"mask": chosen})
+    for name in splits.values():
+        if name not in SPLITS:
+            raise ConfigError("calibration.split", name, ", ".join(SPLITS), nearest(str(name), SPLITS))
+    if len(set(splits.values())) < len(splits) or "all" in splits.values():
+        raise ConfigError(
+            "calibration.split", splits, "a different split for each role", "Roles never share text."
+        )
+    return splits[role]
+
+
+def collect_tokens(
+    spec: Mapping,
+    tokenizer: Any,
+    *,
+    role: str,
+    n_samples: int | None,
+    seq_len: int,
+    seed: int,
+    vocab_size: int,
+) -> TokenSet:
+    """Return the token set (n, seq_len) of one role.
+
+    ``mask`` and ``held_out`` give exactly ``n_samples`` windows by the spec's sampler; ``test`` gives the
+    first ``n_samples`` full windows of its split, fewer if the text is shorter, all if ``n_samples`` is
+    None. For source ``tokens`` see `_token_rows`; ``tokenizer`` may then be None. The same arguments give
+    the same bytes. Raises DataError for data that are missing, malformed, changed or too short, ConfigError
+    for values that no data cure.
+    """
+    if role not in sample.ROLES:
+        raise ConfigError("role", role, ", ".join(sample.ROLES), nearest(role, sample.ROLES))
+    if seq_len < 2:
+        raise ConfigError("seq_len", seq_len, "2 or more tokens", "A window of one token predicts nothing.")
+    if n_samples is not None and n_samples < 1:
+        raise ConfigError("n_samples", n_samples, "1 or more")
+    if n_samples is None and role != "test":
+        raise ConfigError("n_samples", None, "1 or more", "Only role test may take everything.")
+    collect = _token_rows if spec.get("source") == "tokens" else _windows
+    tokens, source = collect(spec, tokenizer, role, n_samples, seq_len, seed, vocab_size)
+    source |= {"name": spec.get("name"), "source": spec.get("source"), "seed": seed, "special_tokens": False}
+    return build_token_set(tokens, role, source, vocab_size)
+
+
+def _windows(
+    spec: Mapping, tokenizer: Any, role: str, n: int | None, seq_len: int, seed: int, vocab_size: int
+):
+    """Return (windows (n, seq_len), source) of a text corpus."""
+    split = split_of(spec, role)
+    sampler = "sequential" if role == "test" else str(field(spec, "sampler"))
+    sample.check_sampler(sampler)
+    joiner = str(of_split(field(spec, "joiner"), split))
+    state = sample.random_state(seed, role)
+    corpus, encode = open_corpus(spec, split), encoder(tokenizer)
+    source = {
+        "id": spec.get("id") or spec.get("path"),
+        "revision": corpus.commit or spec.get("revision"),
+        "split": split,
+        "sampler": sampler,
+        "joiner": joiner,
+        "corpus_digest": corpus.digest,
+        "tokenizer_digest": tokenizer_digest(tokenizer),
+    }
+    try:
+        if sampler == "documents":
+            return sample.documents(corpus.documents, encode, n or 1, seq_len, state), source
+        stream = encode(joiner.join(corpus.documents))
+        if sampler == "sequential":
+            windows = sample.sequential(stream, n, seq_len)
+            if role != "test" and len(windows) < (n or 1):
+                raise DataError(
+                    f"{n} windows of {seq_len} tokens were asked for, but there are {len(windows)}. "
+                    "Lower n_samples or seq_len, or take a longer text."
+                )
+            return windows, source
+        return sample.random_windows(stream, n or 1, seq_len, state), source
+    except DataError as error:
+        raise DataError(f"corpus {spec.get('name')!r}, split {split!r}: {error}") from error
+
+
+def _token_rows(
+    spec: Mapping, tokenizer: Any, role: str, n: int | None, seq_len: int, seed: int, vocab_size: int
+):
+    """Return (rows (n, seq_len), source) of an .npy file of ids (rows, length >= seq_len): its first columns.
+
+    ``mask``: ``n`` rows by the seed without repetition, in drawn order. ``held_out``: the same from rows
+    that no mask of the spec's n_samples and this seed has drawn. ``test``: the first ``n`` rows in order
+    (None: all), so a file for testing must not be the file that calibrates.
+    """
+    what = f"corpus {spec.get('name')!r}"
+    path = check_file(field(spec, "path"), what)
+    if path.suffix != ".npy":
+        raise DataError(
+            f"{what}: {path.name} is not an .npy file of token ids. For text use calibration=text."
+        )
+    digest = file_digest(path)
+    check_digest(digest, spec.get("digest"), f"{what} ({path})")
+    array = read_npy(path, what)
+    rows, length = array.shape
+    if length < seq_len:
+        raise DataError(
+            f"{what}: the rows of {path} have {length} tokens; seq_len={seq_len} needs as many. Lower it."
+        )
+    for start in range(0, rows, 4096):
+        check_range(array[start : start + 4096], vocab_size, f"{what} ({path})")
+    source = {"id": str(path), "split": "all", "sampler": "rows", "corpus_digest": digest}
+    if role == "test":
+        return array[: n if n is not None else rows, :seq_len], source
+    return array[_rows_of(spec, role, n or 1, rows, seed, what), :seq_len], source
+
+
+def _rows_of(spec: Mapping, role: str, n: int, rows: int, seed: int, what: str) -> np.ndarray:
+    """Return the row numbers of ``mask`` or ``held_out``; the two never share a row for one seed."""
+    taken = int(spec.get("n_samples") or 0) if role == "held_out" else 0
+    if n + taken > rows:
+        raise DataError(
+            f"{what}: {n} rows were asked for, but the file has {rows}"
+            + (f", of which {taken} calibrate" if taken else "")
+            + f": {max(0, rows - taken)} windows. Lower n_samples or give a longer file."
+        )
+    # one permutation for both roles: held_out continues where mask stopped
+    return sample.random_state(seed, "mask").permutation(rows)[taken : taken + n]

@@ -1,0 +1,167 @@
+"""Texts in files: .txt, .jsonl, .parquet, each also the format of hub corpora. Every problem is a DataError.
+
+A .txt file is UTF-8 (a byte order mark is dropped, CRLF becomes LF); its documents are its paragraphs: parts
+between blank lines or, where there is no blank line, lines. Joining the documents with that separator gives
+the text back.
+"""
+
+from __future__ import annotations
+
+import bisect
+import gzip
+import hashlib
+import json
+import zlib
+from pathlib import Path
+
+from prunelab.errors import DataError, nearest
+
+MAX_BYTES = 4 * 2**30
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+SHARES = (("train", 0.8), ("validation", 0.9), ("test", 1.0))  # cumulative
+
+
+def check_file(path: str | Path | None, what: str) -> Path:
+    """Return ``path`` if it is an absolute path of a readable, non-empty file of at most 4 GiB."""
+    if not path:
+        raise DataError(f"{what} needs a file, but its path is {path!r}. Set path to an absolute path.")
+    place = Path(path).expanduser()
+    if not place.is_absolute():
+        raise DataError(
+            f"{what}: path {str(path)!r} is relative; jobs run in other folders. Use "
+            f"{str(place.absolute())!r}."
+        )
+    if place.is_dir():
+        raise DataError(f"{what}: {place} is a folder. Name one file.")
+    if not place.is_file():
+        near = nearest(place.name, [p.name for p in place.parent.glob("*")]) if place.parent.is_dir() else ""
+        raise DataError(f"{what}: there is no file {place}. {near}".rstrip())
+    size = place.stat().st_size
+    if size == 0:
+        raise DataError(f"{what}: {place} is empty (0 bytes).")
+    if size > MAX_BYTES:
+        raise DataError(
+            f"{what}: {place} has {size / 2**30:.1f} GiB; at most {MAX_BYTES / 2**30:.0f} GiB are read. "
+            "A calibration set needs a few MB: cut a piece (head -c 100M) or tokenise it into an .npy file."
+        )
+    return place
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a file's bytes."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def check_digest(found: str, expected: str | None, what: str) -> None:
+    """Raise DataError unless ``expected`` is None or equals ``found``."""
+    if expected is not None and found != expected:
+        raise DataError(
+            f"{what} has changed: expected sha256 {expected}, found {found}. "
+            "Restore the file, or set digest to the new value (results will not be comparable with the old "
+            "ones)."
+        )
+
+
+def _read_text(path: Path, what: str) -> str:
+    """Return the whole text of a UTF-8 file, unpacked if its name ends in .gz."""
+    try:
+        if path.suffix == ".gz":
+            with gzip.open(path, "rb") as handle:
+                raw = handle.read(MAX_BYTES + 1)
+        else:
+            raw = path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{what}: {path} cannot be read: {error}. Copy or fetch it again.") from error
+    if len(raw) > MAX_BYTES:
+        raise DataError(
+            f"{what}: {path} unpacks to more than {MAX_BYTES / 2**30:.0f} GiB. Cut a piece of it."
+        )
+    try:
+        return raw.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{what}: {path} is not UTF-8: byte {raw[error.start]:#04x} at offset {error.start}. "
+            f"Convert it, for example `iconv -f latin1 -t utf-8 {path.name}`."
+        ) from error
+
+
+def _read_jsonl(path: Path, column: str, what: str) -> list[str]:
+    documents = []
+    for number, line in enumerate(_read_text(path, what).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{what}: {path} line {number} is not JSON: {error}.") from error
+        if not isinstance(row, dict) or not isinstance(row.get(column), str):
+            found = f"fields {sorted(row)}" if isinstance(row, dict) else type(row).__name__
+            raise DataError(
+                f"{what}: {path} line {number} has no text field {column!r} (found {found}). "
+                "Each line must be an object with that string field; set column to its name."
+            )
+        documents.append(row[column])
+    return documents
+
+
+def _read_parquet(path: Path, column: str, what: str) -> list[str]:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    try:
+        schema = parquet.read_schema(path)
+        if column not in schema.names:
+            near = nearest(column, schema.names)
+            raise DataError(
+                f"{what}: {path} has no column {column!r}; it has {schema.names}. Set column. {near}".rstrip()
+            )
+        kind = schema.field(column).type
+        if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+            raise DataError(f"{what}: column {column!r} of {path} holds {kind}, not text.")
+        documents = parquet.read_table(path, columns=[column]).column(column).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{what}: {path} is not a readable parquet file: {error}. Fetch it again.") from error
+    missing = sum(document is None for document in documents)
+    if missing:
+        raise DataError(f"{what}: {missing} of {len(documents)} rows of {path} have no text in {column!r}.")
+    return documents
+
+
+def read_documents(path: Path, column: str, what: str) -> list[str]:
+    """Return the documents of a .txt, .jsonl (also .json), or .parquet file in their order.
+
+    Raises DataError for another suffix, for bytes that are not UTF-8, for a missing field, and for a file
+    without any text.
+    """
+    name = path.name.removesuffix(".gz")
+    if name.endswith(".txt"):
+        text = _read_text(path, what)
+        documents = text.split("\n\n" if "\n\n" in text.strip("\n") else "\n")
+    elif name.endswith((".jsonl", ".json")):
+        documents = _read_jsonl(path, column, what)
+    elif name.endswith(".parquet"):
+        documents = _read_parquet(path, column, what)
+    else:
+        raise DataError(
+            f"{what}: {path.name} has an unknown ending; allowed are {', '.join(SUFFIXES)} (and .npy)."
+        )
+    if not any(document.strip() for document in documents):
+        raise DataError(f"{what}: {path} holds no text, only blanks ({len(documents)} documents).")
+    return documents
+
+
+def divide(documents: list[str], split: str) -> list[str]:
+    """Return the documents of one split: 80/10/10 % of the characters by position, 'all' for everything.
+
+    A document belongs to the split in which its last character lies, so splits never share a document.
+    """
+    if split == "all":
+        return documents
+    total, seen, chosen = sum(map(len, documents)), 0, []
+    ends = [share * total for _, share in SHARES[:-1]]
+    for document in documents:
+        seen += len(document)
+        if SHARES[bisect.bisect_left(ends, seen)][0] == split:
+            chosen.append(document)
+    return chosen
