@@ -1,0 +1,42 @@
+"""Perplexity over non-overlapping full windows: exp of the mean next-token loss.
+
+Each window of L tokens is scored alone, on its L - 1 targets; all windows weigh the same. This is the protocol of the GPTQ and
+SparseGPT code (arXiv:2210.17323, arXiv:2301.00774) but for one detail: no window is cut or padded here.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from prunelab.models.decoder import Decoder
+from prunelab.models.stream import advance, open_stream, token_losses
+
+
+@torch.no_grad()
+def perplexity(decoder: Decoder, tokens: Tensor, batch_size: int) -> float:
+    """exp(mean negative log-likelihood in nats) of ``tokens`` (n, L) over n * (L - 1) targets.
+
+    Losses are summed in float64. A model that a method broke gives ``inf`` (NaN, overflow), never an error. One batch
+    of hidden states is in memory at a time.
+    """
+    total, count = 0.0, 0
+    for batch in tokens.split(batch_size):
+        stream = open_stream(decoder, batch, batch_size)
+        for index in range(len(decoder.blocks)):
+            advance(decoder, index, stream)
+        losses = token_losses(decoder, stream.batches[0], stream.tokens[0])
+        total += float(losses.double().sum())
+        count += losses.numel()
+    return from_mean_loss(total / count) if count else math.inf
+
+
+def from_mean_loss(mean: float) -> float:
+    """exp(``mean``), or ``inf`` where it is not finite or too large for a float."""
+    try:
+        value = math.exp(mean)
+    except OverflowError:
+        return math.inf
+    return value if math.isfinite(value) else math.inf

@@ -1,0 +1,104 @@
+"""One walk over the blocks that measures a pruned state against the dense model, with one model in memory.
+
+Two sets of hidden states go through the blocks side by side. At each block the dense weights move the dense states; then the
+caller puts the block's pruned tensors in place, and the same module moves the pruned states. The error of a block is
+
+    ||h_dense - h_pruned||_F^2 / ||h_dense||_F^2
+
+over all tokens of a stream, h being the block's output: the cumulative error, as every earlier block is pruned too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunelab.evaluation.perplexity import perplexity
+from prunelab.models.decoder import Decoder
+from prunelab.models.stream import Stream, advance, fork, open_stream
+
+Progress = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """``perplexity``: per corpus. ``blocks``: rows {block, stream, error, error_sq, norm_sq}. ``errors``: per stream, the
+    last block's error. All floats; ``inf`` where a model gives no finite number."""
+
+    perplexity: dict[str, float]
+    blocks: list[dict[str, Any]] = field(default_factory=list)
+    errors: dict[str, float] = field(default_factory=dict)
+
+
+def measure(
+    decoder: Decoder,
+    apply_block: Callable[[int], None] | None,
+    text: Mapping[str, Tensor],
+    streams: Mapping[str, Tensor],
+    batch_size: int,
+    progress: Progress | None = None,
+) -> Measurement:
+    """Per-block errors on ``streams`` and perplexity on ``text`` (token tensors (n, L) by name) of a pruned model.
+
+    ``decoder`` is dense on entry. ``apply_block(i)`` puts the pruned tensors of block i in place; it is called once per
+    block, in order, so **on return the decoder is the pruned model**. With None nothing is pruned: perplexity only.
+    ``progress`` gets one mapping per finished block and stream ({"event": "block", "block", "stream", "error"}) and per
+    corpus ({"event": "perplexity", "corpus", "perplexity"}).
+    """
+    say = progress or (lambda row: None)
+    rows = [] if apply_block is None else _walk(decoder, apply_block, streams, batch_size, say)
+    scores: dict[str, float] = {}
+    for corpus, tokens in text.items():
+        scores[corpus] = perplexity(decoder, tokens, batch_size)
+        say({"event": "perplexity", "corpus": corpus, "perplexity": scores[corpus]})
+    last = len(decoder.blocks) - 1
+    return Measurement(scores, rows, {row["stream"]: row["error"] for row in rows if row["block"] == last})
+
+
+@torch.no_grad()
+def _walk(
+    decoder: Decoder,
+    apply_block: Callable[[int], None],
+    streams: Mapping[str, Tensor],
+    batch_size: int,
+    say: Progress,
+) -> list[dict[str, Any]]:
+    dense = {name: open_stream(decoder, tokens, batch_size) for name, tokens in streams.items()}
+    pruned = {name: fork(stream) for name, stream in dense.items()}
+    rows: list[dict[str, Any]] = []
+    for index in range(len(decoder.blocks)):
+        for stream in dense.values():
+            advance(decoder, index, stream)
+        apply_block(index)
+        for name in streams:
+            advance(decoder, index, pruned[name])
+            error_sq, norm_sq = _squares(dense[name], pruned[name])
+            error = relative_error(error_sq, norm_sq)
+            rows.append(
+                {"block": index, "stream": name, "error": error, "error_sq": error_sq, "norm_sq": norm_sq}
+            )
+            say({"event": "block", "block": index, "stream": name, "error": error})
+    return rows
+
+
+def _squares(dense: Stream, pruned: Stream) -> tuple[float, float]:
+    """Squared Frobenius norms of dense - pruned and of dense, over all batches, summed in float64."""
+    error_sq = norm_sq = 0.0
+    for a, b in zip(dense.batches, pruned.batches, strict=True):
+        wide = a.double()
+        norm_sq += float(wide.square().sum())
+        error_sq += float((wide - b.double()).square().sum())
+    return error_sq, norm_sq
+
+
+def relative_error(error_sq: float, norm_sq: float) -> float:
+    """``error_sq / norm_sq``; 0 for 0 / 0 and ``inf`` for anything that is not finite."""
+    if error_sq == 0.0:
+        return 0.0
+    value = error_sq / norm_sq if norm_sq > 0.0 else math.inf
+    return value if math.isfinite(value) else math.inf
