@@ -1,0 +1,36 @@
+"""L-OBD: layer-wise Optimal Brain Damage (G = I, diagonal of A), no update. Baseline of arXiv:2312.17244.
+
+Costs: the sum of ``1/2 W_rc^2 A_cc`` over the row or the column. They leave out the loss's sensitivity to
+each layer, so they do not compare between layers, which is why the method suffers under a global threshold. A
+is averaged over all calibration sequences; the published code overwrites it and keeps the last sequence only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from prunelab.stats.site import SiteView
+
+
+@dataclass(frozen=True)
+class LOBD:
+    """Costs from input energies; kept weights stay as they are."""
+
+    name: str
+    revision: int
+    step: Annotated[float | None, "0 < x <= 1"]
+
+    needs = ("input_gram",)
+    supports = ("rows_columns",)
+
+    def costs(self, site: SiteView) -> tuple[Tensor, Tensor]:
+        """Return row costs (r,) and column costs (c,), squared output units, float64."""
+        elements = site.W.to(torch.float64).square() * site.A.diagonal() / 2
+        return elements.sum(1), elements.sum(0)
+
+    def update(self, site: SiteView, keep_rows: Tensor, keep_columns: Tensor) -> None:
+        """Leave the kept weights alone."""

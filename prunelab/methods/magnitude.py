@@ -1,0 +1,31 @@
+"""Magnitude: the norm of a row or column. Baseline of arXiv:2312.17244 (not squared there)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from prunelab.stats.site import SiteView
+
+
+@dataclass(frozen=True)
+class Magnitude:
+    """Costs from the weights alone; needs no calibration."""
+
+    name: str
+    revision: int
+    step: Annotated[float | None, "0 < x <= 1"]
+
+    needs = ()
+    supports = ("rows_columns",)
+
+    def costs(self, site: SiteView) -> tuple[Tensor, Tensor]:
+        """Return the Euclidean norms of the rows (r,) and of the columns (c,), float64."""
+        W = site.W.to(torch.float64)
+        return W.norm(dim=1), W.norm(dim=0)
+
+    def update(self, site: SiteView, keep_rows: Tensor, keep_columns: Tensor) -> None:
+        """Leave the kept weights alone."""

@@ -1,0 +1,32 @@
+"""Random: every row and column draws its cost uniformly from [0, 1). The floor that any method must beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from prunelab.stats.site import SiteView
+
+
+@dataclass(frozen=True)
+class Random:
+    """Costs from the layer's own generator, the same for the same seed, layer and shot."""
+
+    name: str
+    revision: int
+    step: Annotated[float | None, "0 < x <= 1"]
+
+    needs = ()
+    supports = ("rows_columns",)
+
+    def costs(self, site: SiteView) -> tuple[Tensor, Tensor]:
+        """Return row costs (r,) and column costs (c,) in [0, 1), float64."""
+        r, c = site.W.shape
+        draw = torch.rand(r + c, generator=site.generator, dtype=torch.float64)
+        return draw[:r], draw[r:]
+
+    def update(self, site: SiteView, keep_rows: Tensor, keep_columns: Tensor) -> None:
+        """Leave the kept weights alone."""
