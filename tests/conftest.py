@@ -32,5 +32,7 @@ def decoder(family_name: str) -> Decoder:
 
 @pytest.fixture
 def tokens() -> torch.Tensor:
-    """Random tokens (5, 20) within every random decoder's vocabulary of 64; longer than their sliding windows of 8."""
+    """Random tokens (5, 20) within every random decoder's vocabulary of 64; longer than their sliding
+    windows of 8.
+    """
     return torch.randint(3, 64, (5, 20), generator=torch.Generator().manual_seed(7))

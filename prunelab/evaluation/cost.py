@@ -22,9 +22,9 @@ GIB = 2**30
 class Cost:
     """Filled in when the work is done. ``tokens`` is set by the work itself; 0 leaves the rate out.
 
-    ``peak_gib``: highest resident memory of the process. ``peak_is_own`` says whether that peak was reset at the
-    start: where the system does not allow it, the peak is that of the process' whole life. ``peak_gpu_gib``: highest
-    allocated GPU memory, None without CUDA.
+    ``peak_gib``: highest resident memory of the process. ``peak_is_own`` says whether that peak was reset
+    at the start: where the system does not allow it, the peak is that of the process' whole life.
+    ``peak_gpu_gib``: highest allocated GPU memory, None without CUDA.
     """
 
     seconds: float = 0.0
@@ -35,7 +35,9 @@ class Cost:
     tokens: int = 0
 
     def values(self) -> dict[str, float | int]:
-        """Flat numbers for a record: seconds, peak_gib, threads, and where known peak_gpu_gib and tokens_per_s."""
+        """Flat numbers for a record: seconds, peak_gib, threads, and where known peak_gpu_gib and
+        tokens_per_s.
+        """
         values: dict[str, float | int] = {
             "seconds": self.seconds,
             "peak_gib": self.peak_gib,
@@ -50,7 +52,9 @@ class Cost:
 
 @contextmanager
 def metered() -> Iterator[Cost]:
-    """Measure the body of a ``with``; the yielded Cost is complete once the body has ended, also by an error."""
+    """Measure the body of a ``with``; the yielded Cost is complete once the body has ended, also by an
+    error.
+    """
     cost = Cost(threads=torch.get_num_threads(), peak_is_own=reset_peak())
     on_gpu = torch.cuda.is_available()
     if on_gpu:
@@ -67,7 +71,9 @@ def metered() -> Iterator[Cost]:
 
 
 def reset_peak() -> bool:
-    """Make the kernel forget this process' peak memory (Linux: 5 to clear_refs); False where that is impossible."""
+    """Make the kernel forget this process' peak memory (Linux: 5 to clear_refs); False where that is
+    impossible.
+    """
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
@@ -76,7 +82,9 @@ def reset_peak() -> bool:
 
 
 def peak_gib() -> float:
-    """Highest resident memory since the last reset, in GiB; over the process' life where the system counts no other."""
+    """Highest resident memory since the last reset, in GiB; over the process' life where the system counts
+    no other.
+    """
     try:
         for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
             if line.startswith("VmHWM:"):

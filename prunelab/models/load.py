@@ -1,9 +1,9 @@
 """From a model spec to a decoder, without ever holding two copies of the weights.
 
-The model is built on the meta device from its config, then each tensor is read from safetensors, cast and put in place. Buffers
-that no checkpoint holds (rotary tables, embedding scales) are computed by the model's own code as ``from_pretrained`` does, so logits
-equal those of ``AutoModelForCausalLM.from_pretrained`` bit for bit. Loading is strict: a tensor that is missing,
-left over or of another shape is an error.
+The model is built on the meta device from its config, then each tensor is read from safetensors, cast and
+put in place. Buffers that no checkpoint holds (rotary tables, embedding scales) are computed by the model's
+own code as ``from_pretrained`` does, so logits equal those of ``AutoModelForCausalLM.from_pretrained`` bit
+for bit. Loading is strict: a tensor that is missing, left over or of another shape is an error.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ def _max_len(spec: Mapping[str, Any], built: int) -> int:
 
 
 def _fill(model: Any, weights: Weights, device: torch.device) -> None:
-    """Put every parameter and persistent buffer in place, one tensor at a time; tied names share one parameter."""
+    """Put every parameter and persistent buffer in place, one tensor at a time; tied names share one
+    parameter.
+    """
     tied: dict[str, str] = dict(model.all_tied_weights_keys)
     expected = [name for name in model.state_dict() if name not in tied]
     backups = {source: alias for alias, source in tied.items() if source not in weights.names}
@@ -142,7 +144,9 @@ def _place(model: nn.Module, name: str, tensor: Tensor) -> None:
 
 @torch.no_grad()
 def _compute_buffers(model: Any, device: torch.device) -> None:
-    """Compute the buffers that checkpoints leave out, by the initialiser that ``from_pretrained`` runs for them."""
+    """Compute the buffers that checkpoints leave out, by the initialiser that ``from_pretrained`` runs for
+    them.
+    """
     names = [name for name, _ in model.named_non_persistent_buffers()]
     for name in names:
         parent, _, leaf = name.rpartition(".")

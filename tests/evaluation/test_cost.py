@@ -41,9 +41,14 @@ def test_peak_sees_what_was_freed() -> None:
 
 def test_an_error_is_metered_and_travels() -> None:
     seen = []
-    with pytest.raises(KeyError), metered() as cost:
-        seen.append(cost)
-        raise KeyError("x")
+
+    def fail() -> None:
+        with metered() as cost:
+            seen.append(cost)
+            raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        fail()
     assert seen[0].seconds > 0
 
 

@@ -49,7 +49,8 @@ def test_large_and_undefined_losses() -> None:
 
 
 def test_windows_of_one_token_have_no_target() -> None:
-    assert perplexity(random_decoder("llama"), torch.full((3, 1), 5), 2) == math.inf
+    with pytest.raises(DataError, match="no next token"):
+        perplexity(random_decoder("llama"), torch.full((3, 1), 5), 2)
 
 
 def test_tokens_of_another_model(tokens: Tensor) -> None:
