@@ -91,15 +91,20 @@ def collect_tokens(
     return build_token_set(tokens, role, source, vocab_size)
 
 
-def _windows(
-    spec: Mapping, tokenizer: Any, role: str, n: int | None, seq_len: int, seed: int, vocab_size: int
-):
+def joiner_of(spec: Mapping, split: str) -> str:
+    """Return the text put between documents of ``split``: ``spec['joiner']`` is text or a mapping by split."""
+    joiner = of_split(field(spec, "joiner"), split)
+    if not isinstance(joiner, str):
+        raise ConfigError("calibration.joiner", joiner, f"text, or text by split (here {split!r})")
+    return joiner
+
+
+def _windows(spec: Mapping, tokenizer: Any, role: str, n: int | None, seq_len: int, seed: int, _: int):
     """Return (windows (n, seq_len), source) of a text corpus."""
-    split = split_of(spec, role)
+    split, state = split_of(spec, role), sample.random_state(seed, role)
     sampler = "sequential" if role == "test" else str(field(spec, "sampler"))
     sample.check_sampler(sampler)
-    joiner = str(of_split(field(spec, "joiner"), split))
-    state = sample.random_state(seed, role)
+    joiner = joiner_of(spec, split)
     corpus, encode = open_corpus(spec, split), encoder(tokenizer)
     source = {
         "id": spec.get("id") or spec.get("path"),
@@ -112,19 +117,15 @@ def _windows(
     }
     try:
         if sampler == "documents":
-            return sample.documents(corpus.documents, encode, n or 1, seq_len, state), source
-        stream = encode(joiner.join(corpus.documents))
-        if sampler == "sequential":
-            windows = sample.sequential(stream, n, seq_len)
-            if role != "test" and len(windows) < (n or 1):
-                raise DataError(
-                    f"{n} windows of {seq_len} tokens were asked for, but there are {len(windows)}. "
-                    "Lower n_samples or seq_len, or take a longer text."
-                )
-            return windows, source
-        return sample.random_windows(stream, n or 1, seq_len, state), source
+            windows = sample.documents(corpus.documents, encode, n or 1, seq_len, state)
+        elif sampler == "random_windows":
+            windows = sample.random_windows(encode(joiner.join(corpus.documents)), n or 1, seq_len, state)
+        else:
+            stream = encode(joiner.join(corpus.documents))
+            windows = sample.sequential(stream, n, seq_len, at_least=1 if role == "test" else n or 1)
     except DataError as error:
         raise DataError(f"corpus {spec.get('name')!r}, split {split!r}: {error}") from error
+    return windows, source
 
 
 def _token_rows(

@@ -58,13 +58,16 @@ def random_windows(stream: np.ndarray, n: int, seq_len: int, state: np.random.Ra
     return stream[starts[:, None] + np.arange(seq_len)]
 
 
-def sequential(stream: np.ndarray, n: int | None, seq_len: int) -> np.ndarray:
-    """Return at most ``n`` (None: all) windows (k, seq_len) of ``stream`` (tokens,), one after another."""
+def sequential(stream: np.ndarray, n: int | None, seq_len: int, at_least: int = 1) -> np.ndarray:
+    """Return the first windows (k, seq_len) of ``stream`` (tokens,), one after another; k = n or all there are.
+
+    Raises DataError if there are fewer than ``at_least``.
+    """
     available = len(stream) // seq_len
-    if available == 0:
+    if available < at_least:
         raise DataError(
-            f"the text has {len(stream)} tokens: 0 full windows of {seq_len}. Lower seq_len or take a "
-            "longer text."
+            f"{at_least} windows of {seq_len} tokens were asked for, but the text has {len(stream)} tokens: "
+            f"{available} full windows. Lower n_samples or seq_len, or take a longer text."
         )
     k = available if n is None else min(n, available)
     return stream[: k * seq_len].reshape(k, seq_len)
@@ -80,7 +83,7 @@ def documents(
     """Return (n, seq_len): one random window from each of ``n`` documents longer than ``seq_len`` tokens."""
     rows = []
     for index in state.permutation(len(texts)):
-        tokens = encode(texts[index])
+        tokens = encode(texts[int(index)])
         if len(tokens) <= seq_len:
             continue
         start = state.randint(len(tokens) - seq_len)
