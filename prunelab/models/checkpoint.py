@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from prunelab.errors import ModelError, nearest
-from prunelab.models.family import Family, family_of
+from prunelab.models.family import Family, family_of, unknown
 from prunelab.models.random import random_decoder
 from prunelab.models.wheel import wheel_folder
 
@@ -30,7 +30,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 HUB_PATTERNS = ("*.safetensors", "*.json", "tokenizer*", "*.model", "merges.txt", "vocab.txt")
 CONVERT = (
     'Convert it once, on a machine where you trust the file: python -c "from transformers import '
-    "AutoModelForCausalLM as M; M.from_pretrained('OLD').save_pretrained('NEW')\", and load NEW with source: local."
+    "AutoModelForCausalLM as M; M.from_pretrained('OLD').save_pretrained('NEW')\", and load NEW "
+    "with source: local."
 )
 
 
@@ -58,9 +59,7 @@ def dtype_of(spec: Mapping[str, Any]) -> torch.dtype:
     """The spec's dtype; ModelError lists the allowed ones."""
     name = str(spec["dtype"])
     if name not in DTYPES:
-        raise ModelError(
-            f"{spec['name']}: dtype={name!r}; allowed are {', '.join(DTYPES)}. {nearest(name, DTYPES)}".rstrip()
-        )
+        raise unknown("model.dtype", name, DTYPES)
     return DTYPES[name]
 
 
@@ -85,13 +84,11 @@ def checkpoint_folder(spec: Mapping[str, Any]) -> Path:
             f"{spec['name']}: a random model has no files; use source: local, hub, embedded or wheel."
         )
     else:
-        raise ModelError(
-            f"source={source!r}; allowed are {', '.join(SOURCES)}. {nearest(source, SOURCES)}".rstrip()
-        )
+        raise unknown("model.source", source, SOURCES)
     if spec["digest"] is not None and (found := weights_digest(folder)) != spec["digest"]:
         raise ModelError(
-            f"{spec['name']}: the weights in {folder} have sha256 {found}, the config expects {spec['digest']}. "
-            "They were changed or cut off: fetch them again, or set model.digest to what you mean to use."
+            f"{spec['name']}: the weights in {folder} have sha256 {found}, the config expects "
+            f"{spec['digest']}. They were changed or cut off: fetch them again, or set model.digest to what you mean to use."
         )
     return folder
 
@@ -132,7 +129,8 @@ def weight_files(folder: Path) -> dict[str, Path]:
         # an index must not reach out of its folder
         if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
             raise ModelError(
-                f"{index}: tensor {tensor!r} is in {file!r}; allowed is the name of a .safetensors file beside the index."
+                f"{index}: tensor {tensor!r} is in {file!r}; allowed is the name of a "
+                ".safetensors file beside the index."
             )
         if file not in shards:
             shards[file] = _tensor_names(folder / file)
@@ -174,7 +172,7 @@ def open_folder(folder: Path, family: Family, dtype: torch.dtype) -> Weights:
 
 def _read_tensor(file: Path, key: str, dtype: torch.dtype) -> Tensor:
     try:
-        # opened per tensor: pages of a file mapped for the whole load would count as a second copy of the model
+        # opened per tensor: a file mapped for the whole load would count as a second copy of the model
         with safe_open(file, framework="pt", device="cpu") as reader:
             stored = reader.get_tensor(key)
             tensor = torch.empty(stored.shape, dtype=dtype if stored.is_floating_point() else stored.dtype)
@@ -196,7 +194,10 @@ def _tensor_names(file: Path) -> frozenset[str]:
 def _no_weights(folder: Path) -> str:
     pickled = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"})
     if pickled:
-        return f"{folder} has its weights only as pickle ({pickled[0]}), which can run any code and is never loaded. {CONVERT}"
+        return (
+            f"{folder} has its weights only as pickle ({pickled[0]}), which can run any code and is never "
+            f"loaded. {CONVERT}"
+        )
     return f"{folder} holds neither model.safetensors nor model.safetensors.index.json."
 
 
@@ -215,9 +216,7 @@ def _embedded_folder(name: str) -> Path:
     root = Path(__file__).parents[1] / "data" / "models"
     known = sorted(path.parent.name for path in root.glob("*/config.json"))
     if name not in known:
-        raise ModelError(
-            f"embedded model {name!r} is unknown; known are {', '.join(known)}. {nearest(name, known)}".rstrip()
-        )
+        raise unknown("embedded model.id", name, known)
     return root / name
 
 
@@ -237,8 +236,8 @@ def _hub_folder(repo: str, revision: object) -> Path:
 
     if not re.fullmatch(r"[0-9a-f]{40}", str(revision)):
         raise ModelError(
-            f"{repo}: revision={revision!r}; needed is a full commit hash (40 hex digits). Names such as main move, and the "
-            "numbers with them; the hash is on the repository's page under Files, History."
+            f"{repo}: revision={revision!r}; needed is a full commit hash (40 hex digits). Names "
+            "such as main move, and the numbers with them; the hash is on the repository's page under Files, History."
         )
     ask = {"repo_id": repo, "revision": str(revision), "allow_patterns": list(HUB_PATTERNS)}
     try:
@@ -253,9 +252,9 @@ def _hub_folder(repo: str, revision: object) -> Path:
     except (OSError, ValueError, httpx.HTTPError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
-            f"{repo} at {revision} is not in the cache and cannot be fetched ({reason}). On a machine with network: "
-            f"hf download {repo} --revision {revision}, then point HF_HOME at that cache here (a gated model also needs "
-            "hf auth login). The embedded models (model=embedded_llama, model=embedded_opt) need no network."
+            f"{repo} at {revision} is not in the cache and cannot be fetched ({reason}). On a "
+            f"machine with network: hf download {repo} --revision {revision}, then point HF_HOME at that "
+            "cache here (a gated model also needs hf auth login). The embedded models (model=embedded_llama, model=embedded_opt) need no network."
         ) from None
 
 

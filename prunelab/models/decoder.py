@@ -58,7 +58,8 @@ class Decoder:
                 if not isinstance(linear, nn.Linear):
                     raise ModelError(
                         f"{self.name}: {name} is {type(linear).__name__}, but family {self.family.name!r} "
-                        "expects torch.nn.Linear there; the model is quantised, compacted or of another family."
+                        "expects torch.nn.Linear there; the model is quantised, compacted or of "
+                        "another family."
                     )
                 yield LinearSite(name=name, path=path, block=index, shared=shared, linear=linear)
 

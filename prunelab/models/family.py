@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -70,8 +70,12 @@ def family_named(name: str) -> Family:
     """The family called ``name``; ModelError lists the known ones."""
     known = {family.name: family for family in load_families()}
     if name not in known:
-        raise ModelError(
-            f"family {name!r} is unknown; known are {', '.join(sorted(known))}. "
-            f"{nearest(name, known)}".rstrip()
-        )
+        raise unknown("family", name, known)
     return known[name]
+
+
+def unknown(what: str, value: object, known: Iterable[str]) -> ModelError:
+    """The error for a ``what`` called ``value`` that is none of ``known``."""
+    names = sorted(known)
+    hint = nearest(str(value), names)
+    return ModelError(f"{what}={value!r} is unknown; allowed are {', '.join(names)}. {hint}".rstrip())

