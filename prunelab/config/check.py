@@ -1,0 +1,132 @@
+"""Every mistake of a composed trial, found without torch and before anything is queued."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from prunelab.config.compose import Composer, Config, missing_keys
+from prunelab.config.field import ClassSource, read_class
+from prunelab.config.files import check_model_folder, check_text_file
+from prunelab.errors import ConfigError, PrunelabError, nearest
+
+_SCHEMA = "prunelab.config.schema"
+GROUPS = (
+    "model", "calibration", "sparsity", "allocation", "reconstruction", "evaluation", "tracking", "runtime", "paths",
+)  # fmt: skip
+_OWN_CLASS = ("method",)
+
+
+def check_trial(config: Config, composer: Composer) -> tuple[Config, dict[str, Config], list[ConfigError]]:
+    """Check one trial; return it with values in their types, the specs of its evaluation corpora, its mistakes."""
+    errors: list[ConfigError] = []
+    config = _checked("", config, read_class(f"{_SCHEMA}.Trial"), errors)
+    for group in GROUPS:
+        if isinstance(config.get(group), Mapping):
+            config[group] = _checked(group, config[group], read_class(f"{_SCHEMA}.{group.title()}"), errors)
+    if isinstance(config.get("method"), Mapping):
+        config["method"] = _check_method(config, errors)
+    corpora = _corpora(config, composer, errors)
+    if not errors:
+        errors += _crossed(config, corpora)
+    return config, corpora, errors
+
+
+def method_source(method: Mapping[str, Any]) -> ClassSource:
+    """Return fields, ``needs`` and ``supports`` of a method's class, read from its source."""
+    return read_class(str(method.get("_target_", "")), "method._target_")
+
+
+def _checked(group: str, values: Mapping[str, Any], source: ClassSource, errors: list[ConfigError]) -> Config:
+    prefix = f"{group}." if group else ""
+    result: Config = {}
+    for key in missing_keys({k: v for k, v in values.items() if not isinstance(v, Mapping)}):
+        field = source.fields.get(key)
+        errors.append(
+            ConfigError(prefix + key, "???", field.allowed if field else "a value", f"Set it: {prefix}{key}=...")
+        )
+    for key, value in values.items():
+        if key == "_target_" or value == "???":
+            result[key] = value
+        elif key not in source.fields:
+            known = list(source.fields)
+            errors.append(
+                ConfigError(prefix + key, value, f"a key of {group or 'the config'}: {', '.join(known)}", nearest(key, known))
+            )
+        else:
+            try:
+                result[key] = source.fields[key].check(prefix + key, value)
+            except ConfigError as error:
+                errors.append(error)
+                result[key] = value
+    for key, field in source.fields.items():
+        if key not in values and field.required:
+            errors.append(ConfigError(prefix + key, "(nothing)", field.allowed, f"Add it to the YAML file of {group}."))
+    return result
+
+
+def _check_method(config: Config, errors: list[ConfigError]) -> Config:
+    method = config["method"]
+    try:
+        source = method_source(method)
+    except ConfigError as error:
+        errors.append(error)
+        return method
+    checked = _checked("method", method, source, errors)
+    for attribute in ("needs", "supports"):
+        if attribute not in source.literals:
+            errors.append(
+                ConfigError(f"method.{attribute}", "(nothing)", "a literal tuple of strings in the class", f"See {method['_target_']}.")
+            )
+    pattern, supported = config["sparsity"].get("pattern"), source.literals.get("supports", ())
+    if supported and pattern not in supported:
+        errors.append(
+            ConfigError("sparsity.pattern", pattern, f"what method={method.get('name')} can do: {', '.join(supported)}")
+        )
+    return checked
+
+
+def _corpora(config: Config, composer: Composer, errors: list[ConfigError]) -> dict[str, Config]:
+    evaluation, found = config.get("evaluation", {}), {}
+    for key in ("corpora", "held_out"):
+        for name in evaluation.get(key) or []:
+            if name in found:
+                continue
+            known = composer.options("calibration")
+            if name not in known:
+                errors.append(
+                    ConfigError(f"evaluation.{key}", name, f"names of calibration options: {', '.join(known)}", nearest(str(name), known))
+                )
+                continue
+            spec = composer.option("calibration", name)
+            found[name] = _checked(f"calibration/{name}", spec, read_class(f"{_SCHEMA}.Calibration"), errors)
+    if isinstance(evaluation.get("corpora"), list) and not evaluation["corpora"]:
+        errors.append(ConfigError("evaluation.corpora", [], "at least one corpus"))
+    return found
+
+
+def _crossed(config: Config, corpora: Mapping[str, Config]) -> list[ConfigError]:
+    return list(_across_groups(config, corpora))
+
+
+def _across_groups(config: Config, corpora: Mapping[str, Config]) -> Iterator[ConfigError]:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", config["study"]):
+        yield ConfigError("study", config["study"], "letters, digits, '.', '_', '-' (it names a folder)")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config["runtime"]["device"]):
+        yield ConfigError("runtime.device", config["runtime"]["device"], "auto, cpu, cuda, cuda:N or mps")
+    longest = config["model"]["max_len"]
+    for key in ("calibration", "evaluation"):
+        length = config[key]["seq_len"]
+        if longest is not None and length > longest:
+            yield ConfigError(f"{key}.seq_len", length, f"at most {longest}, the context of {config['model']['name']}")
+    try:
+        if config["model"]["source"] == "local":
+            check_model_folder("model.id", config["model"]["id"])
+        for key, spec in {"calibration": config["calibration"], **{f"calibration/{n}": s for n, s in corpora.items()}}.items():
+            if spec["source"] in ("text", "tokens"):
+                check_text_file(f"{key}.path", spec["path"], spec["source"])
+    except ConfigError as error:
+        yield error
+    except PrunelabError as error:
+        yield ConfigError("paths", "?", "readable files", str(error))

@@ -1,0 +1,221 @@
+"""Job overrides to plain configs, each Hydra option composed once and crossed as plain data.
+
+Composing with Hydra costs about 40 ms a config, so a thousand trials would take most of a minute.
+A sweep is a product of few options: the base is composed once, each swept ``group=option`` once
+beside it, and where an option changes nothing but its own subtree (checked, not assumed) the trial is
+the base with that subtree exchanged. Combinations for which that does not hold are composed whole.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from prunelab.errors import ConfigError, nearest
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake and the trials that have it."""
+
+    error: ConfigError
+    trials: tuple[int, ...]
+
+
+@dataclass
+class Composer:
+    """Composes trials through ``loader`` under the given ``hydra`` overrides; keeps what it composed."""
+
+    loader: ConfigLoaderImpl
+    hydra_overrides: Sequence[str] = ()
+    config_name: str = "config"
+    _composed: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)
+    _parsed: dict[str, Override] = field(default_factory=dict)
+    _contained: dict[tuple[tuple[str, ...], str], bool] = field(default_factory=dict)
+
+    def trial(self, overrides: Sequence[str]) -> Config:
+        """Return the resolved config of one trial, without its ``hydra`` node.
+
+        Raises ConfigError for an unknown option or key.
+        """
+        errors: list[ConfigError] = []
+        config = self._trial(overrides, errors)
+        if errors:
+            raise errors[0]
+        return config
+
+    def trials(self, jobs: Iterable[Sequence[str]]) -> tuple[list[Config], list[Problem]]:
+        """Return the config of every job and every mistake found in any of them."""
+        configs: list[Config] = []
+        found: dict[str, tuple[ConfigError, list[int]]] = {}
+        for number, overrides in enumerate(jobs):
+            errors: list[ConfigError] = []
+            configs.append(self._trial(overrides, errors))
+            for error in errors:
+                found.setdefault(str(error), (error, []))[1].append(number)
+        return configs, [Problem(error, tuple(trials)) for error, trials in found.values()]
+
+    def option(self, group: str, name: str) -> Config:
+        """Return one option of a group as plain data, as its YAML file says."""
+        loaded = self._repository.load_config(f"{group}/{name}")
+        if loaded is None:
+            raise self._unknown_option(group, name)
+        plain = OmegaConf.to_container(loaded.config, resolve=False)
+        assert isinstance(plain, dict)
+        return {str(key): value for key, value in plain.items()}
+
+    def options(self, group: str) -> list[str]:
+        """Return the names of a group's options."""
+        return list(self._repository.get_group_options(group))
+
+    def _trial(self, overrides: Sequence[str], errors: list[ConfigError]) -> Config:
+        groups, values = [], []
+        for text in overrides:
+            override = self._parse(text)
+            if self._is_group(override):
+                wrong = self._check_option(override)
+                errors.extend(wrong)
+                if not wrong:
+                    groups.append(text)
+            else:
+                values.append(override)
+        base = self._spliced(tuple(groups), errors)
+        for override in values:
+            self._apply(override, base, errors)
+        try:
+            plain = OmegaConf.to_container(base, resolve=True, throw_on_missing=False)
+        except OmegaConfBaseException as error:
+            errors.append(ConfigError(str(error.full_key), "?", "a value that can be resolved", str(error.msg)))
+            plain = OmegaConf.to_container(base, resolve=False)
+        assert isinstance(plain, dict)
+        return {str(key): value for key, value in plain.items()}
+
+    def _spliced(self, groups: tuple[str, ...], errors: list[ConfigError]) -> DictConfig:
+        # overlays (+exp=...) shape everything, so they stay in the base of all other options
+        overlays = tuple(text for text in groups if self._parse(text).is_add())
+        options = [text for text in groups if not self._parse(text).is_add()]
+        try:
+            if all(self._own_subtree(overlays, text) for text in options):
+                config = copy.deepcopy(self._compose(overlays))
+                for text in options:
+                    name = self._parse(text).key_or_group
+                    OmegaConf.update(config, name, self._compose((*overlays, text))[name], merge=False, force_add=True)
+                return config
+            return copy.deepcopy(self._compose(groups))
+        except (HydraException, OmegaConfBaseException) as error:
+            errors.append(ConfigError(" ".join(groups), "?", "options that compose", _reason(error)))
+            return copy.deepcopy(self._compose(()))
+
+    def _own_subtree(self, overlays: tuple[str, ...], text: str) -> bool:
+        """Say whether the option ``text`` changes nothing outside the subtree of its group."""
+        where = (overlays, text)
+        if where not in self._contained:
+            name = self._parse(text).key_or_group
+            with_it, without = self._compose((*overlays, text)), self._compose(overlays)
+            others = set(map(str, with_it)) | set(map(str, without))
+            self._contained[where] = "/" not in name and all(
+                _plain(with_it.get(key)) == _plain(without.get(key)) for key in others if key != name
+            )
+        return self._contained[where]
+
+    def _compose(self, overrides: tuple[str, ...]) -> DictConfig:
+        if overrides not in self._composed:
+            whole = self.loader.load_configuration(
+                config_name=self.config_name,
+                overrides=[*self.hydra_overrides, *overrides],
+                run_mode=RunMode.RUN,
+                from_shell=False,
+                validate_sweep_overrides=False,
+            )
+            OmegaConf.set_struct(whole, False)
+            del whole["hydra"]
+            OmegaConf.set_struct(whole, True)
+            self._composed[overrides] = whole
+        return self._composed[overrides]
+
+    def _apply(self, override: Override, config: DictConfig, errors: list[ConfigError]) -> None:
+        try:
+            ConfigLoaderImpl._apply_overrides_to_config([override], config)
+        except (HydraException, OmegaConfBaseException) as error:
+            key = override.get_key_element().lstrip("+~")
+            known = [*_flat_keys(_plain(config)), *self._groups()]
+            close = nearest(key, known) or nearest(key.rpartition(".")[2], known)
+            if "." not in key and key not in known:
+                allowed = "a group or key of the config"
+            elif key in known:
+                allowed = "a value Hydra can put there"
+                close = _reason(error)
+            else:
+                allowed = "a key of the config (--cfg job prints them)"
+            errors.append(ConfigError(key, override.get_value_string(), allowed, close))
+
+    def _parse(self, text: str) -> Override:
+        if text not in self._parsed:
+            self._parsed[text] = OverridesParser.create().parse_override(text)
+        return self._parsed[text]
+
+    def _is_group(self, override: Override) -> bool:
+        return self._repository.group_exists(override.key_or_group) and not override.is_delete()
+
+    def _check_option(self, override: Override) -> list[ConfigError]:
+        group, value = override.key_or_group, override.value()
+        known = self.options(group)
+        names = value if isinstance(value, list) else [value]
+        return [self._unknown_option(group, name) for name in names if name is not None and str(name) not in known]
+
+    def _unknown_option(self, group: str, name: object) -> ConfigError:
+        known = self.options(group)
+        return ConfigError(group, name, f"one of {', '.join(known)}", nearest(str(name), known))
+
+    def _groups(self) -> list[str]:
+        return [group for group in self._repository.get_group_options("", None) if "/" not in group]
+
+    @cached_property
+    def _repository(self) -> CachingConfigRepository:
+        _, repository = self.loader._parse_overrides_and_create_caching_repo(
+            self.config_name, list(self.hydra_overrides)
+        )
+        return repository
+
+
+def missing_keys(config: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return the dotted keys whose value is Hydra's ``???``."""
+    found = []
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            found += missing_keys(value, f"{prefix}{key}.")
+        elif value == "???":
+            found.append(f"{prefix}{key}")
+    return found
+
+
+def _plain(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
+
+
+def _flat_keys(config: Any, prefix: str = "") -> list[str]:
+    if not isinstance(config, Mapping):
+        return []
+    keys = []
+    for key, value in config.items():
+        keys += [f"{prefix}{key}", *_flat_keys(value, f"{prefix}{key}.")]
+    return keys
+
+
+def _reason(error: Exception) -> str:
+    cause = error.__cause__
+    return " ".join(str(error).split()) + (f" ({' '.join(str(cause).split())})" if cause else "")

@@ -1,0 +1,177 @@
+"""The fields of a dataclass, read from its source: names, types and bounds without importing torch.
+
+A method's class says what a value may be where it is used::
+
+    damping_input: Annotated[float, "x >= 0"]
+    correlation: Annotated[str, "full | independent"]
+    step: Annotated[float | None, "0 < x <= 1"]
+
+Planning reads these lines from the file's syntax tree, so a mistake is reported before anything
+heavy is imported; the class is only built inside the job.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.machinery
+import importlib.util
+import math
+import operator
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from prunelab.errors import ConfigError
+
+_COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+_FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
+_BOUND = re.compile(r"^(?:(?P<low>[-+.\de]+)\s*(?P<lop><=?)\s*)?x\s*(?:(?P<hop><=?|>=?)\s*(?P<high>[-+.\de]+))?$")
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field: its ``types`` (names such as ``float``, ``None``) and its ``bound`` as written."""
+
+    name: str
+    types: tuple[str, ...]
+    bound: str
+    required: bool
+
+    @property
+    def allowed(self) -> str:
+        """What the value may be, in words."""
+        names = {"float": "a number", "int": "an integer", "str": "a string", "bool": "true or false"}
+        names |= {"None": "null", "dict": "a mapping", "list": "a list", "tuple": "a list"}
+        kinds = " or ".join(names.get(kind, kind) for kind in self.types)
+        if "|" in self.bound or (self.bound and self.types[0] == "str"):
+            kinds = "one of " + self.bound.replace(" | ", ", ") + (" or null" if "None" in self.types else "")
+            return kinds
+        return f"{kinds}, {self.bound}" if self.bound else kinds
+
+    def check(self, key: str, value: Any) -> Any:
+        """Return ``value`` in the field's type (1 becomes 1.0 for a float); raise ConfigError otherwise."""
+        if value is None and "None" in self.types:
+            return None
+        kind = next((kind for kind in self.types if _is_a(kind, value)), None)
+        if kind is None:
+            raise ConfigError(key, value, self.allowed)
+        if kind == "float":
+            value = float(value)
+        if self.bound and not _within(self.bound, value):
+            raise ConfigError(key, value, self.allowed)
+        return list(value) if kind in ("list", "tuple") else value
+
+
+@dataclass(frozen=True)
+class ClassSource:
+    """What the source of a class says: its fields and its literal class attributes."""
+
+    fields: Mapping[str, Field]
+    literals: Mapping[str, Any]
+
+
+def _is_a(kind: str, value: Any) -> bool:
+    if kind == "float":
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if kind == "int":
+        return isinstance(value, int) and not isinstance(value, bool)
+    if kind in ("list", "tuple"):
+        return isinstance(value, list | tuple)
+    expected = {"str": str, "bool": bool, "dict": dict}.get(kind)
+    return kind == "Any" or (expected is not None and isinstance(value, expected))
+
+
+def _within(bound: str, value: Any) -> bool:
+    if isinstance(value, str):
+        return value in [choice.strip() for choice in bound.split("|")]
+    match = _BOUND.match(bound.strip())
+    if match is None:
+        raise ConfigError("bound", bound, "'low < x < high', either side optional, or 'a | b | c' for strings")
+    low = match["low"] is None or _COMPARE[_FLIPPED[match["lop"]]](value, float(match["low"]))
+    return low and (match["high"] is None or _COMPARE[match["hop"]](value, float(match["high"])))
+
+
+def read_class(target: str, key: str = "_target_") -> ClassSource:
+    """Read the class that the dotted name ``target`` means, without importing its module.
+
+    Raises ConfigError (naming ``key``) if the module or the class does not exist.
+    """
+    module, _, name = target.rpartition(".")
+    path = _module_file(module)
+    if path is None:
+        raise ConfigError(
+            key, target, "the dotted name of a class", f"No module {module!r} on the Python path; is it installed?"
+        )
+    classes = _classes(path, path.stat().st_mtime_ns)
+    if name not in classes:
+        raise ConfigError(key, target, f"a class of {path.name}: {', '.join(classes) or 'it has none'}")
+    return classes[name]
+
+
+def _module_file(module: str) -> Path | None:
+    # find_spec('a.b') imports the package a; walking the parts by hand keeps a heavy __init__ out.
+    parts = module.split(".")
+    if not all(part.isidentifier() for part in parts):
+        return None
+    try:
+        spec = importlib.util.find_spec(parts[0])
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return None
+    for part in parts[1:]:
+        places = list(spec.submodule_search_locations or []) if spec else []
+        spec = importlib.machinery.PathFinder.find_spec(part, places)
+        if spec is None:
+            return None
+    return Path(spec.origin) if spec.origin else None
+
+
+@lru_cache(maxsize=256)
+def _classes(path: Path, mtime: int) -> dict[str, ClassSource]:
+    del mtime  # part of the cache key only
+    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    return {node.name: _read(node) for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def _read(node: ast.ClassDef) -> ClassSource:
+    fields: dict[str, Field] = {}
+    literals: dict[str, Any] = {}
+    for line in node.body:
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
+            if _is_class_var(line.annotation):
+                if line.value is not None:
+                    _add_literal(literals, line.target.id, line.value)
+                continue
+            kinds, bound = _annotation(line.annotation)
+            fields[line.target.id] = Field(line.target.id, kinds, bound, line.value is None)
+        elif isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
+            _add_literal(literals, line.targets[0].id, line.value)
+    return ClassSource(fields, literals)
+
+
+def _add_literal(literals: dict[str, Any], name: str, value: ast.expr) -> None:
+    if isinstance(value, ast.Call) and ast.unparse(value.func) in ("frozenset", "set", "tuple") and value.args:
+        value = value.args[0]
+    try:
+        literals[name] = ast.literal_eval(value)
+    except ValueError:
+        if ast.unparse(value) in ("frozenset()", "set()", "tuple()"):
+            literals[name] = ()
+
+
+def _is_class_var(node: ast.expr) -> bool:
+    return ast.unparse(node).split("[")[0].endswith("ClassVar")
+
+
+def _annotation(node: ast.expr) -> tuple[tuple[str, ...], str]:
+    bound = ""
+    if isinstance(node, ast.Subscript) and ast.unparse(node.value).endswith("Annotated"):
+        assert isinstance(node.slice, ast.Tuple)
+        node, *notes = node.slice.elts
+        bound = next((n.value for n in notes if isinstance(n, ast.Constant) and isinstance(n.value, str)), "")
+    text = ast.unparse(node)
+    return tuple(part.strip().split("[")[0] for part in text.split(" | ")), bound

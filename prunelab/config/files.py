@@ -1,0 +1,102 @@
+"""Local files named in a config: checked before anything is queued, digested by content for the keys."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import platformdirs
+
+from prunelab.errors import ConfigError
+
+TEXT_SUFFIXES = (".txt", ".jsonl", ".parquet")
+_CHUNK = 1 << 22
+
+
+def check_text_file(key: str, path: object, source: str) -> None:
+    """Raise ConfigError unless ``path`` is a readable, non-empty file of a kind that ``source`` can hold."""
+    suffixes = (".npy",) if source == "tokens" else TEXT_SUFFIXES
+    allowed = f"an existing file ending in {', '.join(suffixes)}"
+    if not isinstance(path, str) or path == "???":
+        raise ConfigError(key, path, allowed, f"Set it: {key}=/path/to/file{suffixes[0]}")
+    place = Path(path).expanduser()
+    if not place.is_file():
+        raise ConfigError(key, path, allowed, f"No file at {place.absolute()}.")
+    if place.suffix not in suffixes:
+        raise ConfigError(key, path, allowed, f"{place.suffix or 'no suffix'} cannot be read as {source}.")
+    if place.stat().st_size == 0:
+        raise ConfigError(key, path, allowed, "The file is empty.")
+    if not os.access(place, os.R_OK):
+        raise ConfigError(key, path, allowed, "It cannot be read: check its permissions.")
+    if place.suffix in (".txt", ".jsonl"):
+        with place.open("rb") as file:
+            head = file.read(1 << 16)
+        try:
+            head.decode("utf-8")
+        except UnicodeDecodeError as error:
+            # a multi-byte letter may be cut at the end of what was read
+            if error.start < len(head) - 3:
+                hint = f"Byte {error.start} is not UTF-8; convert it, e.g. iconv -f latin1 -t utf-8."
+                raise ConfigError(key, path, "UTF-8 text", hint) from None
+
+
+def check_model_folder(key: str, path: object) -> None:
+    """Raise ConfigError unless ``path`` is a folder with ``config.json`` and safetensors weights."""
+    allowed = "a folder with config.json and *.safetensors"
+    if not isinstance(path, str) or path == "???":
+        raise ConfigError(key, path, allowed, f"Set it: {key}=/path/to/checkpoint")
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise ConfigError(key, path, allowed, f"No folder at {folder.absolute()}.")
+    if not (folder / "config.json").is_file():
+        raise ConfigError(key, path, allowed, "config.json is missing.")
+    if not any(folder.glob("*.safetensors")):
+        hint = "Pickled weights (*.bin) are never loaded; save_pretrained(..., safe_serialization=True) converts them."
+        raise ConfigError(key, path, allowed, hint)
+
+
+def content_digest(path: str | Path) -> str:
+    """Return the sha256 of a file, or of a model folder's configuration and weights.
+
+    Contents count, never paths. Digests of unchanged files (same size, time and inode) are remembered
+    in the user's cache, since weights may be many gigabytes.
+    """
+    place = Path(path).expanduser().resolve()
+    if place.is_file():
+        return _file_digest(place)
+    whole = hashlib.sha256()
+    names = [*place.glob("*.safetensors"), *place.glob("*.json"), *place.glob("tokenizer.model")]
+    for file in sorted(names):
+        whole.update(f"{file.name}\0{_file_digest(file)}\0".encode())
+    return whole.hexdigest()
+
+
+def _file_digest(file: Path) -> str:
+    stat = file.stat()
+    return _remembered(str(file), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@lru_cache(maxsize=1024)
+def _remembered(path: str, size: int, mtime: int, inode: int) -> str:
+    name = hashlib.sha256(json.dumps([path, size, mtime, inode]).encode()).hexdigest()
+    note = Path(platformdirs.user_cache_dir("prunelab")) / "digests" / name
+    if size > _CHUNK and note.is_file():
+        known = note.read_text(encoding="ascii").strip()
+        if len(known) == 64:
+            return known
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    if size > _CHUNK:
+        try:
+            note.parent.mkdir(parents=True, exist_ok=True)
+            partial = note.with_suffix(f".{os.getpid()}")
+            partial.write_text(digest.hexdigest(), encoding="ascii")
+            partial.replace(note)
+        except OSError:
+            pass  # a cache that cannot be written costs time, not correctness
+    return digest.hexdigest()

@@ -1,0 +1,125 @@
+"""The fixed parts of a trial's config: what each key is and what it may be.
+
+These classes are read by :mod:`prunelab.config.field`, like those of the methods; they are the one
+place that says which keys a group has. Values are plain data everywhere else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Top level: names, seed, and the groups."""
+
+    study: str
+    seed: Annotated[int, "x >= 0"]
+    model: dict
+    calibration: dict
+    sparsity: dict
+    allocation: dict
+    method: dict
+    reconstruction: dict
+    evaluation: dict
+    tracking: dict
+    runtime: dict
+    paths: dict
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which weights. ``digest`` is the sha256 that the file must have; ``revision`` a hub commit."""
+
+    name: str
+    source: Annotated[str, "embedded | wheel | hub | local | random"]
+    id: str
+    revision: str | None
+    digest: str | None
+    dtype: Annotated[str, "float32 | bfloat16 | float16"]
+    max_len: Annotated[int | None, "x >= 2"]
+    trust_remote_code: bool
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Which text or tokens, and how samples are drawn from it."""
+
+    name: str
+    source: Annotated[str, "embedded | hub | text | tokens"]
+    id: str | None
+    path: str | None
+    revision: str | None
+    split: str | dict | None
+    sampler: Annotated[str, "random_windows | sequential | documents | rows"]
+    n_samples: Annotated[int, "x >= 1"]
+    seq_len: Annotated[int, "x >= 2"]
+    joiner: str | dict
+    digest: str | None
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """What is removed together, and which fraction of the prunable weights goes."""
+
+    pattern: Annotated[str, "rows_columns"]
+    ratio: Annotated[float, "0 <= x < 1"]
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """How the ratio is spread over the layers."""
+
+    name: Annotated[str, "global | uniform"]
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What is repaired after pruning."""
+
+    name: Annotated[str, "none"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Corpora for perplexity (test split), and for reconstruction error on text held out (validation split)."""
+
+    name: str
+    corpora: list
+    held_out: list
+    seq_len: Annotated[int, "x >= 2"]
+    max_samples: Annotated[int, "x >= 1"]
+    error_samples: Annotated[int, "x >= 1"]
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Where metrics are mirrored."""
+
+    name: Annotated[str, "none | wandb"]
+    project: str | None
+    entity: str | None
+    mode: Annotated[str | None, "online | offline"]
+    base_url: str | None
+    tags: list
+    finish_timeout: Annotated[int, "x >= 1"]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Placement and batching: may change the clock, never the key."""
+
+    device: str
+    workers: Annotated[int | None, "x >= 1"]
+    threads: Annotated[int | None, "x >= 1"]
+    batch_tokens: Annotated[int, "x >= 1"]
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where results go."""
+
+    root: str
+    store: str
+    study: str

@@ -1,0 +1,55 @@
+"""From a plan to what a person sees: dry run, progress, results, report, closing table, exit code."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from prunelab.errors import PrunelabError
+from prunelab.launch.base import Launcher
+from prunelab.launch.preview import preview
+from prunelab.launch.runner import finished, local_resources, open_jobs, run_study
+from prunelab.launch.view import View
+from prunelab.plan.study import Plan
+
+
+def drive(plan: Plan, launcher: Launcher, console: Console, *, dry_run: bool, report: bool) -> int:
+    """Run a plan (or say what would run) and return the exit code: 0, 1 if a trial failed, 130 after Ctrl-C."""
+    resources = local_resources(plan.trials[0].config["runtime"])
+    done = finished(plan)
+    left = open_jobs(plan, done)
+    line = f"[bold]{plan.study}[/]: {len(plan.trials)} trials, {len(plan.stages)} stages, {len(done)} of them in the store"
+    console.print(line, highlight=False)
+    console.print(f"store {plan.store}\nstudy {plan.folder}", highlight=False, soft_wrap=True, markup=False, style="dim")
+    if dry_run:
+        console.print(preview(plan, done, left, resources))
+        return 0
+    view = View(console, len(left))
+    try:
+        with view.shown():
+            outcome = run_study(plan, launcher, resources, view)
+    except KeyboardInterrupt:
+        console.print("\nStopped. What is finished is in the store; the same command goes on from there.", style="yellow")
+        return 130
+    ran = ", ".join(f"{count} {kind}" for kind, count in outcome.ran.items()) or "no stage"
+    console.print(f"ran {ran} in {outcome.seconds:.1f} s", highlight=False)
+    if report:
+        _report(plan, console)
+    for job, values in {**outcome.failed, **outcome.skipped}.items():
+        console.print(f"{job}: {values['reason']}", style="red", markup=False, highlight=False, soft_wrap=True)
+        if "log" in values:
+            console.print(f"    log: {values['log']}", markup=False, highlight=False, soft_wrap=True)
+    return 0 if outcome.ok else 1
+
+
+def _report(plan: Plan, console: Console) -> None:
+    # late: pandas and matplotlib take a second that a dry run and --cfg do not owe
+    from prunelab.report.closing import closing_table
+    from prunelab.report.render import render_report
+
+    try:
+        page = render_report(plan.folder)
+    except (PrunelabError, OSError) as error:
+        console.print(f"no report: {error}", style="red", markup=False)
+        return
+    console.print(closing_table(plan.folder))
+    console.print(f"report {page}", highlight=False, soft_wrap=True, markup=False)

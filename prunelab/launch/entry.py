@@ -1,0 +1,91 @@
+"""``python -m prunelab``: hands the command line to Hydra, and explains what Hydra cannot compose."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_automatic_config_search_path, get_args_parser
+from hydra.errors import HydraException, SearchPathException
+from hydra.core.config_search_path import SearchPathQuery
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from prunelab.config.place import conf_folder
+from prunelab.errors import ConfigError, PrunelabError
+from prunelab.launch.plugin import register
+from prunelab.launch.study import explain
+
+# options of Hydra that take a value; the next word is theirs and no override
+_VALUED = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
+           "--info", "-i", "--experimental-rerun"}  # fmt: skip
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run Hydra on ``argv``; return the exit code. Mistakes of ours and of Hydra's composition print as text."""
+    register()
+    words = ordered(argv[1:])
+    sys.argv = [argv[0], *words]
+    given = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here instead of being printed by Hydra
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(_no_single_run)()
+    except PrunelabError as error:
+        return _print(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        if given == "1":
+            raise
+        return _print(_explained(words) or _hydras_words(error))
+    finally:
+        if given is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+    return 0
+
+
+def ordered(words: Sequence[str]) -> list[str]:
+    """Put overrides before flags: Hydra's parser refuses overrides that come after ``+exp=x -m``."""
+    overrides, flags, index = [], [], 0
+    while index < len(words):
+        word = words[index]
+        if word.startswith("-") and word != "-":
+            flags.append(word)
+            if word in _VALUED and index + 1 < len(words) and "=" not in words[index + 1]:
+                index += 1
+                flags.append(words[index])
+        else:
+            overrides.append(word)
+        index += 1
+    return [*overrides, *flags]
+
+
+def _no_single_run(config: DictConfig) -> None:
+    raise ConfigError("hydra.mode", "RUN", "MULTIRUN", "A single trial is a sweep of one; leave hydra.mode alone.")
+
+
+def _explained(words: Sequence[str]) -> str | None:
+    arguments = get_args_parser().parse_args(list(words))
+    search_path = create_automatic_config_search_path(None, None, str(conf_folder()))
+    if arguments.config_dir is not None:
+        place = f"file://{Path(arguments.config_dir).absolute()}"
+        search_path.prepend("command-line", place, SearchPathQuery(provider="schema", path=None))
+    try:
+        found = explain(ConfigLoaderImpl(search_path), arguments.overrides)
+    except (HydraException, OmegaConfBaseException):
+        return None
+    return None if found is None else str(found)
+
+
+def _hydras_words(error: Exception) -> str:
+    if isinstance(error, SearchPathException):
+        return f"{error}. Check --config-dir."
+    cause = f"\n{error.__cause__}" if error.__cause__ is not None else ""
+    return f"{error}{cause}\nHYDRA_FULL_ERROR=1 shows where this comes from."
+
+
+def _print(text: str) -> int:
+    print(text, file=sys.stderr)
+    return 1

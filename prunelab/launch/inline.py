@@ -1,0 +1,26 @@
+"""Every job in this process, one after the other: for debuggers and tests. Imports torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from prunelab.launch.base import Event, Order
+from prunelab.launch.queue import Queue
+from prunelab.launch.worker import run_job
+
+
+class Inline:
+    """Runs jobs in the order of the graph; prints go to the terminal."""
+
+    def run(self, order: Order, listen: Callable[[Event], None]) -> None:
+        """Run the order's jobs; returns when all are over."""
+        queue = Queue(order.jobs)
+        while (job := queue.take()) is not None:
+
+            def send(what: str, values: Mapping[str, Any], name: str = job.name) -> None:
+                listen(Event(what, name, values))  # type: ignore[arg-type]
+
+            ok = run_job(order.plan, job, {"threads": order.resources.threads}, send)
+            for event in queue.over(job.name, ok):
+                listen(event)

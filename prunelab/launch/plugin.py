@@ -1,0 +1,90 @@
+"""Hydra's side of launching: ``hydra/launcher=local|inline`` and a sweeper that leaves checking to them.
+
+Hydra accepts plugin classes only by names that start with ``hydra_plugins.``; the classes carry that
+name as their module and are registered when prunelab starts, so no second top-level package is needed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher as HydraLauncher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from prunelab.config.compose import Composer
+from prunelab.launch import drive
+from prunelab.launch.base import Launcher
+from prunelab.launch.inline import Inline
+from prunelab.launch.pool import Pool
+from prunelab.launch.study import plan_study
+
+_MODULE = "hydra_plugins.prunelab"
+
+
+class PrunelabSweeper(BasicSweeper):
+    """Hydra's basic sweeper without its check that every combination composes: 20 a second, one mistake at a time."""
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """Do nothing: the launcher composes and checks all of them at once, and much faster."""
+
+
+class StudyLauncher(HydraLauncher):
+    """Plans all jobs of a sweep as one study and runs it; subclasses only say where."""
+
+    def __init__(self, dry_run: bool, report: bool) -> None:
+        self._dry_run, self._report = dry_run, report
+        self._context: HydraContext | None = None
+        self._config: DictConfig | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what Hydra gives."""
+        self._context, self._config = hydra_context, config
+
+    def backend(self) -> Launcher:
+        """Return what runs the jobs."""
+        return Pool()
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Plan and run; a failed trial ends the process with exit code 1 after all others are done."""
+        assert self._context is not None
+        assert self._config is not None
+        loader: Any = self._context.config_loader
+        hydra_overrides = OmegaConf.to_container(self._config.hydra.overrides.hydra)
+        assert isinstance(hydra_overrides, list)
+        plan = plan_study(Composer(loader, [str(o) for o in hydra_overrides]), job_overrides, sys.argv[1:])
+        code = drive.drive(plan, self.backend(), Console(), dry_run=self._dry_run, report=self._report)
+        if code:
+            raise SystemExit(code)
+        return [_returned(trial.overrides, trial.stages) for trial in plan.trials]
+
+
+class LocalLauncher(StudyLauncher):
+    """A pool of worker processes on this machine."""
+
+
+class InlineLauncher(StudyLauncher):
+    """Everything in this process."""
+
+    def backend(self) -> Launcher:
+        """Return the launcher that runs jobs here."""
+        return Inline()
+
+
+def register() -> None:
+    """Make the classes known to Hydra under the names that conf/hydra uses."""
+    for plugin in (PrunelabSweeper, LocalLauncher, InlineLauncher):
+        plugin.__module__ = _MODULE
+        Plugins.instance().register(plugin)
+
+
+def _returned(overrides: Sequence[str], value: Any) -> JobReturn:
+    result = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
+    result.return_value = value
+    return result

@@ -1,0 +1,149 @@
+"""The local launcher: a pool of worker processes, each with its own threads, fed by the graph of jobs.
+
+Workers live as long as the study, so torch is imported once per process rather than once per trial; a
+worker that dies (killed, out of memory) fails its job, with the reason, and is replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunelab.errors import LaunchError
+from prunelab.launch.base import Event, Order
+from prunelab.launch.queue import Queue
+from prunelab.launch.worker import log_path
+from prunelab.plan.graph import Job
+
+_GRACE_S = 5.0
+
+
+@dataclass
+class _Worker:
+    number: int
+    process: subprocess.Popen[str]
+    job: Job | None = None
+
+
+class Pool:
+    """Runs jobs in up to ``resources.workers`` processes of ``resources.threads`` threads each."""
+
+    def run(self, order: Order, listen: Callable[[Event], None]) -> None:
+        """Run the order's jobs; returns when all are over. Ctrl-C stops the workers and travels on."""
+        jobs = Queue(order.jobs)
+        news: queue.Queue[tuple[_Worker, dict[str, Any] | None]] = queue.Queue()
+        workers = order.resources.workers or 1
+        with _processes() as processes:
+            while not jobs.finished:
+                _hand_out(order, jobs, processes, min(workers, len(order.jobs)), news)
+                if not any(process.job for process in processes):
+                    raise LaunchError(f"jobs that wait for each other: {', '.join(jobs.waiting)}. Please report this plan.")
+                worker, message = news.get()
+                for event in _told(order, jobs, processes, worker, message):
+                    listen(event)
+
+
+def _hand_out(order: Order, jobs: Queue, workers: list[_Worker], limit: int, news: queue.Queue[Any]) -> None:
+    while True:
+        idle = next((worker for worker in workers if worker.job is None), None)
+        if idle is None and len(workers) >= limit:
+            return
+        job = jobs.take()
+        if job is None:
+            return
+        if idle is None:
+            number = next(n for n in range(limit) if n not in {worker.number for worker in workers})
+            idle = _start(order, number, news)
+            workers.append(idle)
+        idle.job = job
+        runtime = {"threads": order.resources.threads}
+        message = {"plan": str(order.plan_file), "name": job.name, "stages": job.stages, "trial": job.trial, "runtime": runtime}
+        assert idle.process.stdin is not None
+        try:
+            idle.process.stdin.write(json.dumps(message) + "\n")
+            idle.process.stdin.flush()
+        except OSError:
+            pass  # it died; the end of its stdout says so
+
+
+def _told(
+    order: Order, jobs: Queue, workers: list[_Worker], worker: _Worker, message: dict[str, Any] | None
+) -> Iterator[Event]:
+    if message is not None:
+        event = Event(message["what"], message["job"], message["values"])
+        yield event
+        if event.what in ("done", "failed"):
+            worker.job = None
+            yield from jobs.over(event.job, event.what == "done")
+        return
+    workers.remove(worker)  # its stdout ended
+    code = worker.process.wait()
+    if worker.job is not None:
+        name = worker.job.name
+        yield Event("failed", name, {"reason": _why_dead(code), "log": str(log_path(order.plan, name))})
+        yield from jobs.over(name, False)
+
+
+def _why_dead(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "the worker was killed by SIGKILL: out of memory? (runtime.workers=1 or a smaller runtime.batch_tokens)"
+    if code < 0:
+        return f"the worker was ended by {signal.Signals(-code).name}"
+    return f"the worker ended with exit code {code}"
+
+
+def _start(order: Order, number: int, news: queue.Queue[Any]) -> _Worker:
+    threads = str(order.resources.threads or 1)
+    path = os.pathsep.join(dict.fromkeys(str(Path(p).absolute()) for p in sys.path if Path(p or ".").is_dir()))
+    environment = os.environ | {
+        "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONPATH": path,
+    }  # fmt: skip
+    if (order.resources.gpus or 0) > 1:
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        environment["CUDA_VISIBLE_DEVICES"] = seen[number] if len(seen) > number and seen[number] else str(number)
+    log = log_path(order.plan, f"worker-{number}")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as stderr:
+        # its own session: Ctrl-C reaches the driver alone, which then stops its workers in order
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prunelab.launch.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=stderr, text=True, env=environment, start_new_session=True,
+        )  # fmt: skip
+    worker = _Worker(number, process)
+    threading.Thread(target=_listen, args=(worker, news), daemon=True).start()
+    return worker
+
+
+def _listen(worker: _Worker, news: queue.Queue[Any]) -> None:
+    assert worker.process.stdout is not None
+    for line in worker.process.stdout:
+        news.put((worker, json.loads(line)))
+    news.put((worker, None))
+
+
+@contextmanager
+def _processes() -> Iterator[list[_Worker]]:
+    workers: list[_Worker] = []
+    try:
+        yield workers
+    finally:
+        for worker in workers:
+            if worker.process.stdin is not None:
+                worker.process.stdin.close()  # the worker leaves when its stdin ends
+        for worker in workers:
+            try:
+                worker.process.wait(timeout=_GRACE_S)
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                worker.process.wait()

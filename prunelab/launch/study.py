@@ -1,0 +1,78 @@
+"""Overrides to a plan: compose every trial, check every trial, list every mistake at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from prunelab.config.check import check_trial
+from prunelab.config.compose import Composer, Config, Problem
+from prunelab.errors import ConfigError, PrunelabError
+from prunelab.plan.study import Plan, build_plan
+
+_SHOWN_TRIALS = 6
+
+
+class StudyError(PrunelabError):
+    """Mistakes in a study's configs, all of them, before anything was started."""
+
+    def __init__(self, problems: Sequence[Problem], n_trials: int) -> None:
+        self.problems = tuple(problems)
+        what = "mistake" if len(problems) == 1 else "mistakes"
+        lines = [f"{len(problems)} {what} in {n_trials} trial{'s' if n_trials > 1 else ''}; nothing was started."]
+        lines += [f"  {problem.error}{_where(problem, n_trials)}" for problem in problems]
+        super().__init__("\n".join(lines))
+
+
+def _where(problem: Problem, n_trials: int) -> str:
+    if len(problem.trials) in (0, n_trials):
+        return ""
+    shown = ", ".join(map(str, problem.trials[:_SHOWN_TRIALS]))
+    return f"  (trials {shown}{', ...' if len(problem.trials) > _SHOWN_TRIALS else ''})"
+
+
+def checked_trials(
+    composer: Composer, jobs: Sequence[Sequence[str]]
+) -> tuple[list[Config], list[dict[str, Config]], list[Problem]]:
+    """Compose and check every job; return configs, the specs of their evaluation corpora, and all mistakes."""
+    composed, problems = composer.trials(jobs)
+    found: dict[str, tuple[ConfigError, list[int]]] = {str(p.error): (p.error, list(p.trials)) for p in problems}
+    configs, corpora = [], []
+    for number, config in enumerate(composed):
+        checked, specs, errors = check_trial(config, composer)
+        configs.append(checked)
+        corpora.append(specs)
+        for error in errors:
+            trials = found.setdefault(str(error), (error, []))[1]
+            if number not in trials:
+                trials.append(number)
+    return configs, corpora, [Problem(error, tuple(trials)) for error, trials in found.values()]
+
+
+def plan_study(composer: Composer, jobs: Sequence[Sequence[str]], argv: Sequence[str]) -> Plan:
+    """Return the plan of all jobs; raises StudyError with every mistake of every trial."""
+    configs, corpora, problems = checked_trials(composer, jobs)
+    if problems:
+        raise StudyError(problems, len(jobs))
+    return build_plan(configs, corpora, jobs, argv=argv, created=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+
+
+def explain(loader: ConfigLoaderImpl, overrides: Sequence[str]) -> StudyError | None:
+    """Return all mistakes of a command line that Hydra could not compose, or None if they are not ours to explain."""
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+    of_hydra = [o.input_line or "" for o in parsed if o.is_hydra_override()]
+    composer = Composer(loader, of_hydra)
+    tasks = [o for o in parsed if not o.is_hydra_override()]
+    overlays = [o.input_line or "" for o in tasks if o.is_add() and o.value() in composer.options(o.key_or_group)]
+    whole = loader.load_configuration("config", [*of_hydra, *overlays], RunMode.RUN, validate_sweep_overrides=False)
+    axes = OmegaConf.select(whole, "hydra.sweeper.params") or {}
+    swept = OverridesParser.create(config_loader=loader).parse_overrides([f"{k}={v}" for k, v in axes.items()])
+    jobs = BasicSweeper.split_arguments([*swept, *tasks], None)[0]
+    problems = checked_trials(composer, jobs)[2]
+    return StudyError(problems, len(jobs)) if problems else None

@@ -1,0 +1,204 @@
+"""Inside a job: run stages, resume them, write their records. The one place that catches everything.
+
+As a program (``python -m prunelab.launch.worker``) it is a long-lived process of the local pool: jobs come
+as JSON lines on stdin, events go as JSON lines to stdout, and all that libraries print goes to the job's log.
+When stdin closes, its driver is gone and so is the worker, at once: what is finished is in the store.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunelab.errors import PrunelabError, StageError, StoreError
+from prunelab.launch.mirror import Mirror
+from prunelab.plan.graph import Job
+from prunelab.plan.stage import Stage
+from prunelab.plan.study import Plan, load_plan
+from prunelab.store.artefact import begin, commit, quarantine, stage_lock, verified_record
+from prunelab.store.context import Context, Input
+from prunelab.store.layout import OUTPUTS, is_done, locate, write_atomic
+from prunelab.store.provenance import provenance
+from prunelab.store.record import Record
+
+Send = Callable[[str, Mapping[str, Any]], None]
+
+
+@dataclass
+class Runner:
+    """Runs stages of one plan; ``send(what, values)`` reports, ``runtime`` says how many threads there are."""
+
+    plan: Plan
+    runtime: Mapping[str, Any]
+    send: Send
+    mirror: Mirror | None = None
+
+    def ensure(self, key: str) -> None:
+        """Run a stage unless the store has it; wait if another process is at it."""
+        stage = self.plan.stages[key]
+        if is_done(self._folder(stage)):
+            return
+        waiting = lambda: self.send("progress", {"what": f"waiting for another process: {stage.label}", "done": 0, "total": 0})  # noqa: E731
+        with stage_lock(self.plan.store, key, waiting):
+            folder = self._folder(stage)
+            if is_done(folder):
+                self.send("stage", {"key": key, "kind": stage.kind, "ran": False, "seconds": 0.0})
+                return
+            inputs = {role: self._input(self.plan.stages[k]) for role, k in stage.inputs.items()}
+            started = time.perf_counter()
+            self._run(stage, folder, inputs)
+            seconds = time.perf_counter() - started
+            self.send("stage", {"key": key, "kind": stage.kind, "ran": True, "seconds": seconds})
+
+    def _input(self, stage: Stage) -> Input:
+        """Return a finished, verified input; one that is damaged goes to quarantine and is made again."""
+        for _ in range(2):
+            self.ensure(stage.key)
+            folder = self._folder(stage)
+            try:
+                return Input(verified_record(folder, stage.key), folder / OUTPUTS)
+            except StoreError as error:
+                damage = error
+                with stage_lock(self.plan.store, stage.key):
+                    if is_done(folder):
+                        print(f"damaged: {error} Moved to {quarantine(self.plan.store, folder)}, running it again.")
+        raise damage
+
+    def _previous(self, stage: Stage) -> Input | None:
+        """Return the longest finished prefix of a stage's work that is undamaged."""
+        for key in stage.continues:
+            folder = locate(self.plan.store, stage.kind, key)
+            if is_done(folder):
+                try:
+                    return Input(verified_record(folder, key), folder / OUTPUTS)
+                except StoreError as error:
+                    print(f"not continued from: {error}")
+        return None
+
+    def _run(self, stage: Stage, folder: Path, inputs: Mapping[str, Input]) -> None:
+        spec = {"kind": stage.kind, "key": stage.key, "identity": stage.identity, "inputs": stage.inputs}
+        work = begin(folder, spec)
+        started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        context = Context(
+            folder, work, work / OUTPUTS, inputs, {**stage.runtime, **self.runtime}, self._previous(stage),
+            lambda what, done, total: self.send("progress", {"what": what, "done": done, "total": total}),
+            self.mirror.log if self.mirror else lambda row: None,
+        )  # fmt: skip
+        context.resume()
+        clock = time.perf_counter()
+        run = importlib.import_module(f"prunelab.stages.{stage.kind}").run
+        result = run(stage.identity, context)
+        cost = {**result.cost, "seconds": time.perf_counter() - clock, "threads": self.runtime.get("threads")}
+        commit(
+            folder,
+            Record(
+                stage.kind, stage.key, stage.slug, stage.identity, stage.inputs, result.metrics, result.tables, cost,
+                provenance={**provenance(), "started": started, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")},
+            ),  # fmt: skip
+        )
+
+    def _folder(self, stage: Stage) -> Path:
+        return locate(self.plan.store, stage.kind, stage.key, stage.folder)
+
+
+def run_job(plan: Plan, job: Job, runtime: Mapping[str, Any], send: Send) -> bool:
+    """Run a job's stages in order; report ``done``, or ``failed`` with the reason. Returns whether it succeeded."""
+    send("started", {"pid": os.getpid()})
+    mirror = Mirror(plan, plan.trials[job.trial], skip=job.stages) if job.trial is not None else None
+    runner = Runner(plan, runtime, send, mirror)
+    key = ""
+    try:
+        for key in job.stages:
+            runner.ensure(key)
+            failure_path(plan, key).unlink(missing_ok=True)
+            if mirror:
+                mirror.stage_done(key)
+    except Exception as error:  # whatever it is, it is recorded, and other jobs go on
+        traceback.print_exc()
+        reason = " ".join(str(error).split()) or repr(error)
+        if not isinstance(error, PrunelabError):
+            reason = f"{type(error).__name__}: {reason}"
+        note = {"key": key, "job": job.name, "stage": plan.stages[key].kind, "reason": reason,
+                "traceback": traceback.format_exc(), "log": str(log_path(plan, job.name)), "time": time.time()}  # fmt: skip
+        failure_path(plan, key).parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(failure_path(plan, key), json.dumps(note, indent=1).encode("utf-8"))
+        if mirror:
+            mirror.finish(False)
+        send("failed", {"reason": reason, "stage": plan.stages[key].kind, "log": str(log_path(plan, job.name))})
+        return False
+    if mirror:
+        mirror.finish(True)
+    send("done", {})
+    return True
+
+
+def failure_path(plan: Plan, key: str) -> Path:
+    """Return where the reason of a failed stage is kept, until it succeeds."""
+    return plan.folder / "failures" / f"{key[:16]}.json"
+
+
+def log_path(plan: Plan, job: str) -> Path:
+    """Return a job's log file."""
+    return plan.folder / "logs" / f"{job}.log"
+
+
+def main() -> int:
+    """Serve jobs until stdin closes."""
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)  # from here on, prints go to the log
+    lines = _lines_until_orphaned()
+    plans: dict[str, Plan] = {}
+    # the slow imports happen while the driver is still looking at the store
+    importlib.import_module("prunelab.stages.evaluate")
+    while (line := lines()) is not None:
+        order = json.loads(line)
+        plan = plans.setdefault(order["plan"], load_plan(Path(order["plan"])))
+        job = Job(order["name"], tuple(order["stages"]), order["trial"], (), ())
+
+        def send(what: str, values: Mapping[str, Any], name: str = job.name) -> None:
+            events.write(json.dumps({"what": what, "job": name, "values": dict(values)}) + "\n")
+
+        _log_to(log_path(plan, job.name))
+        run_job(plan, job, order["runtime"], send)
+    return 0
+
+
+def _lines_until_orphaned() -> Callable[[], str | None]:
+    """Read stdin in a thread, so that the end of the driver is noticed in the middle of a job as well."""
+    import queue
+
+    waiting: queue.Queue[str] = queue.Queue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            waiting.put(line)
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    return waiting.get
+
+
+def _log_to(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with path.open("a", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} pid {os.getpid()}", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (KeyboardInterrupt, StageError):
+        sys.exit(130)

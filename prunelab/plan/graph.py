@@ -1,0 +1,80 @@
+"""The order of stages and their grouping into jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+
+from prunelab.plan.stage import Stage
+from prunelab.plan.study import Plan
+
+
+@dataclass(frozen=True)
+class Job:
+    """Stages run one after the other in one process. ``after`` must succeed first; ``after_any`` must be over."""
+
+    name: str
+    stages: tuple[str, ...]
+    trial: int | None
+    after: tuple[str, ...]
+    after_any: tuple[str, ...]
+
+
+def order(stages: Mapping[str, Stage]) -> list[str]:
+    """Return the keys so that inputs, and planned prefixes, come first; ties stay in the plan's order."""
+    graph = {key: [d for d in dependencies(stage) if d in stages] for key, stage in stages.items()}
+    return list(TopologicalSorter(graph).static_order())
+
+
+def dependencies(stage: Stage) -> list[str]:
+    """Return the keys a stage should wait for: its inputs and what it can continue from."""
+    return [*stage.inputs.values(), *stage.continues]
+
+
+def jobs(plan: Plan, done: Collection[str]) -> list[Job]:
+    """Group the stages that are not ``done`` into jobs, in an order in which they could run.
+
+    A stage that one trial alone needs runs in that trial's job; one that several need, or that another
+    trial's work continues from, is a job of its own and the others wait for it.
+    """
+    todo = [key for key in order(plan.stages) if key not in done]
+    owner: dict[str, set[int]] = {key: {t.number for t in plan.users(key)} for key in todo}
+    for key in todo:
+        previous = longest_planned(plan.stages[key], plan.stages)
+        if previous in owner:
+            owner[previous] |= owner[key] | {-1}  # never a single trial's own
+    job_of: dict[str, str] = {}
+    members: dict[str, list[str]] = {}
+    trial_of: dict[str, int | None] = {}
+    for key in todo:
+        single = len(owner[key]) == 1
+        trial = next(iter(owner[key])) if single else None
+        name = plan.trials[trial].name if trial is not None else f"{plan.stages[key].kind}-{plan.stages[key].slug}"
+        if trial is None and name in members:
+            name = f"{name}-{key[:6]}"
+        job_of[key] = name
+        members.setdefault(name, []).append(key)
+        trial_of[name] = trial
+    return [
+        Job(name, tuple(keys), trial_of[name], *_waits(name, keys, plan, job_of)) for name, keys in members.items()
+    ]
+
+
+def _waits(
+    name: str, keys: Iterable[str], plan: Plan, job_of: Mapping[str, str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    hard: dict[str, None] = {}
+    soft: dict[str, None] = {}
+    for key in keys:
+        stage = plan.stages[key]
+        hard |= dict.fromkeys(job_of[k] for k in stage.inputs.values() if k in job_of)
+        previous = longest_planned(stage, plan.stages)
+        if previous in job_of:
+            soft[job_of[previous]] = None
+    return tuple(j for j in hard if j != name), tuple(j for j in soft if j != name and j not in hard)
+
+
+def longest_planned(stage: Stage, stages: Mapping[str, Stage]) -> str | None:
+    """Return the key of the longest planned prefix of a stage's work, if there is one."""
+    return next((key for key in stage.continues if key in stages), None)

@@ -1,0 +1,110 @@
+"""A trial's config to its stages: calibrate, dense, prune, evaluate. What is equal gets an equal key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prunelab.config.check import method_source
+from prunelab.config.files import content_digest
+from prunelab.plan.fingerprint import fingerprint
+from prunelab.plan.schedule import schedule
+from prunelab.plan.stage import Stage
+
+Config = Mapping[str, Any]
+
+# Two names for the same weights or text are the same work; paths are replaced by content digests.
+_MODEL = ("source", "id", "revision", "digest", "dtype")
+_CORPUS = ("source", "id", "revision", "split", "joiner", "digest")
+
+
+def trial_stages(config: Config, corpora: Mapping[str, Config]) -> dict[str, Stage]:
+    """Return a trial's stages by role, in an order in which they could run.
+
+    Roles: ``calibrate`` (tokens the mask is chosen on), ``test/<corpus>``, ``held_out/<corpus>``,
+    ``dense``, ``prune``, ``evaluate``. ``corpora`` holds the full specs of the evaluation's corpora.
+    """
+    evaluation, stages = config["evaluation"], {}
+    stages["calibrate"] = _tokens(config, config["calibration"], "mask")
+    for name in evaluation["corpora"]:
+        stages[f"test/{name}"] = _tokens(config, corpora[name], "test")
+    for name in evaluation["held_out"]:
+        stages[f"held_out/{name}"] = _tokens(config, corpora[name], "held_out")
+    tests = {role: stage.key for role, stage in stages.items() if role.startswith("test/")}
+    held_out = {role: stage.key for role, stage in stages.items() if role.startswith("held_out/")}
+    model = model_identity(config["model"])
+    stages["dense"] = Stage("dense", {"model": model}, tests, _runtime(config), config["model"]["name"])
+    stages["prune"] = _prune(config, stages["calibrate"].key)
+    stages["evaluate"] = Stage(
+        "evaluate",
+        {"model": model, "error_samples": evaluation["error_samples"]},
+        {"dense": stages["dense"].key, "prune": stages["prune"].key, "calibrate": stages["calibrate"].key}
+        | tests
+        | held_out,
+        _runtime(config),
+        stages["prune"].label,
+    )
+    return stages
+
+
+def model_identity(model: Config) -> dict[str, Any]:
+    """Return what of a model spec decides its numbers; a local folder counts by its contents."""
+    identity = {key: model[key] for key in _MODEL}
+    if model["source"] == "local":
+        identity |= {"id": None, "digest": content_digest(model["id"])}
+    return identity
+
+
+def _corpus_identity(corpus: Config) -> dict[str, Any]:
+    identity = {key: corpus[key] for key in _CORPUS}
+    if corpus["source"] in ("text", "tokens"):
+        identity |= {"id": None, "digest": content_digest(corpus["path"])}
+    return identity
+
+
+def _tokens(config: Config, corpus: Config, role: str) -> Stage:
+    # Only the mask's samples are drawn at random by the trial's seed; test and held-out text is the
+    # same for every trial, from the start of its split.
+    evaluation = config["evaluation"]
+    count, length, seed = {
+        "mask": (config["calibration"]["n_samples"], config["calibration"]["seq_len"], config["seed"]),
+        "held_out": (evaluation["error_samples"], evaluation["seq_len"], 0),
+        "test": (evaluation["max_samples"], evaluation["seq_len"], 0),
+    }[role]
+    tokenizer = {key: value for key, value in model_identity(config["model"]).items() if key != "dtype"}
+    identity = {
+        "tokenizer": tokenizer, "corpus": _corpus_identity(corpus), "role": role,
+        "sampler": corpus["sampler"] if role == "mask" else "sequential",
+        "n_samples": count, "seq_len": length, "seed": seed,
+    }  # fmt: skip
+    label = f"{corpus['name']}-{role}-{count}x{length}" + (f"-s{seed}" if role == "mask" else "")
+    return Stage("calibrate", identity, {}, {"model": dict(config["model"]), "corpus": dict(corpus)}, label)
+
+
+def _prune(config: Config, calibrate: str) -> Stage:
+    method = config["method"]
+    targets = schedule(config["sparsity"]["ratio"], method["step"])
+    identity = {
+        "model": model_identity(config["model"]),
+        "method": {key: value for key, value in method.items() if key != "_target_"},
+        "pattern": config["sparsity"]["pattern"],
+        "allocation": config["allocation"]["name"],
+        "seed": config["seed"],
+    }
+    # a method that looks at no data is the same work for every calibration source
+    inputs = {"calibrate": calibrate} if method_source(method).literals["needs"] else {}
+    prefixes = [targets[:n] for n in range(len(targets) - 1, 0, -1)]
+    source = config["calibration"]["name"] if inputs else config["model"]["name"]
+    return Stage(
+        "prune",
+        identity | {"schedule": list(targets)},
+        inputs,
+        _runtime(config) | {"method": dict(method)},
+        f"{method['name']}-{config['sparsity']['ratio']:g}-{source}-s{config['seed']}",
+        tuple(fingerprint("prune", identity | {"schedule": list(prefix)}, inputs) for prefix in prefixes),
+    )
+
+
+def _runtime(config: Config) -> dict[str, Any]:
+    runtime = config["runtime"]
+    return {"model": dict(config["model"]), "device": runtime["device"], "batch_tokens": runtime["batch_tokens"]}

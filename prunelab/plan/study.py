@@ -1,0 +1,140 @@
+"""A study's plan: its trials and the stages they share, and the file that keeps it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunelab.errors import StoreError
+from prunelab.plan.fingerprint import fingerprint
+from prunelab.plan.pipeline import trial_stages
+from prunelab.plan.stage import Stage
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One fully resolved config and the keys of its stages by role."""
+
+    number: int
+    name: str
+    key: str
+    overrides: tuple[str, ...]
+    config: Mapping[str, Any]
+    stages: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All trials of a study, and every stage once, by key."""
+
+    study: str
+    store: Path
+    folder: Path
+    trials: tuple[Trial, ...]
+    stages: Mapping[str, Stage]
+    argv: tuple[str, ...] = ()
+    created: str = ""
+
+    def users(self, key: str) -> list[Trial]:
+        """Return the trials that need the stage ``key``."""
+        return [trial for trial in self.trials if key in trial.stages.values()]
+
+
+def build_plan(
+    configs: Sequence[Mapping[str, Any]],
+    corpora: Sequence[Mapping[str, Mapping[str, Any]]],
+    overrides: Sequence[Sequence[str]],
+    *,
+    argv: Sequence[str],
+    created: str,
+) -> Plan:
+    """Join checked configs into one plan; trials that differ in nothing that counts share all their stages."""
+    stages: dict[str, Stage] = {}
+    trials = []
+    for number, (config, specs, given) in enumerate(zip(configs, corpora, overrides, strict=True)):
+        own = trial_stages(config, specs)
+        stages |= {stage.key: stage for stage in own.values() if stage.key not in stages}
+        roles = {role: stage.key for role, stage in own.items()}
+        key = fingerprint("trial", {"study": config["study"]}, roles)
+        trials.append(Trial(number, "", key, tuple(given), config, roles))
+    first = configs[0]
+    return Plan(
+        first["study"],
+        Path(first["paths"]["store"]).expanduser().absolute(),
+        Path(first["paths"]["study"]).expanduser().absolute(),
+        tuple(_named(trials)),
+        stages,
+        tuple(argv),
+        created,
+    )
+
+
+def _named(trials: Iterable[Trial]) -> list[Trial]:
+    """Name trials by method, ratio, calibration and seed, and by what else varies where that is not enough."""
+    trials = list(trials)
+    names = [_name(trial.config) for trial in trials]
+    for index, trial in enumerate(trials):
+        if names.count(names[index]) > 1 or not names[index]:
+            names[index] += f"-{trial.key[:6]}"
+    return [
+        Trial(t.number, name, t.key, t.overrides, t.config, t.stages) for t, name in zip(trials, names, strict=True)
+    ]
+
+
+def _name(config: Mapping[str, Any]) -> str:
+    return "-".join(
+        (config["method"]["name"], f"{config['sparsity']['ratio']:g}", config["calibration"]["name"], f"s{config['seed']}")
+    )
+
+
+def save_plan(plan: Plan) -> Path:
+    """Write ``plan.json`` into the study's folder, and a copy under ``plans/`` that no later command changes.
+
+    Returns the copy's path: what queued jobs read, whatever is planned under the same name meanwhile.
+    """
+    plain = {
+        "schema": SCHEMA, "study": plan.study, "created": plan.created, "argv": list(plan.argv), "store": str(plan.store),
+        "trials": [
+            {"number": t.number, "name": t.name, "key": t.key, "overrides": list(t.overrides), "config": dict(t.config),
+             "stages": dict(t.stages)}
+            for t in plan.trials
+        ],
+        "stages": {key: stage.to_plain() for key, stage in plan.stages.items()},
+    }  # fmt: skip
+    text = json.dumps(plain, indent=1).encode("utf-8")
+    kept = plan.folder / "plans" / f"{hashlib.sha256(text).hexdigest()[:16]}.json"
+    for path in (kept, plan.folder / "plan.json"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial.write_bytes(text)
+        partial.replace(path)
+    return kept
+
+
+def load_plan(path: Path) -> Plan:
+    """Read the plan of a study's folder, or a plan's file; raises StoreError if there is none or it was changed."""
+    folder = path if path.suffix != ".json" else path.parent.parent if path.parent.name == "plans" else path.parent
+    path = path if path.suffix == ".json" else path / "plan.json"
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoreError(f"{folder} is no study: plan.json is missing. Studies are made by `python -m prunelab ... -m`.") from None
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} cannot be read ({error}); run the study's command again, it rewrites the plan.") from error
+    if plain.get("schema") != SCHEMA:
+        raise StoreError(f"{path} has schema {plain.get('schema')!r}, this prunelab reads {SCHEMA}; run the command again.")
+    try:
+        stages = {key: Stage.from_plain(key, value) for key, value in plain["stages"].items()}
+        trials = tuple(
+            Trial(t["number"], t["name"], t["key"], tuple(t["overrides"]), t["config"], t["stages"]) for t in plain["trials"]
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{path} was changed: {error!r}. Run the study's command again, it rewrites the plan.") from error
+    return Plan(plain["study"], Path(plain["store"]), folder, trials, stages, tuple(plain["argv"]), plain["created"])

@@ -1,0 +1,37 @@
+"""Stage calibrate: text to a token set with a digest and a role."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prunelab.calibration.collect import collect_tokens
+from prunelab.calibration.tokens import load_tokens, save_tokens
+from prunelab.models.load import load_tokenizer, vocabulary_size
+from prunelab.store.context import Context, Result
+
+
+def run(identity: Mapping[str, Any], context: Context) -> Result:
+    """Materialise the tokens of one corpus and role; writes ``tokens.npy`` and its description."""
+    model = context.runtime["model"]
+    corpus = {**context.runtime["corpus"], "sampler": identity["sampler"], "digest": identity["corpus"]["digest"]}
+    tokens = collect_tokens(
+        corpus,
+        None if corpus["source"] == "tokens" else load_tokenizer(model),
+        role=identity["role"],
+        n_samples=identity["n_samples"],
+        seq_len=identity["seq_len"],
+        seed=identity["seed"],
+        vocab_size=vocabulary_size(model),
+    )
+    save_tokens(tokens, context.outputs / "tokens.npy")
+    n, seq_len = tokens.tokens.shape
+    return Result({"samples": n, "seq_len": seq_len, "tokens": n * seq_len, "digest": tokens.digest})
+
+
+def read(folder: Path) -> torch.Tensor:
+    """Return the tokens (n, seq_len) int64 that a calibrate stage wrote into ``folder``."""
+    return torch.from_numpy(load_tokens(folder / "tokens.npy").tokens.astype("int64"))

@@ -1,0 +1,53 @@
+"""Stage evaluate: what pruning did to perplexity, to every block's output, on calibration and on held-out text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from prunelab.evaluation.cost import Meter
+from prunelab.evaluation.integrity import check
+from prunelab.evaluation.walk import measure
+from prunelab.models.load import load_decoder
+from prunelab.stages import calibrate, setting
+from prunelab.stages.prune import STATE
+from prunelab.store.context import Context, Result
+from prunelab.structures.state import apply_state, open_state
+
+
+def run(identity: Mapping[str, Any], context: Context) -> Result:
+    """Measure the pruned state in one walk beside the dense model.
+
+    Metrics: ``ppl/<corpus>``, ``delta/ppl/<corpus>`` (pruned / dense - 1), ``error/calibration`` and
+    ``error/held_out/<corpus>`` (last block), ``integrity/*``. Table ``blocks``: error after each block.
+    """
+    with Meter() as meter:
+        device = setting.prepare(context.runtime)
+        decoder = load_decoder(context.runtime["model"], device=device)
+        state = open_state(context.inputs["prune"].folder / STATE)
+        texts, streams = {}, {}
+        for role, found in context.inputs.items():
+            if role.startswith("test/"):
+                texts[role.removeprefix("test/")] = calibrate.read(found.folder)
+            elif role.startswith("held_out/"):
+                streams[role] = calibrate.read(found.folder)
+            elif role == "calibrate":
+                streams["calibration"] = calibrate.read(found.folder)[: identity["error_samples"]]
+        seq_len = max(text.shape[1] for text in [*texts.values(), *streams.values()])
+        found = measure(
+            decoder, partial(apply_state, decoder, state), texts, streams,
+            setting.batch_size(context.runtime, seq_len),
+            progress=lambda done, total: context.progress("evaluate", done, total),
+        )  # fmt: skip
+        integrity = check(decoder, state)
+    dense = context.inputs["dense"].record.metrics
+    metrics: dict[str, Any] = {f"ppl/{name}": value for name, value in found.perplexity.items()}
+    metrics |= {f"delta/ppl/{name}": value / float(dense[f"ppl/{name}"]) - 1 for name, value in found.perplexity.items()}
+    metrics |= {f"error/{name}": value for name, value in found.errors.items()} | integrity
+    blocks = [{"block": row["block"], "stream": row["stream"], "error": row["error"]} for row in found.blocks]
+    for row in blocks:
+        context.log({"event": "block", **row})
+    context.log({"event": "evaluate", **metrics})
+    measured = sum(text.numel() for text in texts.values()) + 2 * sum(text.numel() for text in streams.values())
+    return Result(metrics, {"blocks": blocks}, meter.cost(tokens=measured))

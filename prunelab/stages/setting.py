@@ -1,0 +1,45 @@
+"""The state of torch that every stage runs under: threads, determinism, device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import torch
+
+from prunelab.errors import ConfigError
+
+def prepare(runtime: Mapping[str, Any]) -> str:
+    """Fix what could change bits between two runs on one machine; return the device's name.
+
+    Deterministic kernels only, no TF32, so that the same seed gives the same bits. ``device=auto`` takes CUDA
+    if there is one, else the CPU. Raises ConfigError for a device this machine lacks.
+    """
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    with suppress(RuntimeError):  # may be set once per process; the second stage finds it set
+        torch.set_num_interop_threads(1)
+    if runtime.get("threads"):
+        torch.set_num_threads(int(runtime["threads"]))
+    torch.manual_seed(0)
+    return choose_device(runtime["device"])
+
+
+def choose_device(name: str) -> str:
+    """Return the device that ``name`` (auto, cpu, mps, cuda, cuda:N) means on this machine."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda"):
+        index = int(name.partition(":")[2] or 0)
+        if not torch.cuda.is_available() or index >= torch.cuda.device_count():
+            raise ConfigError("runtime.device", name, f"one of {torch.cuda.device_count()} CUDA devices, or cpu")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("runtime.device", name, "cpu: this machine has no MPS")
+    return name
+
+
+def batch_size(runtime: Mapping[str, Any], seq_len: int) -> int:
+    """Return how many sequences make a batch of about ``runtime.batch_tokens`` tokens; at least one."""
+    return max(1, int(runtime["batch_tokens"]) // seq_len)

@@ -1,0 +1,75 @@
+"""What a stage gets and gives: the only types that cross the seam between the two halves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prunelab.store.layout import METRICS, write_atomic
+from prunelab.store.record import Record
+from prunelab.tracking.jsonl import JsonlWriter
+
+_PROGRESS = "progress.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a stage found. ``metrics`` and ``tables`` repeat bit for bit; ``cost`` need not."""
+
+    metrics: Mapping[str, Any]
+    tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    cost: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Input:
+    """A finished stage that this one reads: its record and the folder of its outputs."""
+
+    record: Record
+    folder: Path
+
+
+@dataclass
+class Context:
+    """Folders and callbacks of one attempt.
+
+    ``outputs`` is where results go (renamed into place at the end), ``work`` where progress lives that must
+    outlast a kill. ``log`` appends a row to metrics.jsonl; ``progress(what, done, total)`` is for people.
+    ``previous`` is the longest finished prefix of this stage's work, if the store has one.
+    """
+
+    folder: Path
+    work: Path
+    outputs: Path
+    inputs: Mapping[str, Input]
+    runtime: Mapping[str, Any]
+    previous: Input | None
+    progress: Callable[[str, int, int], None]
+    listen: Callable[[Mapping[str, Any]], None]
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append one row to metrics.jsonl, on disk before this returns, and show it to the tracker."""
+        with JsonlWriter(self.folder / METRICS) as writer:
+            writer.write(row)
+        self.listen(row)
+
+    def checkpoint(self, step: int, values: Mapping[str, Any] | None = None) -> None:
+        """Note that ``step`` steps are safe in ``work``; rows logged after this are dropped if the job is killed."""
+        metrics = self.folder / METRICS
+        size = metrics.stat().st_size if metrics.exists() else 0
+        note = {"step": step, "metrics_bytes": size, "values": dict(values or {})}
+        write_atomic(self.work / _PROGRESS, json.dumps(note).encode("utf-8"))
+
+    def resume(self) -> tuple[int, dict[str, Any]]:
+        """Return the last checkpoint's step and values (0 and {} at the start); cut metrics.jsonl back to it."""
+        metrics, note = self.folder / METRICS, {"step": 0, "metrics_bytes": 0, "values": {}}
+        path = self.work / _PROGRESS
+        if path.is_file():
+            note = json.loads(path.read_text(encoding="utf-8"))
+        if metrics.exists():
+            with metrics.open("r+b") as file:
+                file.truncate(note["metrics_bytes"])
+        return int(note["step"]), note["values"]

@@ -1,0 +1,66 @@
+"""A stage's record: what was asked, what came out. Small, versioned JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prunelab.errors import StoreError
+from prunelab.store.layout import RECORD
+
+SCHEMA = 1
+_LIMIT = 256 << 20  # bytes; a larger record is not one of ours
+
+
+@dataclass(frozen=True)
+class Record:
+    """``metrics`` and ``tables`` repeat bit for bit on the same machine; ``cost`` and ``provenance`` do not."""
+
+    kind: str
+    key: str
+    slug: str
+    identity: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    metrics: Mapping[str, Any]
+    tables: Mapping[str, Sequence[Mapping[str, Any]]]
+    cost: Mapping[str, Any]
+    outputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    def to_bytes(self) -> bytes:
+        """Return the JSON text; infinite and undefined numbers are kept as the strings inf, -inf, nan."""
+        return json.dumps(_finite(asdict(self)), indent=1, sort_keys=True, allow_nan=False).encode("utf-8")
+
+
+def read_record(folder: Path) -> Record:
+    """Read the record of a stage's folder; raises StoreError if it is missing, damaged or of another schema."""
+    path = folder / RECORD
+    try:
+        if path.stat().st_size > _LIMIT:
+            raise StoreError(f"{path} is larger than {_LIMIT >> 20} MiB: not a record.")
+        plain = json.loads(path.read_bytes())
+        if plain.get("schema") != SCHEMA:
+            raise StoreError(f"{path} has schema {plain.get('schema')!r}, this prunelab reads {SCHEMA}.")
+        return Record(**plain)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise StoreError(f"{path} cannot be read: {error}. Delete its folder and run the study again.") from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def number(value: Any) -> float:
+    """Return a metric as a float; ``inf`` and ``nan`` come back from their strings."""
+    return float(value)
