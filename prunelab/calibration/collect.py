@@ -92,7 +92,7 @@ def collect_tokens(
 
 
 def joiner_of(spec: Mapping, split: str) -> str:
-    """Return the text put between documents of ``split``: ``spec['joiner']`` is text or a mapping by split."""
+    """Return the text between documents of ``split``: ``spec['joiner']`` is text or a mapping by split."""
     joiner = of_split(field(spec, "joiner"), split)
     if not isinstance(joiner, str):
         raise ConfigError("calibration.joiner", joiner, f"text, or text by split (here {split!r})")

@@ -111,8 +111,8 @@ def _hub(spec: Mapping, split: str) -> Corpus:
     path, commit = fetch(name, repo, str(revision), str(filename))
     digest = file_digest(path)
     check_digest(digest, of_split(spec.get("digest"), split), f"corpus {name!r} ({filename})")
-    documents = read_documents(path, str(spec.get("column") or "text"), f"corpus {name!r}")
-    return Corpus(documents[: of_split(spec.get("max_documents"), split)], digest, commit)
+    column, limit = str(spec.get("column") or "text"), of_split(spec.get("max_documents"), split)
+    return Corpus(read_documents(path, column, f"corpus {name!r}", limit), digest, commit)
 
 
 def _text(spec: Mapping, split: str) -> Corpus:

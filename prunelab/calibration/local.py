@@ -12,7 +12,9 @@ import gzip
 import hashlib
 import json
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from prunelab.errors import DataError, nearest
 
@@ -63,32 +65,57 @@ def check_digest(found: str, expected: str | None, what: str) -> None:
         )
 
 
-def _read_text(path: Path, what: str) -> str:
-    """Return the whole text of a UTF-8 file, unpacked if its name ends in .gz."""
+def _unpacked(path: Path) -> BinaryIO:
+    """Open a file for reading bytes, unpacked if its name ends in .gz."""
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def _too_much(path: Path, what: str) -> DataError:
+    return DataError(f"{what}: {path} unpacks to more than {MAX_BYTES / 2**30:.0f} GiB. Cut a piece of it.")
+
+
+def _decode(raw: bytes, path: Path, what: str, where: str) -> str:
     try:
-        if path.suffix == ".gz":
-            with gzip.open(path, "rb") as handle:
-                raw = handle.read(MAX_BYTES + 1)
-        else:
-            raw = path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{what}: {path} cannot be read: {error}. Copy or fetch it again.") from error
-    if len(raw) > MAX_BYTES:
-        raise DataError(
-            f"{what}: {path} unpacks to more than {MAX_BYTES / 2**30:.0f} GiB. Cut a piece of it."
-        )
-    try:
-        return raw.decode("utf-8-sig").replace("\r\n", "\n")
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{what}: {path} is not UTF-8: byte {raw[error.start]:#04x} at offset {error.start}. "
+            f"{what}: {path} is not UTF-8: byte {raw[error.start]:#04x} at offset {error.start}{where}. "
             f"Convert it, for example `iconv -f latin1 -t utf-8 {path.name}`."
         ) from error
 
 
-def _read_jsonl(path: Path, column: str, what: str) -> list[str]:
+def _read_text(path: Path, what: str) -> str:
+    """Return the whole text of a UTF-8 file."""
+    try:
+        with _unpacked(path) as handle:
+            raw = handle.read(MAX_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{what}: {path} cannot be read: {error}. Copy or fetch it again.") from error
+    if len(raw) > MAX_BYTES:
+        raise _too_much(path, what)
+    return _decode(raw, path, what, "").replace("\r\n", "\n")
+
+
+def _lines(path: Path, what: str) -> Iterator[bytes]:
+    """Yield the lines of a file one by one: a C4 shard unpacks to nearly 1 GB, as one string to several."""
+    seen = 0
+    try:
+        with _unpacked(path) as handle:
+            while line := handle.readline(MAX_BYTES + 1):
+                seen += len(line)
+                if seen > MAX_BYTES:
+                    raise _too_much(path, what)
+                yield line
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{what}: {path} cannot be read: {error}. Copy or fetch it again.") from error
+
+
+def _read_jsonl(path: Path, column: str, what: str, limit: int | None) -> list[str]:
     documents = []
-    for number, line in enumerate(_read_text(path, what).split("\n"), start=1):
+    for number, raw in enumerate(_lines(path, what), start=1):
+        if len(documents) == limit:
+            break
+        line = _decode(raw, path, what, f" of line {number}")
         if not line.strip():
             continue
         try:
@@ -128,8 +155,8 @@ def _read_parquet(path: Path, column: str, what: str) -> list[str]:
     return documents
 
 
-def read_documents(path: Path, column: str, what: str) -> list[str]:
-    """Return the documents of a .txt, .jsonl (also .json), or .parquet file in their order.
+def read_documents(path: Path, column: str, what: str, limit: int | None = None) -> list[str]:
+    """Return the documents of a .txt, .jsonl (also .json), or .parquet file in order, at most ``limit``.
 
     Raises DataError for another suffix, for bytes that are not UTF-8, for a missing field, and for a file
     without any text.
@@ -139,7 +166,7 @@ def read_documents(path: Path, column: str, what: str) -> list[str]:
         text = _read_text(path, what)
         documents = text.split("\n\n" if "\n\n" in text.strip("\n") else "\n")
     elif name.endswith((".jsonl", ".json")):
-        documents = _read_jsonl(path, column, what)
+        documents = _read_jsonl(path, column, what, limit)
     elif name.endswith(".parquet"):
         documents = _read_parquet(path, column, what)
     else:
@@ -148,7 +175,7 @@ def read_documents(path: Path, column: str, what: str) -> list[str]:
         )
     if not any(document.strip() for document in documents):
         raise DataError(f"{what}: {path} holds no text, only blanks ({len(documents)} documents).")
-    return documents
+    return documents[:limit]
 
 
 def divide(documents: list[str], split: str) -> list[str]:

@@ -59,7 +59,7 @@ def random_windows(stream: np.ndarray, n: int, seq_len: int, state: np.random.Ra
 
 
 def sequential(stream: np.ndarray, n: int | None, seq_len: int, at_least: int = 1) -> np.ndarray:
-    """Return the first windows (k, seq_len) of ``stream`` (tokens,), one after another; k = n or all there are.
+    """Return the first windows (k, seq_len) of ``stream`` (tokens,) in order; k = n or all there are.
 
     Raises DataError if there are fewer than ``at_least``.
     """

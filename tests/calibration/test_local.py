@@ -69,6 +69,7 @@ def test_splits_are_disjoint_and_complete(tmp_path: Path):
         ("a.jsonl", b'{"text": "x"}\n{"text": ', r"line 2 is not JSON"),
         ("a.jsonl", b'{"body": "x"}\n', r"line 1 has no text field 'text' \(found fields \['body'\]\)"),
         ("a.jsonl", b'{"text": 3}\n', r"line 1 has no text field 'text'"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "caf\xe9"}', r"byte 0xe9 at offset 13 of line 2"),
         ("a.jsonl", b"[1, 2]\n", r"found list"),
         ("a.json.gz", b"\x1f\x8b\x08\x00broken", r"cannot be read"),
         ("a.json.gz", gzip.compress(b'{"text": "x"}\n' * 900)[:-20], r"cannot be read"),
@@ -119,8 +120,9 @@ def test_files_of_more_than_4_gib_are_refused_before_reading(tmp_path: Path):
         load_corpus(spec(path), "all")
 
 
-def test_a_small_gz_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path = write(tmp_path, "bomb.txt.gz", gzip.compress(b"a" * 5000))
+@pytest.mark.parametrize("name", ["bomb.txt.gz", "bomb.json.gz"])
+def test_a_small_gz_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch, name: str):
+    path = write(tmp_path, name, gzip.compress(b"a" * 5000))
     monkeypatch.setattr(local, "MAX_BYTES", 4096)
     with pytest.raises(DataError, match="unpacks to more than"):
         load_corpus(spec(path), "all")
