@@ -8,6 +8,7 @@ import json
 import lzma
 import shutil
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -147,11 +148,26 @@ def test_hub_corpora_without_network_say_how_to_fetch(name, offline, empty_cache
 
 
 def test_a_hub_that_never_answers_is_given_up_after_seconds(monkeypatch: pytest.MonkeyPatch):
+    given_up = threading.Event()
+
+    def hang(*_: object, **__: object) -> None:
+        given_up.wait(10)
+        raise TimeoutError
+
     monkeypatch.setattr(hub, "PROBE_SECONDS", 0.2)
-    monkeypatch.setattr(hub.socket, "create_connection", lambda *_, **__: time.sleep(2))
+    monkeypatch.setattr(hub.socket, "create_connection", hang)
     started = time.perf_counter()
     assert not hub._reachable("https://huggingface.co")
-    assert time.perf_counter() - started < 1
+    assert time.perf_counter() - started < 5
+    given_up.set()
+
+
+def test_the_proxy_is_probed_where_one_is_set(monkeypatch: pytest.MonkeyPatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
+        assert hub._reachable("https://nowhere.invalid")
+    assert not hub._reachable("https://nowhere.invalid")
 
 
 def test_a_hub_that_answers_nonsense_is_reported(empty_cache, monkeypatch, spec_of):
