@@ -88,7 +88,8 @@ def checkpoint_folder(spec: Mapping[str, Any]) -> Path:
     if spec["digest"] is not None and (found := weights_digest(folder)) != spec["digest"]:
         raise ModelError(
             f"{spec['name']}: the weights in {folder} have sha256 {found}, the config expects "
-            f"{spec['digest']}. They were changed or cut off: fetch them again, or set model.digest to what you mean to use."
+            f"{spec['digest']}. They were changed or cut off: fetch them again, or set model.digest to "
+            "what you mean to use."
         )
     return folder
 
@@ -237,7 +238,8 @@ def _hub_folder(repo: str, revision: object) -> Path:
     if not re.fullmatch(r"[0-9a-f]{40}", str(revision)):
         raise ModelError(
             f"{repo}: revision={revision!r}; needed is a full commit hash (40 hex digits). Names "
-            "such as main move, and the numbers with them; the hash is on the repository's page under Files, History."
+            "such as main move, and the numbers with them; the hash is on the repository's page "
+            "under Files, History."
         )
     ask = {"repo_id": repo, "revision": str(revision), "allow_patterns": list(HUB_PATTERNS)}
     try:
@@ -254,7 +256,8 @@ def _hub_folder(repo: str, revision: object) -> Path:
         raise ModelError(
             f"{repo} at {revision} is not in the cache and cannot be fetched ({reason}). On a "
             f"machine with network: hf download {repo} --revision {revision}, then point HF_HOME at that "
-            "cache here (a gated model also needs hf auth login). The embedded models (model=embedded_llama, model=embedded_opt) need no network."
+            "cache here (a gated model also needs hf auth login). "
+            "The embedded models (model=embedded_llama, model=embedded_opt) need no network."
         ) from None
 
 

