@@ -47,7 +47,7 @@ def _checked(group: str, values: Mapping[str, Any], source: ClassSource, errors:
             ConfigError(prefix + key, "???", field.allowed if field else "a value", f"Set it: {prefix}{key}=...")
         )
     for key, value in values.items():
-        if key == "_target_" or value == "???":
+        if key == "_target_" or (isinstance(value, str) and value == "???"):
             result[key] = value
         elif key not in source.fields:
             known = list(source.fields)

@@ -48,15 +48,18 @@ class Calibration:
 
     name: str
     source: Annotated[str, "embedded | hub | text | tokens"]
-    id: str | None
-    path: str | None
     revision: str | None
     split: str | dict | None
     sampler: Annotated[str, "random_windows | sequential | documents | rows"]
     n_samples: Annotated[int, "x >= 1"]
     seq_len: Annotated[int, "x >= 2"]
-    joiner: str | dict
-    digest: str | None
+    joiner: str | dict | None
+    digest: str | dict | None
+    id: str | None = None
+    path: str | None = None
+    files: dict | None = None  # split -> file of a hub repository
+    column: str = "text"
+    max_documents: int | dict | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class Evaluation:
     corpora: list
     held_out: list
     seq_len: Annotated[int, "x >= 2"]
-    max_samples: Annotated[int, "x >= 1"]
+    max_samples: Annotated[int | None, "x >= 1"]
     error_samples: Annotated[int, "x >= 1"]
 
 

@@ -6,11 +6,12 @@ name as their module and are registered when prunelab starts, so no second top-l
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher as HydraLauncher
@@ -24,6 +25,10 @@ from prunelab.launch.base import Launcher
 from prunelab.launch.inline import Inline
 from prunelab.launch.pool import Pool
 from prunelab.launch.study import plan_study
+
+# Hydra's scan for plugins executes its own plugin modules anew, so a base class imported before it is stale.
+_PLUGINS = Plugins.instance()
+BasicSweeper = importlib.import_module("hydra._internal.core_plugins.basic_sweeper").BasicSweeper
 
 _MODULE = "hydra_plugins.prunelab"
 
@@ -78,10 +83,16 @@ class InlineLauncher(StudyLauncher):
 
 
 def register() -> None:
-    """Make the classes known to Hydra under the names that conf/hydra uses."""
+    """Make the classes known to Hydra, and importable, under the names that conf/hydra uses."""
+    try:
+        namespace = importlib.import_module("hydra_plugins")  # there if any other plugin is installed
+    except ImportError:
+        namespace = sys.modules["hydra_plugins"] = ModuleType("hydra_plugins")
+    sys.modules[_MODULE] = sys.modules[__name__]
+    namespace.prunelab = sys.modules[__name__]  # type: ignore[attr-defined]
     for plugin in (PrunelabSweeper, LocalLauncher, InlineLauncher):
         plugin.__module__ = _MODULE
-        Plugins.instance().register(plugin)
+        _PLUGINS.register(plugin)
 
 
 def _returned(overrides: Sequence[str], value: Any) -> JobReturn:

@@ -15,7 +15,7 @@ Config = Mapping[str, Any]
 
 # Two names for the same weights or text are the same work; paths are replaced by content digests.
 _MODEL = ("source", "id", "revision", "digest", "dtype")
-_CORPUS = ("source", "id", "revision", "split", "joiner", "digest")
+_NOT_CORPUS = ("name", "path", "n_samples", "seq_len", "sampler")  # names, places, and what the role decides
 
 
 def trial_stages(config: Config, corpora: Mapping[str, Config]) -> dict[str, Stage]:
@@ -56,9 +56,9 @@ def model_identity(model: Config) -> dict[str, Any]:
 
 
 def _corpus_identity(corpus: Config) -> dict[str, Any]:
-    identity = {key: corpus[key] for key in _CORPUS}
+    identity = {key: value for key, value in corpus.items() if key not in _NOT_CORPUS}
     if corpus["source"] in ("text", "tokens"):
-        identity |= {"id": None, "digest": content_digest(corpus["path"])}
+        identity["digest"] = content_digest(corpus["path"])
     return identity
 
 
@@ -77,6 +77,8 @@ def _tokens(config: Config, corpus: Config, role: str) -> Stage:
         "sampler": corpus["sampler"] if role == "mask" else "sequential",
         "n_samples": count, "seq_len": length, "seed": seed,
     }  # fmt: skip
+    if role == "held_out" and corpus["source"] == "tokens":
+        identity["mask_samples"] = corpus["n_samples"]  # rows that a mask may have drawn are left out
     label = f"{corpus['name']}-{role}-{count}x{length}" + (f"-s{seed}" if role == "mask" else "")
     return Stage("calibrate", identity, {}, {"model": dict(config["model"]), "corpus": dict(corpus)}, label)
 

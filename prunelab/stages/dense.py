@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prunelab.evaluation.cost import Meter
+from prunelab.evaluation.cost import metered
 from prunelab.evaluation.walk import measure
 from prunelab.models.load import load_decoder
 from prunelab.stages import calibrate, setting
-from prunelab.store.context import Context, Result
+from prunelab.store.context import Context, Result, steps
 
 
 def run(identity: Mapping[str, Any], context: Context) -> Result:
     """Measure perplexity on every test corpus; metrics ``ppl/<corpus>`` and ``parameters/dense``."""
     del identity  # the weights and texts it names come in through runtime and inputs
-    with Meter() as meter:
+    with metered() as cost:
         device = setting.prepare(context.runtime)
         decoder = load_decoder(context.runtime["model"], device=device)
         texts = {
@@ -24,11 +24,10 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
             if role.startswith("test/")
         }
         seq_len = max(text.shape[1] for text in texts.values())
-        found = measure(
-            decoder, None, texts, {}, setting.batch_size(context.runtime, seq_len),
-            progress=lambda done, total: context.progress("dense", done, total),
-        )  # fmt: skip
+        say = steps(context, "perplexity", len(texts))
+        found = measure(decoder, None, texts, {}, setting.batch_size(context.runtime, seq_len), say)
+        cost.tokens = sum(text.numel() for text in texts.values())
     metrics = {f"ppl/{name}": value for name, value in found.perplexity.items()}
     context.log({"event": "dense", **metrics})
     metrics["parameters/dense"] = decoder.n_parameters()
-    return Result(metrics, cost=meter.cost(tokens=sum(text.numel() for text in texts.values())))
+    return Result(metrics, cost=cost.values())

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from prunelab.evaluation.cost import Meter
+from prunelab.evaluation.cost import metered
 from prunelab.evaluation.integrity import check
 from prunelab.evaluation.walk import measure
 from prunelab.models.load import load_decoder
 from prunelab.stages import calibrate, setting
 from prunelab.stages.prune import STATE
-from prunelab.store.context import Context, Result
+from prunelab.store.context import Context, Result, steps
 from prunelab.structures.state import apply_state, open_state
 
 
@@ -22,7 +22,7 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
     Metrics: ``ppl/<corpus>``, ``delta/ppl/<corpus>`` (pruned / dense - 1), ``error/calibration`` and
     ``error/held_out/<corpus>`` (last block), ``integrity/*``. Table ``blocks``: error after each block.
     """
-    with Meter() as meter:
+    with metered() as cost:
         device = setting.prepare(context.runtime)
         decoder = load_decoder(context.runtime["model"], device=device)
         state = open_state(context.inputs["prune"].folder / STATE)
@@ -35,11 +35,10 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
             elif role == "calibrate":
                 streams["calibration"] = calibrate.read(found.folder)[: identity["error_samples"]]
         seq_len = max(text.shape[1] for text in [*texts.values(), *streams.values()])
-        found = measure(
-            decoder, partial(apply_state, decoder, state), texts, streams,
-            setting.batch_size(context.runtime, seq_len),
-            progress=lambda done, total: context.progress("evaluate", done, total),
-        )  # fmt: skip
+        say = steps(context, "blocks and perplexity", len(decoder.blocks) * len(streams) + len(texts))
+        size = setting.batch_size(context.runtime, seq_len)
+        found = measure(decoder, partial(apply_state, decoder, state), texts, streams, size, say)
+        cost.tokens = sum(t.numel() for t in texts.values()) + 2 * sum(t.numel() for t in streams.values())
         integrity = check(decoder, state)
     dense = context.inputs["dense"].record.metrics
     metrics: dict[str, Any] = {f"ppl/{name}": value for name, value in found.perplexity.items()}
@@ -49,5 +48,4 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
     for row in blocks:
         context.log({"event": "block", **row})
     context.log({"event": "evaluate", **metrics})
-    measured = sum(text.numel() for text in texts.values()) + 2 * sum(text.numel() for text in streams.values())
-    return Result(metrics, {"blocks": blocks}, meter.cost(tokens=measured))
+    return Result(metrics, {"blocks": blocks}, cost.values())

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prunelab.config.build import build
-from prunelab.evaluation.cost import Meter
+from prunelab.evaluation.cost import metered
 from prunelab.evaluation.integrity import check
 from prunelab.evaluation.ratios import ratios
 from prunelab.models.load import load_decoder
@@ -26,7 +26,7 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
     stage ran itself are counted in ``cost.shots``; both lists are in the tables.
     """
     schedule = identity["schedule"]
-    with Meter() as meter:
+    with metered() as cost:
         device = setting.prepare(context.runtime)
         decoder = load_decoder(context.runtime["model"], device=device)
         method = build(context.runtime["method"], "method")
@@ -50,7 +50,7 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
             decoder, method, tokens, schedule, seed=identity["seed"],
             batch_size=setting.batch_size(context.runtime, tokens.shape[1]) if tokens is not None else 1,
             allocation=identity["allocation"], start=start, start_shot=first, on_shot=on_shot,
-            progress=lambda what, done, total: context.progress(what, done, total),
+            progress=lambda row: context.progress(row["phase"], row["done"], row["total"]),
         )  # fmt: skip
         apply_state(decoder, state)
         integrity = check(decoder, state)
@@ -62,9 +62,9 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
             "shots": len(schedule),
             **integrity,
         }
-    n_shots = len(schedule) - first
-    cost = meter.cost(tokens=(tokens.numel() if tokens is not None else 0) * n_shots)
-    return Result(metrics, {"shots": rows, "sites": last_sites}, {**cost, "shots": n_shots})
+        n_shots = len(schedule) - first
+        cost.tokens = tokens.numel() * n_shots if tokens is not None else 0
+    return Result(metrics, {"shots": rows, "sites": last_sites}, {**cost.values(), "shots": n_shots})
 
 
 def _start(context: Context) -> tuple[dict[str, Any], State | None, int]:

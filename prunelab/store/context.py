@@ -73,3 +73,9 @@ class Context:
             with metrics.open("r+b") as file:
                 file.truncate(note["metrics_bytes"])
         return int(note["step"]), note["values"]
+
+
+def steps(context: Context, what: str, total: int) -> Callable[[Mapping[str, Any]], None]:
+    """Return a listener that counts every row it is told as one of ``total`` steps."""
+    counted = iter(range(1, total + 1))
+    return lambda row: context.progress(what, next(counted, total), total)

@@ -1,0 +1,28 @@
+"""The three ratios that are always reported together; nothing else is called sparsity."""
+
+from __future__ import annotations
+
+from prunelab.models.decoder import Decoder
+from prunelab.sparsity.mask import Structured
+from prunelab.structures.state import StateReader
+from prunelab.structures.surgery import compact_parameters
+
+
+def ratios(state: StateReader, decoder: Decoder) -> dict[str, float]:
+    """Return removed fractions, 0 to 1, of a decoder that holds ``state`` and is not compacted yet.
+
+    ratio/weights: weights of the pruned layers, biases included (the count of arXiv:2312.17244).
+    ratio/parameters: parameters of the decoder blocks that the compacted model no longer has. ratio/units:
+    rows and columns (a bias is a column); 0 for masks of single weights.
+    """
+    masks = [state.site(name).mask for name in state.names]
+    structured = [mask for mask in masks if isinstance(mask, Structured)]
+    units = sum(mask.keep_rows.numel() + mask.n_columns for mask in structured)
+    removed_units = sum(mask.rows_removed + mask.columns_removed for mask in structured)
+    in_blocks = sum(parameter.numel() for parameter in decoder.blocks.parameters())
+    saved = decoder.n_parameters() - compact_parameters(state, decoder)
+    return {
+        "ratio/weights": sum(mask.removed for mask in masks) / sum(mask.total for mask in masks),
+        "ratio/parameters": saved / in_blocks,
+        "ratio/units": removed_units / units if units else 0.0,
+    }

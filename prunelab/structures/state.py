@@ -1,0 +1,261 @@
+"""State: the pruned linear layers of a model (weights, biases, masks), as data and as one safetensors file.
+
+A state holds what pruning changed and nothing else, so a shot can be stored, resumed bit for bit, and laid
+over a freshly loaded dense model block by block. The file is written under a temporary name and renamed;
+every layer carries a sha256 of its bytes, checked when the layer is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from prunelab.errors import ModelError, StoreError
+from prunelab.models.block import LinearSite
+from prunelab.models.decoder import Decoder
+from prunelab.sparsity.mask import Elementwise, Mask, Structured
+
+FORMAT, VERSION = "prunelab.state", "1"
+
+
+@dataclass(frozen=True, eq=False)
+class SiteState:
+    """One pruned linear layer: weight (R, C) and bias (R,) in the model's dtype, and what was removed."""
+
+    weight: Tensor
+    bias: Tensor | None
+    mask: Mask
+
+
+class StateReader(Protocol):
+    """A state in memory or in a file: its model's name, its layers' names, and one layer at a time."""
+
+    @property
+    def model(self) -> str:
+        """Name of the decoder that was pruned."""
+        ...
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the layers."""
+        ...
+
+    def site(self, name: str) -> SiteState:
+        """One layer; StoreError if there is none of that name or its bytes are damaged."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """A state in memory. ``items``: layer name -> SiteState."""
+
+    model: str
+    items: Mapping[str, SiteState]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the layers."""
+        return tuple(self.items)
+
+    def site(self, name: str) -> SiteState:
+        """One layer; StoreError if there is none of that name."""
+        if name not in self.items:
+            raise StoreError(
+                f"the state of {self.model} has no layer {name!r}; it has {', '.join(self.names)}."
+            )
+        return self.items[name]
+
+    def sites(self) -> Iterator[tuple[str, SiteState]]:
+        """Every layer with its name."""
+        return iter(self.items.items())
+
+    def clone(self) -> State:
+        """A copy that shares no memory with the model."""
+        return State(
+            self.model,
+            {
+                name: SiteState(
+                    site.weight.clone(), None if site.bias is None else site.bias.clone(), site.mask
+                )
+                for name, site in self.items.items()
+            },
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class StateFile:
+    """A state on disk; a layer is read when asked for."""
+
+    path: Path
+    model: str
+    digests: Mapping[str, str]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the layers."""
+        return tuple(self.digests)
+
+    def site(self, name: str) -> SiteState:
+        """Read one layer; StoreError if there is none of that name or its bytes are damaged."""
+        if name not in self.digests:
+            raise StoreError(f"{self.path} has no layer {name!r}; it has {', '.join(self.names)}.")
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                keys = [key for key in file.keys() if key.startswith(f"{name}:")]  # noqa: SIM118
+                tensors = {key.removeprefix(f"{name}:"): file.get_tensor(key) for key in keys}
+        except (SafetensorError, OSError) as error:
+            raise _damaged(self.path, str(error)) from error
+        if _digest(tensors) != self.digests[name]:
+            raise _damaged(self.path, f"layer {name} does not match its digest")
+        return _unpack(tensors)
+
+    def sites(self) -> Iterator[tuple[str, SiteState]]:
+        """Read every layer, one at a time."""
+        return ((name, self.site(name)) for name in self.names)
+
+    def load(self) -> State:
+        """Read the whole state into memory."""
+        return State(self.model, dict(self.sites()))
+
+
+def read_state(decoder: Decoder, masks: Mapping[str, Mask]) -> State:
+    """Return the state of ``decoder`` under ``masks``; its weights share memory with the model (see
+    ``clone``)."""
+    items = {}
+    for site in decoder.sites():
+        bias = site.linear.bias
+        weight = site.linear.weight.detach()
+        items[site.name] = SiteState(weight, None if bias is None else bias.detach(), masks[site.name])
+    return State(decoder.name, items)
+
+
+def save_state(state: State, path: Path) -> str:
+    """Write ``state`` to ``path`` by rename; return its digest (see ``state_digest``)."""
+    tensors, metadata = {}, {"format": FORMAT, "version": VERSION, "model": state.model}
+    for name, site in state.sites():
+        packed = _pack(site)
+        metadata[f"digest/{name}"] = _digest(packed)
+        tensors |= {f"{name}:{part}": tensor for part, tensor in packed.items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary, metadata=metadata)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise StoreError(
+            f"cannot write the state to {path}: {error}. Free space or choose another folder."
+        ) from error
+    return _join(metadata)
+
+
+def open_state(path: Path) -> StateFile:
+    """Open a stored state; StoreError names a file that is missing, cut short, or not a state of this
+    version."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, str(error)) from error
+    if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
+        found = f"{metadata.get('format')!r} version {metadata.get('version')!r}"
+        raise StoreError(
+            f"{path} is {found}; needed is {FORMAT!r} version {VERSION!r}. Run the prune stage again."
+        )
+    digests = {
+        key.removeprefix("digest/"): value for key, value in metadata.items() if key.startswith("digest/")
+    }
+    return StateFile(Path(path), metadata["model"], dict(sorted(digests.items(), key=_natural)))
+
+
+def state_digest(state: StateReader) -> str:
+    """Return the sha256 of a state's weights and masks, the same in memory and on disk."""
+    return _join({f"digest/{name}": _digest(_pack(state.site(name))) for name in state.names})
+
+
+@torch.no_grad()
+def apply_state(decoder: Decoder, state: StateReader, block: int | None = None) -> None:
+    """Copy a state's weights and biases into ``decoder``, in place; only those of ``block`` if one is given.
+
+    Raises ModelError if the state is of a model with other layers, shapes or dtype.
+    """
+    for site in decoder.sites(block):
+        if site.name not in state.names:
+            raise ModelError(
+                f"the state of {state.model} has no layer {site.name} of {decoder.name}; load the model it was "
+                "pruned from."
+            )
+        stored = state.site(site.name)
+        _copy(site.linear.weight, stored.weight, site, state.model)
+        if (site.linear.bias is None) != (stored.bias is None):
+            raise ModelError(
+                f"{site.name}: only one of {decoder.name} and the state of {state.model} has a bias."
+            )
+        if stored.bias is not None:
+            _copy(site.linear.bias, stored.bias, site, state.model)
+
+
+def _copy(parameter: Tensor, stored: Tensor, site: LinearSite, model: str) -> None:
+    if parameter.shape != stored.shape or parameter.dtype != stored.dtype:
+        raise ModelError(
+            f"{site.name} is {tuple(parameter.shape)} {parameter.dtype}, in the state of {model} "
+            f"{tuple(stored.shape)} {stored.dtype}; load the model it was pruned from, in the same dtype."
+        )
+    parameter.copy_(stored)
+
+
+def _pack(site: SiteState) -> dict[str, Tensor]:
+    parts = {"weight": site.weight, "bias": site.bias}
+    if isinstance(site.mask, Structured):
+        parts |= {"keep_rows": site.mask.keep_rows, "keep_columns": site.mask.keep_columns}
+        if site.mask.keep_bias is not None:
+            parts["keep_bias_column"] = torch.tensor([site.mask.keep_bias])
+    else:
+        parts |= {"keep": site.mask.keep_weight, "keep_bias": site.mask.keep_bias}
+    return {name: part.detach().cpu().contiguous() for name, part in parts.items() if part is not None}
+
+
+def _unpack(parts: Mapping[str, Tensor]) -> SiteState:
+    if "keep" in parts:
+        mask: Mask = Elementwise(parts["keep"], parts.get("keep_bias"))
+    else:
+        column = parts.get("keep_bias_column")
+        keep_bias = None if column is None else bool(column[0])
+        mask = Structured(parts["keep_rows"], parts["keep_columns"], keep_bias)
+    return SiteState(parts["weight"], parts.get("bias"), mask)
+
+
+def _digest(parts: Mapping[str, Tensor]) -> str:
+    """sha256 over names, dtypes, shapes and little-endian bytes."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(parts.items()):
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def _join(metadata: Mapping[str, str]) -> str:
+    lines = sorted(f"{key}={value}\n" for key, value in metadata.items() if key.startswith("digest/"))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _natural(item: tuple[str, str]) -> tuple[tuple[int, str], ...]:
+    """Sort key that puts block 10 after block 9: safetensors returns metadata in no order."""
+    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in item[0].split("."))
+
+
+def _damaged(path: Path, reason: str) -> StoreError:
+    return StoreError(
+        f"{path} cannot be read as a pruned state: {reason}. Delete it and run the prune stage again."
+    )

@@ -1,0 +1,190 @@
+"""From zeros to smaller matrices: a pruned decoder that computes the same with fewer parameters.
+
+First, what removal in one layer makes useless in another is dropped too: a hidden unit of the MLP whose
+output column is gone, or that is always zero; a value channel that no query head reads, and the reverse. Then
+each linear layer becomes the smallest one that computes the same: a plain Linear where neighbours agree on
+the width (inside the MLP), otherwise a CompactLinear that picks its inputs and puts its outputs among zeros
+(the residual stream, of which every layer uses its own part, and heads, whose width the attention code
+fixes). Query and key channels are not dropped beyond their own rows: rotary pairs and per-head norms couple
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.activations import ACT2FN
+
+from prunelab.models.decoder import Decoder
+from prunelab.sparsity.mask import Structured
+from prunelab.structures.state import StateReader, apply_state
+
+
+class CompactLinear(nn.Module):
+    """A linear layer without its removed rows and columns, with the same interface to the outside.
+
+    weight (p, q), bias (p,) or None; ``inputs`` (q,) int64: features of x (..., in_features) to use, None = x
+    is already that narrow; ``outputs`` (p,) int64: places in the result (..., out_features), zero elsewhere,
+    None = the result is (..., p).
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        inputs: Tensor | None,
+        outputs: Tensor | None,
+        in_features: int,
+        out_features: int,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.register_buffer("inputs", inputs)
+        self.register_buffer("outputs", outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in_features) to (..., out_features)."""
+        if self.inputs is not None:
+            x = x.index_select(-1, cast(Tensor, self.inputs))
+        y = F.linear(x, self.weight, self.bias)
+        if self.outputs is None:
+            return y
+        full = y.new_zeros(*y.shape[:-1], self.out_features)
+        return full.index_copy(-1, cast(Tensor, self.outputs), y)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What is left of one linear layer: rows (R,), columns (C,) bool, and whether there still is a bias.
+
+    ``narrow_output``, ``narrow_input``: the neighbours have the same width, so nothing is picked or placed.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    bias: bool
+    narrow_output: bool
+    narrow_input: bool
+
+    @property
+    def n_parameters(self) -> int:
+        """Parameters of the compacted layer."""
+        rows = int(self.rows.sum())
+        return rows * (int(self.columns.sum()) + self.bias)
+
+
+def compact(decoder: Decoder, state: StateReader) -> None:
+    """Apply ``state`` to ``decoder`` and make its linear layers physically smaller, in place.
+
+    Logits stay those of the zero-filled model up to rounding (1e-5 in float32). Layers with masks of single
+    weights keep their shape. Afterwards the decoder runs and counts its parameters, but ``sites()`` refuses
+    it: replaced layers are no longer what its family describes.
+    """
+    apply_state(decoder, state)
+    for index, block in enumerate(decoder.blocks):
+        sites = decoder.sites(index)
+        for path, plan in _plans(decoder, state, index).items():
+            linear = next(site.linear for site in sites if site.path == path)
+            parent, _, name = path.rpartition(".")
+            setattr(block.get_submodule(parent), name, _smaller(linear, plan))
+
+
+def compact_parameters(state: StateReader, decoder: Decoder) -> int:
+    """Return how many parameters ``decoder`` would hold once compacted, without building anything."""
+    count = decoder.n_parameters()
+    for index in range(len(decoder.blocks)):
+        plans = _plans(decoder, state, index)
+        for site in decoder.sites(index):
+            dense = sum(parameter.numel() for parameter in site.linear.parameters())
+            count += plans[site.path].n_parameters - dense
+    return count
+
+
+def _plans(decoder: Decoder, state: StateReader, index: int) -> dict[str, Plan]:
+    """What is left of each linear layer of block ``index``, by path."""
+    rows, columns, biases = {}, {}, {}
+    for site in decoder.sites(index):
+        mask = state.site(site.name).mask
+        R, C = site.linear.weight.shape
+        has_bias = site.linear.bias is not None
+        if isinstance(mask, Structured):
+            rows[site.path], columns[site.path] = mask.keep_rows, mask.keep_columns
+            biases[site.path] = has_bias and bool(mask.keep_bias)
+        else:
+            rows[site.path], columns[site.path] = (
+                torch.ones(R, dtype=torch.bool),
+                torch.ones(C, dtype=torch.bool),
+            )
+            biases[site.path] = has_bias
+    narrow_outputs: set[str] = set()
+    narrow_inputs: set[str] = set()
+    if decoder.family.mlp is not None:
+        writers, reader = decoder.family.mlp
+        alive = _living_units(decoder, [rows[path] for path in writers], columns[reader])
+        for path in writers:
+            rows[path] = alive
+        columns[reader] = alive
+        narrow_outputs |= set(writers)
+        narrow_inputs.add(reader)
+    if decoder.family.attention is not None:
+        _, _, value, output = decoder.family.attention
+        rows[value], columns[output] = _living_channels(decoder, rows[value], columns[output])
+    return {
+        path: Plan(rows[path], columns[path], biases[path], path in narrow_outputs, path in narrow_inputs)
+        for path in rows
+    }
+
+
+def _living_units(decoder: Decoder, writers: Sequence[Tensor], reader: Tensor) -> Tensor:
+    """Hidden units (n,) bool that are read and not always zero; ``writers``: rows of (gate, up) or of
+    (fc1,)."""
+    alive = reader.clone()
+    if len(writers) == 2:
+        alive &= writers[1]  # the gate multiplies: a zero there is a zero
+    if _activation_keeps_zero(decoder):
+        alive &= writers[0]
+    return alive
+
+
+def _living_channels(decoder: Decoder, value: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of the value map and columns of the output map that matter; query heads share grouped value
+    heads."""
+    config = decoder.model.config
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    channels = value.view(-1, 1, width)
+    readers = output.view(channels.shape[0], -1, width)
+    return (channels & readers.any(1, keepdim=True)).reshape(-1), (readers & channels).reshape(-1)
+
+
+def _activation_keeps_zero(decoder: Decoder) -> bool:
+    """Whether the MLP's activation maps 0 to 0; unknown ones are taken not to."""
+    config = decoder.model.config
+    for key in ("hidden_activation", "hidden_act", "activation_function"):
+        name = getattr(config, key, None)
+        if name in ACT2FN:
+            return float(ACT2FN[name](torch.zeros(1))) == 0.0
+    return False
+
+
+def _smaller(linear: nn.Linear, plan: Plan) -> nn.Module:
+    device = linear.weight.device
+    rows, columns = plan.rows.to(device), plan.columns.to(device)
+    weight = linear.weight.detach()[rows][:, columns].contiguous()
+    bias = linear.bias.detach()[rows] if plan.bias else None
+    inputs = None if plan.narrow_input or bool(columns.all()) else columns.nonzero()[:, 0]
+    outputs = None if plan.narrow_output or bool(rows.all()) else rows.nonzero()[:, 0]
+    if inputs is not None or outputs is not None:
+        return CompactLinear(weight, bias, inputs, outputs, linear.in_features, linear.out_features)
+    with torch.device("meta"):
+        plain = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    plain.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        plain.bias = nn.Parameter(bias, requires_grad=False)
+    return plain

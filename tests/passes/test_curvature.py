@@ -1,0 +1,138 @@
+"""Factors: the block-wise walk equals full-model autograd with one float64 outer product per token."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from prunelab.errors import ConfigError, ModelError
+from prunelab.methods.lobd import LOBD
+from prunelab.models.decoder import Decoder
+from prunelab.models.random import random_decoder
+from prunelab.passes.curvature import collect_factors
+
+BOTH = ("input_gram", "output_gram")
+
+
+def by_hand(decoder: Decoder, tokens: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """A and G of every layer in float64: whole model, one sequence at a time, one outer product per token."""
+    sites = decoder.sites()
+    sums = {
+        s.name: [
+            torch.zeros(n, n).double()
+            for n in (s.linear.in_features + (s.linear.bias is not None), s.linear.out_features)
+        ]
+        for s in sites
+    }
+    caught: dict[str, tuple[Tensor, Tensor]] = {}
+    handles = [
+        s.linear.register_forward_hook(
+            lambda _, args, out, name=s.name: caught.update({name: (args[0], out)})
+        )
+        for s in sites
+    ]
+    embedding = decoder.model.get_input_embeddings()
+    handles.append(embedding.register_forward_hook(lambda _, __, out: out.clone().requires_grad_()))
+    for sequence in tokens:
+        logits = decoder.model(input_ids=sequence[None], use_cache=False).logits[0]
+        loss = F.cross_entropy(logits[:-1].float(), sequence[1:], reduction="sum")
+        slopes = torch.autograd.grad(loss, [caught[s.name][1] for s in sites])
+        for s, slope in zip(sites, slopes, strict=True):
+            a = caught[s.name][0].detach().reshape(-1, s.linear.in_features)
+            for token, g in zip(a.double(), slope.reshape(-1, s.linear.out_features).double(), strict=True):
+                if s.linear.bias is not None:
+                    token = torch.cat([token, torch.ones(1).double()])
+                sums[s.name][0] += torch.outer(token, token)
+                sums[s.name][1] += torch.outer(g, g)
+    for handle in handles:
+        handle.remove()
+    return {name: (A / tokens.numel(), G / tokens.numel()) for name, (A, G) in sums.items()}
+
+
+def close(left: Tensor, right: Tensor, tolerance: float = 2e-5) -> None:
+    scale = right.double().abs().max()
+    torch.testing.assert_close(left.double() / scale, right.double() / scale, rtol=0, atol=tolerance)
+
+
+def test_walk_equals_full_model_autograd_for_any_batch_size(decoder: Decoder, tokens: Tensor) -> None:
+    expected = by_hand(decoder, tokens)
+    for batch_size in (1, 2, 5):  # 2 leaves a last batch of one
+        factors = collect_factors(decoder, tokens, BOTH, batch_size)
+        assert list(factors) == [site.name for site in decoder.sites()]
+        for name, (A, G) in expected.items():
+            assert factors[name].n_tokens == tokens.numel()
+            close(factors[name].A, A)
+            close(factors[name].G, G)
+
+
+def test_layers_of_one_input_share_one_factor(decoder: Decoder, tokens: Tensor) -> None:
+    factors = collect_factors(decoder, tokens, BOTH, 2)
+    for site in decoder.sites():
+        for other in decoder.sites(site.block):
+            same = factors[site.name].A is factors[other.name].A
+            assert same == (site.shared == other.shared)
+
+
+def test_only_what_is_needed_is_collected(decoder: Decoder, tokens: Tensor) -> None:
+    whole = collect_factors(decoder, tokens, BOTH, 2)
+    inputs = collect_factors(decoder, tokens, ("input_gram",), 2)
+    outputs = collect_factors(decoder, tokens, ("output_gram",), 2)
+    nothing = collect_factors(decoder, tokens, (), 2)
+    for name, both in whole.items():
+        assert inputs[name].G is None
+        assert outputs[name].A is None
+        assert nothing[name].A is None
+        assert nothing[name].G is None
+        assert torch.equal(inputs[name].A, both.A)
+        assert torch.equal(outputs[name].G, both.G)
+
+
+def test_model_is_left_as_it_was(decoder: Decoder, tokens: Tensor) -> None:
+    before = {name: p.clone() for name, p in decoder.model.named_parameters()}
+    rows: list[dict] = []
+    collect_factors(decoder, tokens, BOTH, 2, rows.append)
+    for name, parameter in decoder.model.named_parameters():
+        assert torch.equal(parameter, before[name])
+        assert parameter.grad is None
+        assert not parameter.requires_grad
+    assert not any(site.linear._forward_hooks or site.linear._forward_pre_hooks for site in decoder.sites())
+    done = [(row["phase"], row["done"], row["total"]) for row in rows]
+    assert done == [("forward", 1, 2), ("forward", 2, 2), ("backward", 1, 2), ("backward", 2, 2)]
+
+
+def test_lobd_statistics_cover_every_sequence() -> None:
+    """The published code overwrites A with each sequence; here it is their average."""
+    decoder = random_decoder("llama")
+    tokens = torch.randint(3, 64, (3, 12), generator=torch.Generator().manual_seed(1))
+    whole = collect_factors(decoder, tokens, LOBD.needs, 1)
+    single = [collect_factors(decoder, row[None], LOBD.needs, 1) for row in tokens]
+    for name, factors in whole.items():
+        close(factors.A, sum(part[name].A for part in single) / 3)
+        assert not torch.allclose(factors.A, single[-1][name].A, rtol=1e-2)
+
+
+def test_holding_elsewhere_changes_nothing() -> None:
+    decoder = random_decoder("opt")
+    tokens = torch.randint(3, 64, (3, 12), generator=torch.Generator().manual_seed(1))
+    here, there = (
+        collect_factors(decoder, tokens, BOTH, 2),
+        collect_factors(decoder, tokens, BOTH, 2, hold="cpu"),
+    )
+    assert all(torch.equal(here[n].G, there[n].G) and torch.equal(here[n].A, there[n].A) for n in here)
+
+
+def test_numbers_that_are_not_finite_name_their_block() -> None:
+    decoder = random_decoder("llama")
+    tokens = torch.randint(3, 64, (2, 8), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        decoder.site("model.layers.1.mlp.down_proj").linear.weight[0, 0] = float("nan")
+    with pytest.raises(ModelError, match=r"activations after block 1 .*float32"):
+        collect_factors(decoder, tokens, BOTH, 2)
+
+
+def test_unknown_need_is_refused() -> None:
+    decoder = random_decoder("llama")
+    with pytest.raises(ConfigError, match=r"method.needs=\['hessian'\].*input_gram \| output_gram"):
+        collect_factors(decoder, torch.zeros(1, 4, dtype=torch.int64), ("hessian",), 1)
