@@ -16,7 +16,7 @@ import numpy as np
 
 from prunelab.calibration import sample
 from prunelab.calibration.corpus import SPLITS, field, of_split, open_corpus
-from prunelab.calibration.local import check_digest, check_file, file_digest
+from prunelab.calibration.local import check_digest, check_file, file_digest, row_range
 from prunelab.calibration.tokens import TokenSet, build_token_set, check_range, read_npy
 from prunelab.errors import ConfigError, DataError, nearest
 
@@ -128,16 +128,13 @@ def _windows(spec: Mapping, tokenizer: Any, role: str, n: int | None, seq_len: i
     return windows, source
 
 
-def _token_rows(
-    spec: Mapping, tokenizer: Any, role: str, n: int | None, seq_len: int, seed: int, vocab_size: int
-):
+def _token_rows(spec: Mapping, _, role: str, n: int | None, seq_len: int, seed: int, vocab_size: int):
     """Return (rows (n, seq_len), source) of an .npy file of ids (rows, length >= seq_len): its first columns.
 
-    ``mask``: ``n`` rows by the seed without repetition, in drawn order. ``held_out``: the same from rows
-    that no mask of the spec's n_samples and this seed has drawn. ``test``: the first ``n`` rows in order
-    (None: all), so a file for testing must not be the file that calibrates.
+    With split 'all' the file serves one role; otherwise rows are divided 80/10/10 by position. ``test`` or
+    sampler 'sequential' take rows in order; else ``n`` are drawn by the seed without repetition.
     """
-    what = f"corpus {spec.get('name')!r}"
+    what, split = f"corpus {spec.get('name')!r}", split_of(spec, role)
     path = check_file(field(spec, "path"), what)
     if path.suffix != ".npy":
         raise DataError(
@@ -146,27 +143,24 @@ def _token_rows(
     digest = file_digest(path)
     check_digest(digest, spec.get("digest"), f"{what} ({path})")
     array = read_npy(path, what)
-    rows, length = array.shape
-    if length < seq_len:
+    if array.shape[1] < seq_len:
         raise DataError(
-            f"{what}: the rows of {path} have {length} tokens; seq_len={seq_len} needs as many. Lower it."
+            f"{what}: the rows of {path} have {array.shape[1]} tokens, "
+            f"fewer than seq_len={seq_len}. Lower seq_len."
         )
-    for start in range(0, rows, 4096):
+    for start in range(0, len(array), 4096):
         check_range(array[start : start + 4096], vocab_size, f"{what} ({path})")
-    source = {"id": str(path), "split": "all", "sampler": "rows", "corpus_digest": digest}
-    if role == "test":
-        return array[: n if n is not None else rows, :seq_len], source
-    return array[_rows_of(spec, role, n or 1, rows, seed, what), :seq_len], source
-
-
-def _rows_of(spec: Mapping, role: str, n: int, rows: int, seed: int, what: str) -> np.ndarray:
-    """Return the row numbers of ``mask`` or ``held_out``; the two never share a row for one seed."""
-    taken = int(spec.get("n_samples") or 0) if role == "held_out" else 0
-    if n + taken > rows:
+    rows = row_range(len(array), split)
+    in_order = role == "test" or spec.get("sampler") == "sequential"
+    if len(rows) < (1 if role == "test" else n or 1):
         raise DataError(
-            f"{what}: {n} rows were asked for, but the file has {rows}"
-            + (f", of which {taken} calibrate" if taken else "")
-            + f": {max(0, rows - taken)} windows. Lower n_samples or give a longer file."
+            f"{what}, split {split!r}: {n} rows were asked for, but {len(rows)} of the file's {len(array)} rows "
+            f"are in it: {len(rows)} windows. Lower n_samples or give a longer file."
         )
-    # one permutation for both roles: held_out continues where mask stopped
-    return sample.random_state(seed, "mask").permutation(rows)[taken : taken + n]
+    if in_order:
+        chosen = np.asarray(rows[:n])
+    else:
+        chosen = rows.start + sample.distinct(n or 1, len(rows), sample.random_state(seed, role))
+    sampler = "sequential" if in_order else "rows"
+    source = {"id": str(path), "split": split, "sampler": sampler, "corpus_digest": digest}
+    return array[chosen, :seq_len], source

@@ -192,3 +192,12 @@ def divide(documents: list[str], split: str) -> list[str]:
         if SHARES[bisect.bisect_left(ends, seen)][0] == split:
             chosen.append(document)
     return chosen
+
+
+def row_range(n_rows: int, split: str) -> range:
+    """Return the row numbers of one split of a token file: 80/10/10 % by position, 'all' for everything."""
+    if split == "all":
+        return range(n_rows)
+    ends = {name: round(share * n_rows) for name, share in SHARES}
+    starts = dict(zip(ends, [0, *ends.values()], strict=False))
+    return range(starts[split], ends[split])

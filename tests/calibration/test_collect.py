@@ -132,30 +132,41 @@ def rows(tmp_path: Path, spec_of) -> dict:
 
 def test_token_files_give_rows(rows):
     mask = collect(rows, None, n_samples=12).tokens
-    held_out = collect(rows, None, "held_out", n_samples=8).tokens
     assert mask.shape == (12, 32)
     np.testing.assert_array_equal(mask - mask[:, :1], np.tile(np.arange(32), (12, 1)))
-    drawn, rest = mask[:, 0] // 100, held_out[:, 0] // 100
-    assert sorted([*drawn, *rest]) == list(range(20))  # no repetition, no row in both roles
-    assert list(drawn) != sorted(drawn)
-    assert list(collect(rows, None, seed=5, n_samples=12).tokens[:, 0] // 100) != list(drawn)
+    drawn = list(mask[:, 0] // 100)
+    assert len(set(drawn)) == 12
+    assert drawn != sorted(drawn)
+    assert list(collect(rows, None, seed=5, n_samples=12).tokens[:, 0] // 100) != drawn
+    assert sorted(collect(rows, None, n_samples=20).tokens[:, 0] // 100) == list(range(20))
     everything = collect(rows, None, "test", n_samples=None).tokens
     np.testing.assert_array_equal(everything[:, 0] // 100, np.arange(20))
     assert collect(rows, None, "test", n_samples=3).tokens.shape == (3, 32)
 
 
+def test_divided_token_files_share_no_row_for_any_seed(rows):
+    spec = rows | {"split": {"mask": "train", "held_out": "validation", "test": "test"}}
+    for seed in range(3):
+        assert sorted(collect(spec, None, n_samples=16, seed=seed).tokens[:, 0] // 100) == list(range(16))
+        assert sorted(collect(spec, None, "held_out", n_samples=2, seed=seed).tokens[:, 0] // 100) == [16, 17]
+    assert list(collect(spec, None, "test", n_samples=None).tokens[:, 0] // 100) == [18, 19]
+    in_order = collect(spec | {"sampler": "sequential"}, None, n_samples=5)
+    assert list(in_order.tokens[:, 0] // 100) == [0, 1, 2, 3, 4]
+    assert in_order.source["sampler"] == "sequential"
+
+
 @pytest.mark.parametrize(
-    ("change", "role", "message"),
+    ("change", "split", "message"),
     [
-        ({"seq_len": 41}, "mask", r"have 40 tokens; seq_len=41"),
-        ({"n_samples": 21}, "mask", r"21 rows were asked for, but the file has 20: 20 windows"),
-        ({"n_samples": 9}, "held_out", r"9 rows .* has 20, of which 12 calibrate: 8 windows"),
-        ({"vocab_size": 1900}, "mask", r"0\.\.1899 .*found 0\.\.1939"),
+        ({"seq_len": 41}, "all", r"have 40 tokens, fewer than seq_len=41"),
+        ({"n_samples": 21}, "all", r"split 'all': 21 rows were asked for, but 20 of the file's 20 rows"),
+        ({"n_samples": 17}, "train", r"split 'train': 17 rows .* 16 of the file's 20 rows .*: 16 windows"),
+        ({"vocab_size": 1900}, "all", r"0\.\.1899 .*found 0\.\.1939"),
     ],
 )
-def test_token_files_that_do_not_suffice(rows, change, role, message):
+def test_token_files_that_do_not_suffice(rows, change, split, message):
     with pytest.raises(DataError, match=message):
-        collect(rows, None, role, **change)
+        collect(rows | {"split": split}, None, **change)
 
 
 def test_token_files_that_are_not_tokens(rows, tmp_path: Path):
