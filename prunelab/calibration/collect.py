@@ -154,8 +154,8 @@ def _token_rows(spec: Mapping, _, role: str, n: int | None, seq_len: int, seed: 
     in_order = role == "test" or spec.get("sampler") == "sequential"
     if len(rows) < (1 if role == "test" else n or 1):
         raise DataError(
-            f"{what}, split {split!r}: {n} rows were asked for, but {len(rows)} of the file's {len(array)} rows "
-            f"are in it: {len(rows)} windows. Lower n_samples or give a longer file."
+            f"{what}, split {split!r}: {n} rows were asked for, but {len(rows)} of the file's {len(array)} "
+            f"rows are in this split: {len(rows)} windows. Lower n_samples or give a longer file."
         )
     if in_order:
         chosen = np.asarray(rows[:n])
