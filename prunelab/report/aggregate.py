@@ -1,0 +1,64 @@
+"""Seeds to mean and spread, and which points are worth looking at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+SPREAD = "/spread"
+
+
+def by_cell(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Mean of ``columns`` over seeds for each (facet, variant, ratio); ``<column>/spread`` is the sample
+    standard deviation (NaN for one seed). Rows without any value are left out; groups keep their order.
+    """
+    columns = [column for column in columns if column in frame]
+    data = frame[["facet", "variant", "ratio"]].copy()
+    if "ratio/weights" in frame:  # patterns without a nominal ratio, such as 2:4
+        data["ratio"] = data["ratio"].where(data["ratio"].notna(), frame["ratio/weights"])
+    data["ratio"] = pd.to_numeric(data["ratio"], errors="coerce")
+    data[columns] = frame[columns].apply(pd.to_numeric, errors="coerce")
+    data = data.dropna(subset=columns, how="all") if columns else data
+    groups = data.groupby(["facet", "variant", "ratio"], sort=False, dropna=False)
+    cells = groups[columns].mean().join(groups[columns].std(ddof=1).add_suffix(SPREAD))
+    cells["n"] = groups.size()
+    return cells.reset_index()
+
+
+def pareto(cells: pd.DataFrame, error: str, perplexity: str) -> np.ndarray:
+    """Which rows no other row beats: one that removes at least as much with no larger error and perplexity,
+    and is better in one of the three. Boolean (rows,); rows with missing values are never on the front.
+    """
+    points = np.column_stack([-cells["ratio"], cells[error], cells[perplexity]]).astype(float)
+    if not len(points):
+        return np.zeros(0, dtype=bool)
+    no_worse = (points[:, None, :] <= points[None, :, :]).all(axis=2)
+    better = (points[:, None, :] < points[None, :, :]).any(axis=2)
+    return ~(no_worse & better).any(axis=0) & np.isfinite(points).all(axis=1)
+
+
+def common_ratio(cells: pd.DataFrame) -> float | None:
+    """The largest ratio that every variant reached in every facet it occurs in; else the largest ratio that
+    most did; None without ratios.
+    """
+    known = cells.dropna(subset=["ratio"])
+    if known.empty:
+        return None
+    counts = known.groupby("ratio")[["facet", "variant"]].apply(lambda part: len(part.drop_duplicates()))
+    return float(counts[counts == counts.max()].index.max())
+
+
+def at_ratio(frame: pd.DataFrame, ratio: float) -> pd.DataFrame:
+    """Rows whose ratio is ``ratio`` up to rounding."""
+    return frame[np.isclose(frame["ratio"].astype(float), ratio, rtol=0, atol=1e-9)]
+
+
+def best(values: Sequence[float], digits: int = 2) -> list[bool]:
+    """Which values are smallest as printed with ``digits`` decimals; ties share it, infinity never wins."""
+    finite = [value for value in values if np.isfinite(value)]
+    if len(values) < 2 or not finite:
+        return [False] * len(values)
+    low = round(min(finite), digits)
+    return [bool(np.isfinite(value)) and round(value, digits) == low for value in values]

@@ -1,0 +1,62 @@
+"""The table that ends a study in the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from prunelab.report.collect import FAILED, Study, collect
+from prunelab.report.finding import integrity, missing
+from prunelab.report.table import ResultTable, result_tables
+
+
+def closing(study: Study | Path | str) -> RenderableType:
+    """Perplexities by method and ratio for each calibration, then what failed, why, and where its log is.
+
+    Names are shown literally: brackets in them are no markup.
+    """
+    study = study if isinstance(study, Study) else collect(study)
+    parts: list[RenderableType] = [_results(one, len(study.corpora)) for one in result_tables(study)]
+    absent = missing(study)
+    if absent:
+        parts.append(_missing(absent))
+    violations, _, names = integrity(study)
+    if violations:
+        text = f"{violations} masked weights are not zero: {', '.join(names)}. These numbers are not to be trusted."
+        parts.append(Text(text, style="bold red"))
+    return Group(*parts)
+
+
+def _results(table: ResultTable, corpora: int) -> Table:
+    last = 2 + corpora + (corpora > 1)
+    made = Table(
+        title=Text(f"perplexity, calibrated on {table.facet}", style="bold"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for index, name in enumerate(table.header[:last]):
+        made.add_column(Text(name), justify="left" if index == 1 else "right", overflow="fold")
+    for place, row in enumerate(table.rows):
+        texts = [Text(cell.text, style="bold green" if cell.best else "") for cell in row[:last]]
+        if row[1].aside[:1].isdigit():  # the number of seeds; reasons stand in the table below
+            texts[1].append(f" ({row[1].aside.split(';')[0]})", style="dim")
+        ends = place + 1 == len(table.rows) or table.starts[place + 1]
+        made.add_row(*texts, end_section=ends)
+    return made
+
+
+def _missing(rows: list[dict]) -> Table:
+    title = Text("without a result", style="bold")
+    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("trial", "state", "reason", "log"):
+        made.add_column(name, overflow="fold")
+    for row in rows:
+        style = "red" if row["status"] == FAILED else "yellow"
+        state = Text(str(row["status"]), style=style)
+        made.add_row(Text(str(row["name"])), state, Text(str(row["reason"])), Text(str(row["log"])))
+    return made

@@ -1,0 +1,276 @@
+"""A study's folder and its store -> tidy rows: one per trial, beside them blocks, sites, costs, configs.
+
+Reads JSON only and works while the study runs: a trial without its last record is a row with status
+``failed`` or ``unfinished`` and a reason. A stage's folder may hold ``failure.json`` with ``error`` (text)
+and ``log`` (path), written by whoever ran the stage.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from prunelab.errors import StoreError
+from prunelab.report.label import label_trials
+
+DONE, FAILED, UNFINISHED = "done", "failed", "unfinished"
+PREFIXED = ("dense", "calibrate")  # stages about the model and the text, not about the pruned model
+DERIVED = ("mean/ppl", "mean/held_out", "mean/overfit")
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """Everything a report shows.
+
+    ``frame``: a row per trial (number, name, key, status, reason, log, axes, facet, variant, metrics, costs).
+    ``blocks``: number, block, stream, error. ``sites``: number, site, block, path, removed, total.
+    ``stages``: a row per stage of the plan: key, kind, slug, status, seconds, peak_gib.
+    ``trials``: number -> {config, overrides, stages, key} as planned.
+    """
+
+    name: str
+    folder: Path
+    store: Path
+    created: str
+    argv: tuple[str, ...]
+    frame: pd.DataFrame
+    blocks: pd.DataFrame
+    sites: pd.DataFrame
+    stages: pd.DataFrame
+    trials: Mapping[int, Mapping[str, Any]]
+    versions: Mapping[str, str]
+
+    @property
+    def corpora(self) -> list[str]:
+        """Test corpora with a perplexity, in order of appearance."""
+        return suffixes(self.frame, "ppl/")
+
+    @property
+    def held_out(self) -> list[str]:
+        """Corpora of the held-out error streams."""
+        return suffixes(self.frame, "error/held_out/")
+
+    @property
+    def facets(self) -> list[str]:
+        """Labels of model and calibration, one for each group of comparable rows."""
+        return list(dict.fromkeys(self.frame["facet"]))
+
+    @property
+    def variants(self) -> list[str]:
+        """Labels of what is compared: the method and whatever else varies beside ratio and seed."""
+        return list(dict.fromkeys(self.frame["variant"]))
+
+
+def suffixes(frame: pd.DataFrame, prefix: str) -> list[str]:
+    """What follows ``prefix`` in the frame's columns, in order."""
+    return [str(column)[len(prefix) :] for column in frame.columns if str(column).startswith(prefix)]
+
+
+def collect(study_folder: Path | str) -> Study:
+    """Read ``plan.json`` and every record that it names.
+
+    Raises:
+        StoreError: the folder holds no readable plan.
+    """
+    folder = Path(study_folder)
+    plan = _read_plan(folder)
+    store = Path(plan["store"])
+    stages = {key: _stage(store, key, planned) for key, planned in plan["stages"].items()}
+    trials = sorted(plan["trials"], key=lambda trial: trial["number"])
+    labels = label_trials([trial["config"] for trial in trials])
+    rows, blocks, sites = [], [], []
+    for trial, label in zip(trials, labels, strict=True):
+        number = trial["number"]
+        own = {role: stages[key] for role, key in trial["stages"].items() if key in stages}
+        rows.append(_row(trial, own, stages) | {"facet": label.facet, "variant": label.variant})
+        tables = _tables(own)
+        blocks += [{"number": number, **row} for row in tables.get("blocks", ())]
+        sites += [{"number": number, **row} for row in tables.get("sites", ())]
+    frame = _derived(pd.DataFrame(rows, dtype=object))  # object: whole numbers stay whole beside gaps
+    return Study(
+        name=str(plan.get("study", folder.name)),
+        folder=folder,
+        store=store,
+        created=str(plan.get("created", "")),
+        argv=tuple(str(word) for word in plan.get("argv", ())),
+        frame=frame,
+        blocks=_numeric(
+            pd.DataFrame(blocks, columns=_columns(blocks, ("number", "block", "stream", "error")))
+        ),
+        sites=pd.DataFrame(
+            sites, columns=_columns(sites, ("number", "site", "block", "path", "removed", "total"))
+        ),
+        stages=pd.DataFrame([_stage_row(stage) for stage in stages.values()]),
+        trials={trial["number"]: trial for trial in trials},
+        versions=_versions(stages.values()),
+    )
+
+
+def _read_plan(folder: Path) -> dict[str, Any]:
+    path = folder / "plan.json"
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(plan["trials"], list) or not isinstance(plan["stages"], dict) or not plan["trials"]:
+            raise ValueError("it lists no trials")
+        return plan
+    except FileNotFoundError:
+        raise StoreError(f"{folder} is no study: plan.json is missing. Give the folder of a study.") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"{path} cannot be read ({error}). Run the study's command again, it rewrites it."
+        ) from error
+
+
+def _stage(store: Path, key: str, planned: Mapping[str, Any]) -> dict[str, Any]:
+    """A planned stage with its record (if DONE) or its failure (if it says so)."""
+    kind, slug = str(planned["kind"]), str(planned.get("slug", ""))
+    folder = store / str(planned.get("folder") or f"{kind}/{slug}-{key[:12]}")
+    stage = {"key": key, "kind": kind, "slug": slug, "folder": folder, "inputs": planned.get("inputs") or {}}
+    record = _read_json(folder / "record.json") if (folder / "DONE").exists() else None
+    failure = None if record else _read_json(folder / "failure.json")
+    return stage | {"record": record, "failure": failure}
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # absent, or being written: the stage counts as unfinished
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def _row(trial: Mapping[str, Any], own: Mapping[str, Any], stages: Mapping[str, Any]) -> dict[str, Any]:
+    config = trial["config"]
+    status, reason, log = _status(own, stages)
+    row: dict[str, Any] = {"number": trial["number"], "name": trial["name"], "key": trial["key"]}
+    row |= {"status": status, "reason": reason, "log": log, "model": _at(config, "model", "name")}
+    row |= {
+        "pattern": _at(config, "sparsity", "pattern"),
+        "ratio": as_float(_at(config, "sparsity", "ratio")),
+    }
+    for group in ("allocation", "method", "reconstruction", "calibration"):
+        row[group] = _at(config, group, "name")
+    row["seed"] = config.get("seed")
+    for role, stage in own.items():
+        record = stage["record"] or {}
+        prefix = f"{role}/" if role in PREFIXED else ""
+        row |= {prefix + name: number_or_text(value) for name, value in (record.get("metrics") or {}).items()}
+    for role, stage in own.items():
+        record = stage["record"] or {}
+        for name, value in (record.get("cost") or {}).items():
+            row[f"cost/{role}/{name}"] = number_or_text(value)
+        host = (record.get("provenance") or {}).get("host")
+        if host is not None:
+            row[f"cost/{role}/host"] = str(host)
+    line = {stage["key"]: stage for stage in _closure(own.values(), stages)}
+    seconds = [as_float((stage["record"] or {}).get("cost", {}).get("seconds")) for stage in line.values()]
+    row["cost/seconds"] = float(np.nansum(seconds)) if status == DONE else float("nan")
+    return row
+
+
+def _status(own: Mapping[str, Any], stages: Mapping[str, Any]) -> tuple[str, str, str]:
+    """(status, reason, log): failed if any stage on the way has failed, done if all are there."""
+    missing = [stage for stage in _closure(own.values(), stages) if not stage["record"]]
+    if own and all(stage["record"] for stage in own.values()):
+        return DONE, "", ""
+    for stage in missing:
+        if stage["failure"]:
+            error = str(
+                stage["failure"].get("error") or stage["failure"].get("message") or "failed without words"
+            )
+            log = str(stage["failure"].get("log") or "")
+            return FAILED, f"{stage['kind']}: {' '.join(error.split())}", log
+    return UNFINISHED, f"{missing[0]['kind']} is not finished" if missing else "its stages are unknown", ""
+
+
+def _closure(own: Iterable[Mapping[str, Any]], stages: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The stages and all that they stand on, inputs first. A sweep's trajectory may be long: no recursion."""
+    found: dict[str, dict[str, Any]] = {}
+    waiting = [(stage["key"], False) for stage in reversed(list(own))]
+    while waiting:
+        key, ready = waiting.pop()
+        if key in found or key not in stages:
+            continue
+        if ready:
+            found[key] = stages[key]
+        else:
+            waiting.append((key, True))
+            waiting += [(str(parent), False) for parent in stages[key]["inputs"].values()]
+    return list(found.values())
+
+
+def _tables(own: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+    tables: dict[str, list[Mapping[str, Any]]] = {}
+    for role, stage in own.items():
+        if role not in PREFIXED:
+            tables |= (stage["record"] or {}).get("tables") or {}
+    return tables
+
+
+def _derived(frame: pd.DataFrame) -> pd.DataFrame:
+    """Add the geometric mean perplexity, the mean held-out error and the over-fitting index of each trial."""
+    ppl = [column for column in frame.columns if column.startswith("ppl/")]
+    held_out = [column for column in frame.columns if column.startswith("error/held_out/")]
+    nothing = pd.Series(np.nan, index=frame.index)
+    new = {
+        DERIVED[0]: np.exp(np.log(frame[ppl].astype(float)).mean(axis=1, skipna=False)) if ppl else nothing
+    }
+    new[DERIVED[1]] = frame[held_out].astype(float).mean(axis=1, skipna=False) if held_out else nothing
+    calibration = frame["error/calibration"].astype(float) if "error/calibration" in frame else nothing
+    new[DERIVED[2]] = new[DERIVED[1]] / calibration.where(calibration > 0)
+    return pd.concat([frame, pd.DataFrame(new)], axis=1)
+
+
+def _stage_row(stage: Mapping[str, Any]) -> dict[str, Any]:
+    cost = (stage["record"] or {}).get("cost") or {}
+    status = DONE if stage["record"] else FAILED if stage["failure"] else UNFINISHED
+    row = {"key": stage["key"], "kind": stage["kind"], "slug": stage["slug"], "status": status}
+    return row | {name: as_float(cost.get(name)) for name in ("seconds", "peak_gib")}
+
+
+def _versions(stages: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Commit, hosts and library versions, joined by comma where stages differ."""
+    found: dict[str, dict[str, None]] = {}
+    for stage in stages:
+        provenance = (stage["record"] or {}).get("provenance") or {}
+        versions = provenance.get("versions")
+        flat = {name: provenance.get(name) for name in ("commit", "host")}
+        flat |= versions if isinstance(versions, dict) else {}
+        for name, value in flat.items():
+            if isinstance(value, (str, int, float)) and value != "":
+                found.setdefault(str(name), {})[str(value)] = None
+    return {name: ", ".join(values) for name, values in found.items()}
+
+
+def _columns(rows: list[dict[str, Any]], least: tuple[str, ...]) -> list[str]:
+    return list(dict.fromkeys([*least, *(key for row in rows for key in row)]))
+
+
+def _numeric(frame: pd.DataFrame) -> pd.DataFrame:
+    for name in ("block", "error"):
+        frame[name] = pd.to_numeric(frame[name], errors="coerce")
+    return frame
+
+
+def _at(config: Mapping[str, Any], group: str, name: str) -> Any:
+    inner = config.get(group)
+    return inner.get(name) if isinstance(inner, Mapping) else None
+
+
+def number_or_text(value: Any) -> Any:
+    """``value`` with the strings inf, -inf and nan, which JSON cannot hold as numbers, made numbers again."""
+    return float(value) if value in ("inf", "-inf", "nan") else value
+
+
+def as_float(value: Any) -> float:
+    """``value`` as a float, NaN where it is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return float("nan")

@@ -1,0 +1,177 @@
+"""Looks shared by all figures: Okabe-Ito colours with markers and line styles, grids of panels, PNG bytes.
+
+Matplotlib's Agg canvas is used without pyplot: no global state, no display, no backend choice.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+# Okabe & Ito's palette without yellow, which vanishes on white
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#3A3A3A")
+MARKERS = "os^DvPX*<>"
+DASHES = ("-", (0, (5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)))
+INK, GREY, GRID = "#1f2933", "#6b7785", "#e4e8ec"
+WIDTH = 11.5  # inches; 100 of the page's pixels each
+DPI = 140
+STYLE: dict[str, Any] = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 10,
+    "axes.edgecolor": "#aab4be",
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "text.color": INK,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 6,
+    "figure.facecolor": "white",
+}
+
+
+def looks(index: int) -> dict[str, Any]:
+    """Colour, marker and line style of the ``index``-th variant; the first 70 differ in two of the three."""
+    dash = DASHES[(index // len(COLOURS)) % len(DASHES)]
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": dash,
+    }
+
+
+def panels(
+    rows: int,
+    columns: int,
+    row_height: float,
+    *,
+    names: Sequence[str] = (),
+    left: float = 0.85,
+    right: float = 0.15,
+    gap_x: float = 0.68,
+    gap_y: float = 0.85,
+    **share: Any,
+) -> tuple[Figure, Any]:
+    """A figure of the page's width, its (rows, columns) axes, and room above for a legend of ``names``.
+
+    Lengths are inches; ``row_height`` is the height of the axes alone. Fixed margins, because matplotlib's
+    constrained layout costs more than all the drawing.
+    """
+    top = 0.34 + 0.26 * legend_lines(names)
+    height = top + rows * row_height + (rows - 1) * gap_y + 0.6
+    figure = Figure(figsize=(WIDTH, height))
+    FigureCanvasAgg(figure)
+    wide = (WIDTH - left - right - (columns - 1) * gap_x) / columns
+    place = {
+        "left": left / WIDTH,
+        "right": 1 - right / WIDTH,
+        "bottom": 0.6 / height,
+        "top": 1 - top / height,
+    }
+    place |= {"wspace": gap_x / wide, "hspace": gap_y / row_height}
+    return figure, figure.subplots(rows, columns, squeeze=False, gridspec_kw=place, **share)
+
+
+def legend_lines(names: Sequence[str]) -> int:
+    """Lines that ``legend`` needs for ``names``."""
+    return -(-len(names) // _legend_columns(names)) if names else 0
+
+
+def legend(figure: Figure, names: Sequence[str], extra: Sequence[Line2D | Patch] = ()) -> None:
+    """Variants, with their looks, above the panels; ``extra`` handles follow."""
+    handles: list[Any] = [Line2D([], [], label=name, **looks(index)) for index, name in enumerate(names)]
+    handles += extra
+    columns = _legend_columns([str(handle.get_label()) for handle in handles])
+    figure.legend(
+        handles=handles, loc="upper left", ncols=columns, bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2
+    )
+
+
+def _legend_columns(names: Sequence[str]) -> int:
+    widest = max((len(name) for name in names), default=1)
+    return max(1, min(len(names) or 1, int(WIDTH // (0.082 * widest + 0.6))))
+
+
+def log_axis(axes: Axes, which: str = "y") -> None:
+    """A logarithmic axis whose ticks are plain numbers (30, not 3 x 10^1), few enough to read."""
+    axis = axes.yaxis if which == "y" else axes.xaxis
+    getattr(axes, f"set_{which}scale")("log")
+    low, high = getattr(axes, f"get_{which}lim")()
+    decades = np.log10(high / low) if 0 < low < high and np.isfinite(high) else 1.0
+    if decades < 0.75:
+        axis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+    else:
+        subs = (1.0,) if decades > 4 else (1.0, 3.0) if decades > 1.6 else (1.0, 2.0, 5.0)
+        axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: plain_number(value)))
+    axis.set_minor_locator(NullLocator())
+
+
+def plain_number(value: float) -> str:
+    """A tick's text: 0.05, 30, 3,000, 20k, 5M."""
+    for limit, unit in ((1e6, "M"), (1e4, "k")):
+        if abs(value) >= limit:
+            scaled = value / (1e6 if unit == "M" else 1e3)
+            return f"{scaled:.3g}{unit}" if scaled < 1e4 else f"{value:.0e}"
+    return f"{value:,.4g}"
+
+
+def percent_axis(axes: Axes, which: str = "x") -> None:
+    """Fractions shown as per cent."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
+
+
+def empty(axes: Axes, why: str) -> None:
+    """Say ``why`` where a panel has nothing to draw."""
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, why, ha="center", va="center", color=GREY, transform=axes.transAxes, wrap=True)
+
+
+def literal(text: object) -> str:
+    """Text that matplotlib will not read as mathematics."""
+    return str(text).replace("$", r"\$")
+
+
+def short(text: str, length: int = 34) -> str:
+    """``text`` cut in the middle to ``length`` characters, safe to draw."""
+    if len(text) > length:
+        text = f"{text[: length * 2 // 3]}…{text[-(length - length * 2 // 3 - 1) :]}"
+    return literal(text)
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG bytes; the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(
+        buffer, format="png", dpi=DPI, metadata={"Software": None}, pil_kwargs={"compress_level": 4}
+    )
+    return buffer.getvalue()
+
+
+def styled() -> Any:
+    """Context in which figures are made and saved."""
+    return rc_context(STYLE)

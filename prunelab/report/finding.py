@@ -1,0 +1,120 @@
+"""What the numbers say in sentences, and the facts and checks around them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from prunelab.report.aggregate import at_ratio, by_cell, common_ratio
+from prunelab.report.collect import DONE, FAILED, UNFINISHED, Study
+from prunelab.report.table import number
+
+QUESTION = (
+    "At a given sparsity, which way of pruning this model keeps what it knows, "
+    "and does fitting the calibration text better help or hurt outside it?"
+)
+
+
+def chosen_ratio(study: Study) -> float | None:
+    """The ratio at which the figures of the inside are drawn: the largest that all variants reached."""
+    return common_ratio(by_cell(study.frame, ["mean/ppl"]))
+
+
+def findings(study: Study) -> list[str]:
+    """One or two sentences per facet at the largest common ratio; nothing where nothing is finished."""
+    ratio = chosen_ratio(study)
+    if ratio is None:
+        return []
+    cells = by_cell(study.frame, ["mean/ppl", "error/calibration", "mean/held_out", "mean/overfit"])
+    return [text for facet in study.facets for text in _facet(cells, facet, ratio, len(study.corpora))]
+
+
+def _facet(cells: pd.DataFrame, facet: str, ratio: float, corpora: int) -> list[str]:
+    here = at_ratio(cells[cells["facet"] == facet], ratio)
+    ranked = here.dropna(subset=["mean/ppl"]).sort_values("mean/ppl").to_dict("records")
+    if not ranked:
+        return []
+    what = f"mean perplexity over {corpora} corpora" if corpora > 1 else "perplexity"
+    text = f"At ratio {ratio:g}, calibrated on {facet}: {ranked[0]['variant']} keeps the lowest {what}, "
+    text += number(ranked[0]["mean/ppl"])
+    if len(ranked) > 1:
+        text += f"; next is {ranked[1]['variant']} with {number(ranked[1]['mean/ppl'])}"
+    return [text + ".", *_fit(here, facet)]
+
+
+def _fit(here: pd.DataFrame, facet: str) -> list[str]:
+    """Whether the best fit of the calibration text is the best fit of held-out text too."""
+    if not {"error/calibration", "mean/held_out", "mean/overfit"} <= set(here.columns):
+        return []
+    known = here.dropna(subset=["error/calibration", "mean/held_out", "mean/overfit"])
+    if len(known) < 2:
+        return []
+    near = known.sort_values("error/calibration").iloc[0]["variant"]
+    far = known.sort_values("mean/held_out").iloc[0]["variant"]
+    low = known.sort_values("mean/overfit").iloc[0]
+    high = known.sort_values("mean/overfit").iloc[-1]
+    text = (
+        f"{near} has the smallest error on calibration and on held-out text"
+        if near == far
+        else f"{near} has the smallest error on calibration text, but {far} on held-out text"
+    )
+    span = (
+        f"from {low['mean/overfit']:.2f} ({low['variant']}) to {high['mean/overfit']:.2f} ({high['variant']})"
+    )
+    return [f"Calibrated on {facet}, {text}; held-out error is {span} times the calibration error."]
+
+
+def facts(study: Study) -> list[tuple[str, str]]:
+    """Name and text of what describes the study: models, text, seeds, trials, store, versions."""
+    frame = study.frame
+    counts = frame["status"].value_counts()
+    told = [f"{counts[status]} {status}" for status in (DONE, FAILED, UNFINISHED) if counts.get(status)]
+    pairs = [("trials", f"{len(frame)} ({', '.join(told)})")]
+    pairs += [(name, _values(frame, name)) for name in ("model", "calibration", "pattern", "allocation")]
+    pairs += [("reconstruction", _values(frame, "reconstruction")), ("seed", _values(frame, "seed"))]
+    first = next(iter(study.trials.values()))["config"]
+    for group in ("calibration", "evaluation"):
+        inner = first.get(group)
+        sizes = (
+            {k: inner.get(k) for k in ("n_samples", "max_samples", "seq_len")}
+            if isinstance(inner, dict)
+            else {}
+        )
+        text = ", ".join(f"{name} {value}" for name, value in sizes.items() if value is not None)
+        pairs += [(f"{group} size", text)]
+    seconds = study.stages["seconds"].sum()
+    pairs += [("computed", f"{len(study.stages)} stages, {duration(seconds)} of work")]
+    pairs += [("planned", study.created), ("store", str(study.store))]
+    pairs += [("command", " ".join(study.argv))]
+    pairs += [("made with", "; ".join(f"{name} {text}" for name, text in study.versions.items()))]
+    return [(name, text) for name, text in pairs if text]
+
+
+def _values(frame: pd.DataFrame, name: str) -> str:
+    values = [str(value) for value in dict.fromkeys(frame[name]) if value is not None and value == value]
+    return ", ".join(values[:12]) + (f" and {len(values) - 12} more" if len(values) > 12 else "")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say it: 45 s, 12 min, 3 h 20 min."""
+    if not math.isfinite(seconds) or seconds < 90:
+        return f"{seconds:.0f} s" if math.isfinite(seconds) else "unknown time"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def missing(study: Study) -> list[dict[str, Any]]:
+    """Trials without a result: number, name, status, reason, log; failed ones first."""
+    rows = study.frame[study.frame["status"] != DONE][["number", "name", "status", "reason", "log"]]
+    return sorted(rows.to_dict("records"), key=lambda row: (row["status"] != FAILED, row["number"]))
+
+
+def integrity(study: Study) -> tuple[int, int, list[str]]:
+    """(violations, trials checked, names with violations) of the masks: a masked weight must be exactly 0."""
+    if "integrity/violations" not in study.frame:
+        return 0, 0, []
+    counts = pd.to_numeric(study.frame["integrity/violations"], errors="coerce")
+    bad = study.frame["name"][counts > 0]
+    return int(counts.fillna(0).sum()), int(counts.notna().sum()), [str(name) for name in bad]

@@ -1,0 +1,176 @@
+"""Figures of the inside: error over blocks, what each linear lost, and what the trials cost."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from prunelab.report.aggregate import at_ratio
+from prunelab.report.collect import Study
+from prunelab.report.figure import COLOURS, GREY, WIDTH, empty, legend, literal, looks, panels, short
+
+PER_ROW = 4
+CALIBRATION = "calibration"
+
+
+def over_blocks(study: Study, ratio: float) -> Figure:
+    """Error after each block at ``ratio``: calibration solid, held-out dashed with its corpora's range."""
+    lines = -(-len(study.variants) // PER_ROW)
+    columns = min(PER_ROW, len(study.variants))
+    texts = ["calibration text", "held-out text, mean", "range of held-out corpora"]
+    figure, grid = panels(
+        len(study.facets) * lines, columns, 2.1, names=texts, gap_x=0.25, gap_y=0.55, sharex=True, sharey=True
+    )
+    trials = at_ratio(study.frame, ratio)[["number", "facet", "variant"]]
+    blocks = study.blocks.merge(trials, on="number")
+    for place, axes in enumerate(grid.flat):
+        facet, index = divmod(place, lines * columns)
+        if index >= len(study.variants):
+            axes.set_axis_off()
+            continue
+        name, variant = study.facets[facet], study.variants[index]
+        own = blocks[(blocks["facet"] == name) & (blocks["variant"] == variant)]
+        _block_panel(axes, own, index)
+        axes.set_title(_title(study, variant, name))
+        _block_label(axes, place, grid, index, study)
+        if place % columns == 0:
+            axes.set_ylabel("relative error")
+    grid[0, 0].set_ylim(bottom=0)  # at the end: a fixed limit stops the shared axes from growing
+    solid = Line2D([], [], color=GREY, marker="o", label=texts[0])
+    dashed = Line2D([], [], color=GREY, linestyle=(0, (4, 2)), label=texts[1])
+    legend(figure, [], [solid, dashed, Patch(color=GREY, alpha=0.25, label=texts[2])])
+    return figure
+
+
+def _title(study: Study, variant: str, facet: str) -> str:
+    return short(f"{variant}, {facet}" if len(study.facets) > 1 else variant, 25)
+
+
+def _block_label(axes: Axes, place: int, grid: np.ndarray, index: int, study: Study) -> None:
+    """Name the x axis under the last panel of each column; with its ticks where the last row is short."""
+    below = place + grid.shape[1]
+    if below >= grid.size:
+        axes.set_xlabel("block")
+    elif below >= grid.size - grid.shape[1] and index + grid.shape[1] >= len(study.variants):
+        axes.set_xlabel("block")
+        axes.tick_params(labelbottom=True)
+
+
+def _block_panel(axes: Axes, own: pd.DataFrame, index: int) -> None:
+    if own["error"].dropna().empty:
+        return empty(axes, "not finished")
+    mean = own.groupby(["stream", "block"])["error"].mean().unstack("stream").sort_index()
+    held_out = mean[[column for column in mean.columns if column != CALIBRATION]]
+    colour, marker = looks(index)["color"], looks(index)["marker"]
+    if held_out.shape[1] > 1:
+        axes.fill_between(
+            mean.index, held_out.min(axis=1), held_out.max(axis=1), color=colour, alpha=0.15, linewidth=0
+        )
+    if held_out.shape[1]:
+        axes.plot(mean.index, held_out.mean(axis=1), color=colour, linestyle=(0, (4, 2)))
+    if CALIBRATION in mean:
+        sparse = max(1, len(mean) // 8)
+        axes.plot(mean.index, mean[CALIBRATION], color=colour, marker=marker, markevery=sparse)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+
+
+def lost(study: Study, ratio: float) -> Figure:
+    """Removed fraction of every linear (rows) in every block (columns) at ``ratio``, a panel per variant."""
+    trials = at_ratio(study.frame, ratio)[["number", "facet", "variant"]]
+    sites = study.sites.merge(trials, on="number")
+    pairs = [(f, v) for f in study.facets for v in study.variants]
+    columns = min(PER_ROW, len(study.variants))
+    lines = -(-len(study.variants) // columns)
+    paths = list(dict.fromkeys(sites["path"]))
+    height = 0.24 * max(3, len(paths))
+    figure, grid = panels(
+        len(study.facets) * lines,
+        columns,
+        height,
+        left=1.05,
+        right=0.95,
+        gap_x=0.2,
+        gap_y=0.5,
+        sharex=True,
+        sharey=True,
+    )
+    image = None
+    for place, axes in enumerate(grid.flat):
+        facet, index = divmod(place, lines * columns)
+        if index >= len(study.variants):
+            axes.set_axis_off()
+            continue
+        name, variant = pairs[facet * len(study.variants) + index]
+        own = sites[(sites["facet"] == name) & (sites["variant"] == variant)]
+        axes.set_title(_title(study, variant, name))
+        image = _lost_panel(axes, own, paths) or image
+        _block_label(axes, place, grid, index, study)
+    if image is not None:
+        high = figure.get_figheight()
+        place = figure.add_axes((1 - 0.75 / WIDTH, 0.6 / high, 0.14 / WIDTH, min(2.4, high - 0.94) / high))
+        bar = figure.colorbar(image, cax=place)
+        bar.set_label("removed fraction")
+        bar.outline.set_visible(False)  # type: ignore[operator]
+    return figure
+
+
+def _lost_panel(axes: Axes, own: pd.DataFrame, paths: list[str]):
+    if own.empty:
+        empty(axes, "not finished")
+        return None
+    sums = own.groupby(["path", "block"])[["removed", "total"]].sum()
+    share = (sums["removed"] / sums["total"]).unstack("block").reindex(paths).sort_index(axis=1)
+    values = share.to_numpy(dtype=float)
+    image = axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.grid(False)
+    axes.set_yticks(range(len(paths)), [literal(path.rsplit(".", 1)[-1]) for path in paths])
+    step = max(1, -(-share.shape[1] // 8))
+    axes.set_xticks(range(0, share.shape[1], step), [f"{block:g}" for block in share.columns[::step]])
+    if values.shape[1] <= 6:  # wide enough for the numbers themselves
+        for (row, column), value in np.ndenumerate(values):
+            colour = "white" if value > 0.6 else "#33414f"
+            if np.isfinite(value):
+                axes.text(column, row, f"{value:.0%}", ha="center", va="center", fontsize=8, color=colour)
+    return image
+
+
+def cost(study: Study) -> Figure:
+    """Seconds by stage and the largest memory peak, means over the trials of each variant."""
+    names = study.variants
+    kinds = list(dict.fromkeys(study.stages["kind"]))
+    left = 0.35 + 0.078 * max(len(short(name)) for name in names)
+    figure, grid = panels(1, 2, 0.2 + 0.32 * len(names), names=kinds, left=left, gap_x=0.3, sharey=True)
+    seconds, memory = grid[0]
+    start = np.zeros(len(names))
+    handles = []
+    for index, kind in enumerate(kinds):
+        values = _mean(study, f"cost/{kind}/seconds").fillna(0).to_numpy()
+        seconds.barh(range(len(names)), values, left=start, height=0.6, color=COLOURS[index % len(COLOURS)])
+        handles.append(Patch(color=COLOURS[index % len(COLOURS)], label=literal(kind)))
+        start = start + values
+    peaks = pd.concat([_mean(study, f"cost/{kind}/peak_gib") for kind in kinds], axis=1).max(axis=1)
+    memory.barh(range(len(names)), peaks.fillna(0), height=0.6, color=GREY)
+    for axes, values, unit in ((seconds, start, "s"), (memory, peaks.to_numpy(), "GiB")):
+        for row, value in enumerate(values):
+            text = f" {value:.3g} {unit}" if np.isfinite(value) and value < 1000 else f" {value:,.0f} {unit}"
+            axes.text(value if np.isfinite(value) else 0, row, text, va="center", fontsize=9, color=GREY)
+        axes.margins(x=0.2)
+        axes.grid(axis="y", visible=False)
+    seconds.set_yticks(range(len(names)), [short(name) for name in names])
+    seconds.invert_yaxis()
+    seconds.set_xlabel("seconds of its own stages, mean of trials")
+    memory.set_xlabel("largest peak memory of a stage (GiB), mean of trials")
+    legend(figure, [], handles)
+    return figure
+
+
+def _mean(study: Study, column: str) -> pd.Series:
+    if column not in study.frame:
+        return pd.Series(np.nan, index=study.variants)
+    values = pd.to_numeric(study.frame[column], errors="coerce")
+    return values.groupby(study.frame["variant"]).mean().reindex(study.variants)

@@ -1,0 +1,180 @@
+"""The report as one HTML page: styles and pictures inline, no script, nothing fetched, all text escaped."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+from prunelab.report.collect import DONE, FAILED, Study
+from prunelab.report.finding import QUESTION, facts, findings, integrity, missing
+from prunelab.report.table import Cell, ResultTable, result_tables
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure on the page: its file's stem, heading, what to look for, PNG bytes; ``aside`` folds it away."""
+
+    name: str
+    title: str
+    caption: str
+    png: bytes
+    aside: bool = False
+
+
+def page(study: Study, pictures: Sequence[Picture]) -> str:
+    """The whole page as text."""
+    sections = [("results", "Results", _results(study))]
+    for picture in pictures:
+        if picture.aside and len(sections) > 1:
+            name, title, body = sections[-1]
+            folded = f"<summary>{escape(picture.title)}</summary>{_figure(picture)}"
+            sections[-1] = (name, title, f'{body}<details class="figures">{folded}</details>')
+        else:
+            sections.append((picture.name, picture.title, _figure(picture)))
+    sections.append(("integrity", "Integrity", _integrity(study)))
+    if missing(study):
+        sections.append(("missing", "Without a result", _missing(study)))
+    sections.append(("study", "Study", _pairs(facts(study))))
+    sections.append(("configs", "Config behind each row", _configs(study)))
+    links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in sections)
+    bodies = "".join(
+        f'<section id="{name}"><h2>{escape(title)}</h2>{body}</section>' for name, title, body in sections
+    )
+    style = (files("prunelab.report") / "style.css").read_text(encoding="utf-8")
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(study.name)}: pruning study</title><style>{style}</style></head><body>"
+        f"{_header(study)}<nav><div>{links}</div></nav><main>{bodies}"
+        "<footer>Also in this folder: report.md, results.csv, and each figure as PNG.</footer>"
+        "</main></body></html>\n"
+    )
+
+
+def _header(study: Study) -> str:
+    counts = study.frame["status"].value_counts()
+    chips = [f'<span class="chip">{len(study.frame)} trials</span>']
+    for status, look in ((DONE, "good"), (FAILED, "bad"), ("unfinished", "")):
+        if counts.get(status):
+            chips.append(f'<span class="chip {look}">{counts[status]} {status}</span>')
+    violations, checked, _ = integrity(study)
+    if checked:
+        look, words = ("bad", f"{violations:,} mask violations") if violations else ("good", "masks intact")
+        chips.append(f'<span class="chip {look}">{words}</span>')
+    return (
+        f'<header><div><h1>{escape(study.name)}</h1><p class="question">{escape(QUESTION)}</p>'
+        f"{''.join(chips)}</div></header>"
+    )
+
+
+def _results(study: Study) -> str:
+    said = "".join(f"<li>{escape(text)}</li>" for text in findings(study))
+    parts = [f"<ul>{said}</ul>" if said else '<p class="note">No trial has finished yet.</p>']
+    tables = result_tables(study)
+    for table in tables:
+        parts.append(f"<h3>Calibrated on {escape(table.facet)}</h3>{_table(table)}")
+    parts.append(
+        '<p class="note">Perplexity on test text, lower is better; the best of each ratio is shaded; small print: '
+        "change from the dense model; mean: geometric mean over the corpora. Removed: fraction of the prunable "
+        "weights, of the decoder's parameters once compacted, of the units. Error: "
+        "‖h<sub>dense</sub> − h<sub>pruned</sub>‖² ÷ ‖h<sub>dense</sub>‖² after the last block on calibration "
+        "text and, as a mean over corpora, on held-out text; over-fitting: held-out ÷ calibration. ± is the sample "
+        "standard deviation over seeds.</p>"
+    )
+    return "".join(parts)
+
+
+def _table(table: ResultTable) -> str:
+    edges, at = set(), 0
+    for _, width in table.groups:
+        edges.add(at)
+        at += width
+    edges.discard(0)
+    groups, at = "", 0
+    for title, width in table.groups:
+        groups += f'<th colspan="{width}"{_class(edge=at in edges)}>{escape(title)}</th>'
+        at += width
+    header = "".join(
+        f"<th{_class(left=place == 1, edge=place in edges)}>{escape(name)}</th>"
+        for place, name in enumerate(table.header)
+    )
+    rows = "".join(
+        f"<tr{_class(start=start)}>{''.join(_cell(cell, place, edges) for place, cell in enumerate(row))}</tr>"
+        for row, start in zip(table.rows, table.starts, strict=True)
+    )
+    head = f'<thead><tr class="groups">{groups}</tr><tr>{header}</tr></thead>'
+    return f'<div class="scroll"><table>{head}<tbody>{rows}</tbody></table></div>'
+
+
+def _cell(cell: Cell, place: int, edges: set[int]) -> str:
+    aside = f"<small>{escape(cell.aside)}</small>" if cell.aside else ""
+    look = _class(left=place == 1, edge=place in edges, best=cell.best)
+    return f"<td{look}>{escape(cell.text)}{aside}</td>"
+
+
+def _class(**looks: bool) -> str:
+    names = " ".join(name for name, on in looks.items() if on)
+    return f' class="{names}"' if names else ""
+
+
+def _figure(picture: Picture) -> str:
+    data = base64.b64encode(picture.png).decode("ascii")
+    return (
+        f"<figure><figcaption>{escape(picture.caption)}</figcaption>"
+        f'<img alt="{escape(picture.title)}" src="data:image/png;base64,{data}"></figure>'
+    )
+
+
+def _integrity(study: Study) -> str:
+    violations, checked, names = integrity(study)
+    if not checked:
+        return '<p class="note">No finished trial has counted its masked weights yet.</p>'
+    masked = (
+        study.frame["integrity/masked"].dropna().astype(float).sum()
+        if "integrity/masked" in study.frame
+        else 0
+    )
+    text = f"{masked:,.0f} masked weights of {checked} trials were read back: "
+    if not violations:
+        return f"<p>{escape(text)}all are exactly 0 (violations: 0).</p>"
+    text += f"{violations:,} are not 0. The numbers of these trials are not to be trusted:"
+    return f"<p>{escape(text)}</p><ul>{''.join(f'<li>{escape(name)}</li>' for name in names)}</ul>"
+
+
+def _missing(study: Study) -> str:
+    head = "".join(f'<th class="left">{name}</th>' for name in ("trial", "state", "reason", "log"))
+    rows = "".join(
+        "<tr>"
+        + "".join(f'<td class="left wrap">{escape(str(row[name]))}</td>' for name in _MISSING)
+        + "</tr>"
+        for row in missing(study)
+    )
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+_MISSING = ("name", "status", "reason", "log")
+
+
+def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
+    return f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{escape(text)}</dd>' for name, text in pairs)}</dl>"
+
+
+def _configs(study: Study) -> str:
+    rows = study.frame.to_dict("records")
+    return "".join(_config(row, study.trials[row["number"]]) for row in rows)
+
+
+def _config(row: Mapping[str, Any], trial: Mapping[str, Any]) -> str:
+    state = "" if row["status"] == DONE else f'<span class="state {row["status"]}">{row["status"]}</span>'
+    keys = [(role, str(key)) for role, key in trial["stages"].items()]
+    pairs = [("overrides", " ".join(trial.get("overrides", ()))), ("trial key", str(trial["key"])), *keys]
+    config = json.dumps(trial["config"], indent=1, ensure_ascii=False, default=str)
+    return (
+        f"<details><summary>{escape(str(trial['number']))} · {escape(str(trial['name']))}{state}</summary>"
+        f"{_pairs(pairs)}<pre>{escape(config)}</pre></details>"
+    )

@@ -1,0 +1,205 @@
+"""Rows to text: results.csv, the main table as cells, and Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from prunelab.report.aggregate import SPREAD, best, by_cell
+from prunelab.report.collect import DONE, Study, collect
+
+IDENTITY = ("number", "name", "status", "reason", "model", "pattern", "ratio", "allocation", "method")
+IDENTITY += ("reconstruction", "calibration", "seed", "facet", "variant", "key")
+RATIOS = {"ratio/weights": "weights", "ratio/parameters": "parameters", "ratio/units": "units"}
+ERRORS = {"error/calibration": "calibration", "mean/held_out": "held-out", "mean/overfit": "over-fitting"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of a table: ``text``, an aside in small print, and whether it is the best of its group."""
+
+    text: str
+    aside: str = ""
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """The main result of one facet. ``groups``: (title, number of columns) above ``header``; the first two
+    columns of a row are ratio and variant, and ``starts`` marks the rows where the ratio changes.
+    """
+
+    facet: str
+    groups: tuple[tuple[str, int], ...]
+    header: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    starts: tuple[bool, ...]
+
+
+def results_csv(study_folder: Path | str) -> str:
+    """results.csv: a row per trial by number; floats as their shortest exact text; what depends on time and
+    place in columns that start with ``cost/``, last.
+    """
+    return frame_csv(collect(study_folder))
+
+
+def frame_csv(study: Study) -> str:
+    """``results_csv`` of a study that has been collected."""
+    frame = study.frame.rename(columns={"log": "cost/log"})
+    rest = sorted(str(column) for column in frame.columns if column not in IDENTITY)
+    columns = [*IDENTITY, *sorted(rest, key=lambda column: column.startswith("cost/"))]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    for row in frame.sort_values("number")[columns].to_dict("records"):
+        writer.writerow([_plain(row[column]) for column in columns])
+    return buffer.getvalue()
+
+
+def _plain(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return repr(float(value)) if isinstance(value, float) else str(value)
+
+
+def result_tables(study: Study) -> list[ResultTable]:
+    """The main table of each facet: perplexities with the best of each ratio marked, ratios, errors."""
+    return [_result_table(study, facet) for facet in study.facets]
+
+
+def _result_table(study: Study, facet: str) -> ResultTable:
+    ppl = [f"ppl/{corpus}" for corpus in study.corpora]
+    several = len(ppl) > 1
+    tested = [*ppl, "mean/ppl"] if several else ppl
+    ratios = [name for name in RATIOS if name in study.frame]
+    errors = [name for name in ERRORS if study.frame.get(name, pd.Series(dtype=float)).notna().any()]
+    frame = study.frame[study.frame["facet"] == facet]
+    cells = by_cell(frame, [*tested, *ratios, *errors])
+    planned = frame[["facet", "variant", "ratio"]].drop_duplicates()
+    planned = planned.assign(ratio=pd.to_numeric(planned["ratio"], errors="coerce"))
+    keys = ["facet", "variant", "ratio"]
+    merged = planned.merge(cells, on=keys, how="outer") if planned["ratio"].notna().all() else cells
+    order = {variant: index for index, variant in enumerate(study.variants)}
+    merged = merged.assign(_order=merged["variant"].map(order)).sort_values(["ratio", "_order"])
+    dense = {name: _dense(frame, name) for name in tested}
+    rows = (
+        [_dense_row(dense, tested, len(ratios) + len(errors))]
+        if any(map(math.isfinite, dense.values()))
+        else []
+    )
+    starts = [True] * len(rows)
+    for _, group in merged.groupby("ratio", dropna=False, sort=True):
+        marks = {name: best([_number(value) for value in group.get(name, [])]) for name in tested}
+        for place, row in enumerate(group.to_dict("records")):
+            first = [Cell(f"{row['ratio']:.4g}"), Cell(str(row["variant"]), _why(frame, row))]
+            middle = [_ppl(row, name, dense[name], marks[name], place) for name in tested]
+            last = [Cell(_share(row.get(name))) for name in ratios]
+            rows.append((*first, *middle, *last, *(Cell(_spread(row, name, "{:.4f}")) for name in errors)))
+            starts.append(place == 0)
+    names = [*study.corpora, *(["mean"] if several else [])]
+    header = [
+        "ratio",
+        "method",
+        *names,
+        *(RATIOS[name] for name in ratios),
+        *(ERRORS[name] for name in errors),
+    ]
+    groups = [("", 2), ("perplexity", len(tested)), ("removed", len(ratios)), ("error", len(errors))]
+    shown = tuple(group for group in groups if group[1])
+    return ResultTable(facet, shown, tuple(header), tuple(map(tuple, rows)), tuple(starts))
+
+
+def _dense(frame: pd.DataFrame, name: str) -> float:
+    """The dense model's perplexity on a corpus, or their geometric mean."""
+    if name == "mean/ppl":
+        logs = [
+            math.log(_dense(frame, f"ppl/{c[10:]}"))
+            for c in frame.columns
+            if c.startswith("dense/ppl/") and c[6:] in frame
+        ]
+        return math.exp(sum(logs) / len(logs)) if logs else math.nan
+    values = frame[f"dense/{name}"].dropna() if f"dense/{name}" in frame else []
+    return float(values.iloc[0]) if len(values) else math.nan
+
+
+def _dense_row(dense: dict[str, float], tested: Sequence[str], empty: int) -> tuple[Cell, ...]:
+    return (Cell("0"), Cell("dense"), *(Cell(number(dense[name])) for name in tested), *[Cell("")] * empty)
+
+
+def _why(frame: pd.DataFrame, row: dict[str, Any]) -> str:
+    """Say how many seeds stand behind a row and why others are missing."""
+    trials = frame[frame["variant"] == row["variant"]]
+    if trials["ratio"].notna().all():
+        trials = trials[trials["ratio"].astype(float) == row["ratio"]]
+    missing = trials[trials["status"] != DONE]
+    done = len(trials) - len(missing)
+    words = [f"{done} of {len(trials)} seeds"] if missing.shape[0] and done else []
+    words += [f"{done} seeds"] if done > 1 and missing.empty else []
+    return "; ".join([*words, *dict.fromkeys(missing["reason"])])
+
+
+def _ppl(row: dict[str, Any], name: str, dense: float, marks: list[bool], place: int) -> Cell:
+    value = _number(row.get(name))
+    aside = f"{100 * (value / dense - 1):+,.3g}%" if math.isfinite(value) and math.isfinite(dense) else ""
+    return Cell(_spread(row, name, ""), aside, bool(marks) and marks[place])
+
+
+def _spread(row: dict[str, Any], name: str, form: str) -> str:
+    value, spread = _number(row.get(name)), _number(row.get(name + SPREAD))
+    write = form.format if form else number
+    if math.isnan(value):
+        return "—"
+    if math.isinf(value):
+        return "∞"
+    return f"{write(value)} ± {write(spread)}" if math.isfinite(spread) else write(value)
+
+
+def _share(value: Any) -> str:
+    value = _number(value)
+    return f"{100 * value:.2f}%" if math.isfinite(value) else "—"
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def number(value: float) -> str:
+    """A perplexity or a duration as people read it: 21.40, 1,234, 5.6e+07, ∞, — for none."""
+    if math.isnan(value):
+        return "—"
+    if math.isinf(value):
+        return "∞"
+    return f"{value:.2f}" if abs(value) < 1000 else f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.1e}"
+
+
+def markdown_table(table: ResultTable) -> str:
+    """A result table in Markdown; the best of each ratio is bold."""
+    lines = ["| " + " | ".join(_escape(word) for word in table.header) + " |"]
+    lines.append("|" + "|".join("---" if name == "method" else "---:" for name in table.header) + "|")
+    for row in table.rows:
+        texts = [f"**{cell.text}**" if cell.best else _escape(cell.text) for cell in row]
+        if row[1].aside:
+            texts[1] += f" ({_escape(row[1].aside)})"
+        lines.append("| " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+def _escape(text: str) -> str:
+    """Text that Markdown, and the HTML inside Markdown, takes literally."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ")
+    for mark in "\\`*_[]|":
+        text = text.replace(mark, "\\" + mark)
+    return text
+
+
+escape_markdown = _escape

@@ -1,0 +1,184 @@
+"""A fabricated study with the shape of a real one: 4 methods x 5 ratios x 2 calibrations on 4 blocks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DENSE = {"austen": 21.4, "kjv": 14.9, "jargon": 48.7, "pydocs": 33.2}
+DAMAGE = {"surgeon": 1.0, "kobd": 1.7, "lobd": 2.6, "magnitude": 4.4}
+SITES = {f"self_attn.{n}_proj": (64, 64) for n in "qkvo"} | {
+    f"mlp.{n}_proj": (176, 64) for n in ("gate", "up")
+}
+SITES["mlp.down_proj"] = (64, 176)
+Fabricate = Callable[..., Path]
+
+
+def noise(*words: object) -> float:
+    """A number in [-1, 1) that depends on the words alone."""
+    return int(hashlib.sha256(repr(words).encode()).hexdigest()[:8], 16) / 2**31 - 1
+
+
+class Fabricator:
+    """Writes plan.json and records under ``root``; ``skip`` and ``fail`` name trials."""
+
+    def __init__(self, root: Path) -> None:
+        self.store, self.study, self.stages = root / "store", root / "study", dict[str, dict[str, Any]]()
+
+    def stage(self, kind: str, slug: str, inputs: dict[str, str], record: dict[str, Any] | None) -> str:
+        key = hashlib.sha256(json.dumps([kind, slug, inputs]).encode()).hexdigest()
+        if key in self.stages:
+            return key
+        folder = f"{kind}/{slug}-{key[:12]}"
+        self.stages[key] = {
+            "kind": kind,
+            "slug": slug,
+            "folder": folder,
+            "identity": {"slug": slug},
+            "inputs": inputs,
+        }
+        (self.store / folder).mkdir(parents=True)
+        (self.store / folder / "spec.json").write_text("{}")
+        if record is None:
+            return key
+        if "failure" in record:
+            (self.store / folder / "failure.json").write_text(json.dumps(record["failure"]))
+            return key
+        versions = {"torch": "2.9.1", "transformers": "5.20.0", "prunelab": "0.1.0"}
+        provenance = {"commit": "b845685", "host": "node7", "versions": versions, "argv": []}
+        seconds = round(3 + 40 * (kind == "prune") * (2 + noise(slug)) + 6 * (kind == "evaluate"), 2)
+        cost = {"seconds": seconds, "peak_gib": round(0.8 + 0.2 * noise(kind, slug), 3), "threads": 1}
+        whole = {
+            "schema": 1,
+            "kind": kind,
+            "key": key,
+            "slug": slug,
+            "identity": {},
+            "inputs": inputs,
+            "tables": {},
+        }
+        whole |= {"cost": cost, "outputs": {}, "provenance": provenance} | record
+        (self.store / folder / "record.json").write_text(json.dumps(whole))
+        (self.store / folder / "DONE").touch()
+        return key
+
+
+def pruned(method: str, ratio: float, blocks: int) -> dict[str, Any]:
+    sites = []
+    for block in range(blocks):
+        for number, (path, (rows, columns)) in enumerate(SITES.items()):
+            uneven = 0.0 if method == "lobd" else 0.7 * math.sin(2.1 * number + block) * (1 - ratio)
+            share = min(0.97, max(0.0, ratio * (1 + uneven)))
+            total = rows * columns
+            site = {"site": f"model.layers.{block}.{path}", "block": block, "path": path, "rows": rows}
+            site |= {"columns": columns, "rows_removed": int(rows * share / 2), "removed": int(total * share)}
+            sites.append(site | {"columns_removed": int(columns * share / 2), "total": total})
+    removed = sum(site["removed"] for site in sites) / sum(site["total"] for site in sites)
+    metrics = {"ratio/weights": removed, "ratio/parameters": removed * 0.94, "ratio/units": removed * 0.6}
+    metrics |= {
+        "parameters/dense": 1_240_320,
+        "parameters/compact": int(1_240_320 * (1 - removed)),
+        "shots": 6,
+    }
+    shots = [{"shot": 1, "target": ratio, "achieved": removed, "threshold": 0.1}]
+    return {"metrics": metrics, "tables": {"sites": sites, "shots": shots}}
+
+
+def evaluated(method: str, ratio: float, source: str, seed: int, blocks: int) -> dict[str, Any]:
+    hurt = (
+        DAMAGE.get(method, 2 + noise(method))
+        * (ratio**2 * 3.2 + 0.12 * ratio)
+        * (1 + 0.04 * noise(method, seed))
+    )
+    metrics: dict[str, Any] = {"integrity/masked": int(4e5 * ratio), "integrity/violations": 0}
+    rows = []
+    streams = {"calibration": 1.0} | {
+        f"held_out/{c}": 1.06 if c == source else 1.5 + 0.3 * noise(c, source) for c in DENSE
+    }
+    for corpus, dense in DENSE.items():
+        far = 1.0 if corpus == source else 1.6
+        ppl = dense * math.exp(hurt * far * (1 + 0.06 * noise(corpus, method, ratio, seed)))
+        metrics |= {f"ppl/{corpus}": ppl, f"delta/ppl/{corpus}": ppl / dense - 1}
+    for stream, far in streams.items():
+        far = 1 + (far - 1) * (1.7 if method == "surgeon" else 0.8)
+        for block in range(blocks):
+            error = 1 - math.exp(
+                -0.25 * hurt * far * (1 + block) / blocks * (1 + 0.1 * noise(stream, method))
+            )
+            rows.append({"block": block, "stream": stream, "error": error})
+        metrics[f"error/{stream}"] = rows[-1]["error"]
+    return {"metrics": metrics, "tables": {"blocks": rows}}
+
+
+@pytest.fixture
+def fabricate(tmp_path: Path) -> Fabricate:
+    """``fabricate(methods=…, ratios=…, sources=…, seeds=…, skip=names, fail=names, extra=config)`` -> study folder."""
+    return lambda **kwargs: fabricate_study(tmp_path / kwargs.pop("at", "lab"), **kwargs)
+
+
+def fabricate_study(
+    root: Path,
+    methods: Sequence[str] = tuple(DAMAGE),
+    ratios: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5),
+    sources: Sequence[str] = ("austen", "kjv"),
+    seeds: Sequence[int] = (0,),
+    skip: Sequence[str] = (),
+    fail: Sequence[str] = (),
+    blocks: int = 4,
+    extra: dict[str, Any] | None = None,
+    change: Callable[[str, dict[str, Any]], None] = lambda name, record: None,
+) -> Path:
+    lab = Fabricator(root)
+    trials = []
+    dense = lab.stage("dense", "llama", {}, {"metrics": {f"ppl/{c}": p for c, p in DENSE.items()}})
+    grid = [(m, s, q, r) for m in methods for s in seeds for q in sources for r in ratios]
+    before: dict[tuple[str, int, str], str] = {}
+    for number, (method, seed, source, ratio) in enumerate(grid):
+        name = f"{method}-{ratio}-{source}-s{seed}"
+        tokens = {"metrics": {"tokens": 4096, "digest": "ab" * 32}}
+        calibrate = lab.stage("calibrate", f"{source}-s{seed}", {}, tokens)
+        failure = {
+            "failure": {"error": "ModelError: A is <singular>\nafter damping", "log": f"/logs/{name}.out"}
+        }
+        inputs = {"tokens": calibrate} | (
+            {"start": before[method, seed, source]} if (method, seed, source) in before else {}
+        )
+        record = None if name in skip else failure if name in fail else pruned(method, ratio, blocks)
+        prune = lab.stage("prune", name, inputs, record)
+        before[method, seed, source] = prune
+        gone = name in skip or name in fail
+        result = None if gone else evaluated(method, ratio, source, seed, blocks)
+        if result is not None:
+            change(name, result)
+        evaluate = lab.stage("evaluate", name, {"dense": dense, "state": prune}, result)
+        config: dict[str, Any] = {
+            "study": "surgeon_sweep", "seed": seed, "model": {"name": "llama", "dtype": "float32"},
+            "calibration": {"name": source, "n_samples": 32, "seq_len": 128},
+            "sparsity": {"pattern": "rows_columns", "ratio": ratio}, "allocation": {"name": "global"},
+            "method": {"name": method, "revision": 1, "step": 0.05 if method in ("surgeon", "kobd") else None},
+            "reconstruction": {"name": "none"}, "evaluation": {"corpora": list(DENSE), "seq_len": 128},
+            "tracking": {"name": "none"}, "runtime": {"device": "cpu"}, "paths": {"study": str(lab.study)},
+        }  # fmt: skip
+        roles = {"dense": dense, "calibrate": calibrate, "prune": prune, "evaluate": evaluate}
+        key = hashlib.sha256(repr(roles).encode()).hexdigest()
+        over = [f"method={method}", f"sparsity.ratio={ratio}", f"calibration={source}"]
+        trials.append(
+            {"number": number, "name": name, "key": key, "overrides": over, "config": config | (extra or {})}
+        )
+        trials[-1]["stages"] = roles
+    plan = {
+        "schema": 1,
+        "study": "surgeon_sweep",
+        "created": "2026-01-05T20:11:00+00:00",
+        "store": str(lab.store),
+    }
+    plan |= {"argv": ["prunelab", "+exp=surgeon_sweep", "-m"], "trials": trials, "stages": lab.stages}
+    lab.study.mkdir(parents=True)
+    (lab.study / "plan.json").write_text(json.dumps(plan))
+    return lab.study
