@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch import Tensor
@@ -138,6 +140,26 @@ def test_token_losses(decoder: Decoder, tokens: Tensor, chunk: int | None) -> No
     assert losses.dtype == torch.float32
     assert losses.shape == (5, 19)
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_logits_exist_for_one_chunk_at_a_time(tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = random_decoder("llama")
+    hidden = walk(decoder, tokens, 5).batches[0].clone().requires_grad_()
+    sizes: list[int] = []
+    references: list[weakref.ref[Tensor]] = []
+
+    def counted(*args: object) -> Tensor:
+        # none of the earlier logits is alive, also when a gradient is asked for
+        assert [reference() for reference in references] == [None] * len(references)
+        logits = head(*args)
+        sizes.append(logits.shape[0] * logits.shape[1])
+        references.append(weakref.ref(logits))
+        return logits
+
+    monkeypatch.setattr("prunelab.models.stream.head", counted)
+    losses = token_losses(decoder, hidden, tokens, 10)
+    losses.sum().backward()
+    assert sizes == [10] * 9 + [5]
 
 
 @pytest.mark.parametrize("chunk", [None, 7])
