@@ -1,8 +1,8 @@
 """Perplexity over non-overlapping full windows: exp of the mean next-token loss.
 
-Each window of L tokens is scored alone, on its L - 1 targets; all windows weigh the same. This is the
-protocol of the GPTQ and SparseGPT code (arXiv:2210.17323, arXiv:2301.00774) but for one detail: no window
-is cut or padded here.
+Each window of L tokens is scored alone, on its L - 1 targets; all windows weigh the same, and what is left
+at the end of a text is not used. This is the protocol of the GPTQ and SparseGPT code (arXiv:2210.17323,
+arXiv:2301.00774).
 """
 
 from __future__ import annotations
