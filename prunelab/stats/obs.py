@@ -34,8 +34,9 @@ def cholesky(matrix: Tensor, what: str) -> Tensor:
     lower, info = torch.linalg.cholesky_ex(matrix)
     if int(info) != 0:
         raise ModelError(
-            f"{what}: the damped factor ({matrix.shape[0]} wide) is not positive definite (pivot {int(info)}). "
-            "Raise method.damping_output and method.damping_input (0.01 is usual) or calibrate on more tokens."
+            f"{what}: the damped factor ({matrix.shape[0]} wide) is not positive definite "
+            f"(pivot {int(info)}). Raise method.damping_output and method.damping_input (0.01 is usual) or "
+            "calibrate on more tokens."
         )
     return lower
 

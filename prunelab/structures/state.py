@@ -7,7 +7,9 @@ every layer carries a sha256 of its bytes, checked when the layer is read.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ from prunelab.models.block import LinearSite
 from prunelab.models.decoder import Decoder
 from prunelab.sparsity.mask import Elementwise, Mask, Structured
 
-FORMAT, VERSION = "prunelab.state", "1"
+FORMAT, VERSION = "prunelab.state", 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,11 +142,13 @@ def read_state(decoder: Decoder, masks: Mapping[str, Mask]) -> State:
 
 def save_state(state: State, path: Path) -> str:
     """Write ``state`` to ``path`` by rename; return its digest (see ``state_digest``)."""
-    tensors, metadata = {}, {"format": FORMAT, "version": VERSION, "model": state.model}
+    tensors, digests = {}, {}
     for name, site in state.sites():
         packed = _pack(site)
-        metadata[f"digest/{name}"] = _digest(packed)
+        digests[name] = _digest(packed)
         tensors |= {f"{name}:{part}": tensor for part, tensor in packed.items()}
+    # one entry: safetensors writes several in no fixed order, and equal states shall be equal files
+    metadata = {FORMAT: json.dumps({"version": VERSION, "model": state.model, "layers": digests})}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,11 +157,12 @@ def save_state(state: State, path: Path) -> str:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise StoreError(
             f"cannot write the state to {path}: {error}. Free space or choose another folder."
         ) from error
-    return _join(metadata)
+    return _join(digests)
 
 
 def open_state(path: Path) -> StateFile:
@@ -165,23 +170,20 @@ def open_state(path: Path) -> StateFile:
     version."""
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
+            header = json.loads((file.metadata() or {}).get(FORMAT, "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
         raise _damaged(path, str(error)) from error
-    if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
-        found = f"{metadata.get('format')!r} version {metadata.get('version')!r}"
+    if header.get("version") != VERSION:
+        found = f"version {header['version']}" if "version" in header else "another kind of file"
         raise StoreError(
-            f"{path} is {found}; needed is {FORMAT!r} version {VERSION!r}. Run the prune stage again."
+            f"{path} is {found}; needed is {FORMAT} version {VERSION}. Run the prune stage again."
         )
-    digests = {
-        key.removeprefix("digest/"): value for key, value in metadata.items() if key.startswith("digest/")
-    }
-    return StateFile(Path(path), metadata["model"], dict(sorted(digests.items(), key=_natural)))
+    return StateFile(Path(path), header["model"], header["layers"])
 
 
 def state_digest(state: StateReader) -> str:
     """Return the sha256 of a state's weights and masks, the same in memory and on disk."""
-    return _join({f"digest/{name}": _digest(_pack(state.site(name))) for name in state.names})
+    return _join({name: _digest(_pack(state.site(name))) for name in state.names})
 
 
 @torch.no_grad()
@@ -193,14 +195,14 @@ def apply_state(decoder: Decoder, state: StateReader, block: int | None = None) 
     for site in decoder.sites(block):
         if site.name not in state.names:
             raise ModelError(
-                f"the state of {state.model} has no layer {site.name} of {decoder.name}; load the model it was "
-                "pruned from."
+                f"the state of {state.model} has no layer {site.name} of {decoder.name}; "
+                "load the model it was pruned from."
             )
         stored = state.site(site.name)
         _copy(site.linear.weight, stored.weight, site, state.model)
         if (site.linear.bias is None) != (stored.bias is None):
             raise ModelError(
-                f"{site.name}: only one of {decoder.name} and the state of {state.model} has a bias."
+                f"{site.name}: only one of {decoder.name} and the state of {state.model} has bias."
             )
         if stored.bias is not None:
             _copy(site.linear.bias, stored.bias, site, state.model)
@@ -223,7 +225,12 @@ def _pack(site: SiteState) -> dict[str, Tensor]:
             parts["keep_bias_column"] = torch.tensor([site.mask.keep_bias])
     else:
         parts |= {"keep": site.mask.keep_weight, "keep_bias": site.mask.keep_bias}
-    return {name: part.detach().cpu().contiguous() for name, part in parts.items() if part is not None}
+    # masks are cloned: layers may share one, which safetensors refuses to write
+    return {
+        name: (part.clone() if part.dtype == torch.bool else part.detach()).cpu().contiguous()
+        for name, part in parts.items()
+        if part is not None
+    }
 
 
 def _unpack(parts: Mapping[str, Tensor]) -> SiteState:
@@ -245,14 +252,9 @@ def _digest(parts: Mapping[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
-def _join(metadata: Mapping[str, str]) -> str:
-    lines = sorted(f"{key}={value}\n" for key, value in metadata.items() if key.startswith("digest/"))
+def _join(digests: Mapping[str, str]) -> str:
+    lines = sorted(f"{name}={digest}\n" for name, digest in digests.items())
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _natural(item: tuple[str, str]) -> tuple[tuple[int, str], ...]:
-    """Sort key that puts block 10 after block 9: safetensors returns metadata in no order."""
-    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in item[0].split("."))
 
 
 def _damaged(path: Path, reason: str) -> StoreError:

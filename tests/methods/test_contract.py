@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import itertools
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,13 @@ def build(path: Path) -> Any:
 
 METHODS = [method for method in map(build, CONF) if "rows_columns" in method.supports]
 each_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-SCHEDULE = [0.1, 0.2, 0.3]
+SCHEDULE = [0.1, 0.3]
+
+
+@pytest.fixture
+def tokens(tokens: Tensor) -> Tensor:
+    """Three sequences are enough here: a whole batch and a part of one."""
+    return tokens[:3]
 
 
 def run(
@@ -81,7 +88,7 @@ def test_promises_on_every_family(
     for report, _ in seen:
         assert report.target - largest / total < report.achieved <= report.target
         assert report.achieved == sum(row["removed"] for row in report.sites) / total
-    for (_, before), (_, after) in zip(seen, seen[1:], strict=False):
+    for (_, before), (_, after) in itertools.pairwise(seen):
         for name in state.names:
             old, new = before.site(name).mask, after.site(name).mask
             assert not (new.keep_rows & ~old.keep_rows).any()
