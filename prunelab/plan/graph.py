@@ -56,9 +56,20 @@ def jobs(plan: Plan, done: Collection[str]) -> list[Job]:
         job_of[key] = name
         members.setdefault(name, []).append(key)
         trial_of[name] = trial
-    return [
-        Job(name, tuple(keys), trial_of[name], *_waits(name, keys, plan, job_of)) for name, keys in members.items()
-    ]
+    grouped = [Job(name, tuple(keys), trial_of[name], *_waits(name, keys, plan, job_of)) for name, keys in members.items()]
+    first = {job.name: min(number for key in job.stages for number in owner[key] if number >= 0) for job in grouped}
+    return _runnable(sorted(grouped, key=lambda job: first[job.name]))
+
+
+def _runnable(grouped: Iterable[Job]) -> list[Job]:
+    """Return jobs so that each comes after those it waits for; otherwise in the order given."""
+    waiting, placed, ordered = list(grouped), set(), []
+    while waiting:
+        ready = next(job for job in waiting if placed.issuperset((*job.after, *job.after_any)))
+        waiting.remove(ready)
+        placed.add(ready.name)
+        ordered.append(ready)
+    return ordered
 
 
 def _waits(

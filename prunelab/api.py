@@ -1,0 +1,143 @@
+"""The numerics without a sweep: load, take tokens, prune, measure, save. For notebooks and scripts.
+
+    import prunelab
+    model = prunelab.load_model("embedded_llama")
+    tokens = prunelab.load_tokens(model, "austen", n_samples=32, seq_len=128)
+    state = prunelab.prune(model, tokens, method="surgeon", ratio=0.3)
+    print(prunelab.ratios(model, state), prunelab.perplexity(model, "austen"))
+    prunelab.save(model, "pruned")
+
+Names are those of ``conf``; the values in its YAML files are the defaults here as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from prunelab.calibration.collect import collect_tokens
+from prunelab.config.build import build
+from prunelab.config.place import conf_folder
+from prunelab.errors import ConfigError, nearest
+from prunelab.evaluation import perplexity as evaluate_perplexity
+from prunelab.evaluation.ratios import ratios as evaluate_ratios
+from prunelab.models.decoder import Decoder
+from prunelab.models.load import load_decoder, load_tokenizer
+from prunelab.passes import structured
+from prunelab.plan.schedule import schedule
+from prunelab.structures.state import State
+from prunelab.structures.surgery import compact as compact_decoder
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A decoder in memory, pruned in place by :func:`prune`, with its tokenizer and the spec it was loaded by."""
+
+    decoder: Decoder
+    tokenizer: Any
+    spec: Mapping[str, Any]
+
+
+def load_model(name: str, *, revision: str | None = None, dtype: str = "float32", device: str = "cpu") -> Model:
+    """Load a model by the name of a ``conf/model`` file, by local folder, or by hub id with a pinned ``revision``.
+
+    Raises ConfigError for an unknown name, ModelError for weights that cannot be loaded.
+    """
+    known = _names("model")
+    if name in known:
+        spec = {**_option("model", name), "dtype": dtype}
+    elif Path(name).is_dir():
+        spec = _spec("local", str(Path(name).absolute()), None, dtype)
+    elif "/" in name:
+        if revision is None:
+            raise ConfigError("revision", None, "a commit of the hub repository", f"Numbers of {name} need a pinned one.")
+        spec = _spec("hub", name, revision, dtype)
+    else:
+        raise ConfigError("model", name, f"{', '.join(known)}, a folder, or a hub id", nearest(name, known))
+    return Model(load_decoder(spec, device=device), load_tokenizer(spec), spec)
+
+
+def load_tokens(
+    model: Model, corpus: str | Path, *, n_samples: int | None = 32, seq_len: int = 128, role: str = "mask", seed: int = 0
+) -> Tensor:
+    """Return tokens (n_samples, seq_len) int64 of a corpus, or of a local .txt, .jsonl, .parquet or .npy file.
+
+    ``role``: ``mask`` (train split, random windows), ``held_out`` (validation), ``test`` (first full windows).
+    """
+    place, known = Path(corpus), _names("calibration")
+    if str(corpus) in known:
+        spec = _option("calibration", str(corpus))
+    elif place.is_file():
+        spec = _option("calibration", "tokens" if place.suffix == ".npy" else "text") | {"path": str(place.absolute())}
+    else:
+        raise ConfigError("corpus", str(corpus), f"{', '.join(known)}, or a file", nearest(str(corpus), known))
+    found = collect_tokens(
+        spec, model.tokenizer, role=role, n_samples=n_samples, seq_len=seq_len, seed=seed,
+        vocab_size=model.decoder.model.config.get_text_config().vocab_size,
+    )  # fmt: skip
+    return torch.from_numpy(found.tokens.astype("int64")).to(model.decoder.device)
+
+
+def prune(
+    model: Model, tokens: Tensor, *, method: str = "surgeon", ratio: float = 0.3, seed: int = 0, batch_size: int = 16,
+    allocation: str = "global", progress: Callable[[Mapping[str, Any]], None] | None = None, **fields: Any,
+) -> State:  # fmt: skip
+    """Prune the model in place to ``ratio`` of its rows-and-columns weights; ``fields`` replace the method's defaults."""
+    known = _names("method")
+    if method not in known:
+        raise ConfigError("method", method, ", ".join(known), nearest(method, known))
+    if not 0 <= ratio < 1:
+        raise ConfigError("ratio", ratio, "a number, 0 <= x < 1")
+    built = build({**_option("method", method), **fields}, "method")
+    return structured.prune(
+        model.decoder, built, tokens, schedule(ratio, built.step), seed=seed, batch_size=batch_size,
+        allocation=allocation, progress=progress,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def perplexity(model: Model, text: str | Tensor, *, n_samples: int | None = 64, seq_len: int = 128, batch_size: int = 16) -> float:
+    """Return the perplexity on tokens (n, seq_len), or on the first windows of a corpus' test split."""
+    if isinstance(text, str):
+        text = load_tokens(model, text, n_samples=n_samples, seq_len=seq_len, role="test")
+    return evaluate_perplexity.perplexity(model.decoder, text, batch_size)
+
+
+def ratios(model: Model, state: State) -> dict[str, float]:
+    """Return the removed fractions of the prunable weights, of the decoder's parameters, of the units."""
+    return evaluate_ratios(state, model.decoder)
+
+
+def compact(model: Model, state: State) -> None:
+    """Make a pruned model physically smaller, in place: same function, fewer parameters."""
+    compact_decoder(model.decoder, state)
+
+
+def save(model: Model, folder: str | Path) -> Path:
+    """Write an ordinary checkpoint (safetensors, config, tokenizer) that plain transformers loads; zeros stay zeros."""
+    place = Path(folder)
+    model.decoder.model.save_pretrained(place)
+    model.tokenizer.save_pretrained(place)
+    return place
+
+
+def _names(group: str) -> list[str]:
+    return sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
+
+
+def _option(group: str, name: str) -> dict[str, Any]:
+    plain = OmegaConf.to_container(OmegaConf.load(conf_folder() / group / f"{name}.yaml"), resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _spec(source: str, name: str, revision: str | None, dtype: str) -> dict[str, Any]:
+    return {
+        "name": name.rstrip("/").rpartition("/")[2], "source": source, "id": name, "revision": revision, "digest": None,
+        "dtype": dtype, "max_len": None, "trust_remote_code": False,
+    }  # fmt: skip

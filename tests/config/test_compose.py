@@ -1,0 +1,90 @@
+"""Crossing options as plain data gives what Hydra composes, and the YAML files are right."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from prunelab.config.build import build
+from prunelab.config.check import check_trial
+from prunelab.config.compose import Composer
+from prunelab.config.place import conf_folder
+from prunelab.errors import ConfigError
+
+METHODS = sorted(path.stem for path in (conf_folder() / "method").glob("*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in (conf_folder() / "exp").glob("*.yaml"))
+
+
+def by_hydra(loader: ConfigLoaderImpl, overrides: list[str]) -> dict:
+    config = loader.load_configuration("config", overrides, RunMode.RUN, from_shell=False)
+    OmegaConf.set_struct(config, False)
+    del config["hydra"]
+    return OmegaConf.to_container(config, resolve=True)
+
+
+@pytest.mark.parametrize("overlay", [[], ["+exp=surgeon_sweep"]])
+def test_equals_hydra(loader: ConfigLoaderImpl, composer: Composer, overlay: list[str]) -> None:
+    crossed = itertools.product(METHODS[:3], ["austen", "wikitext2"], ["sparsity.ratio=0.1", "seed=3"])
+    for method, corpus, value in crossed:
+        overrides = [*overlay, f"calibration={corpus}", f"method={method}", value, "study=x"]
+        assert composer.trial(overrides) == by_hydra(loader, overrides)
+
+
+def test_option_that_reaches_outside_its_group_is_composed_whole(tmp_path, loader: ConfigLoaderImpl) -> None:
+    group = tmp_path / "method"
+    group.mkdir()
+    (group / "reaching.yaml").write_text("# @package _global_\nseed: 7\nmethod:\n  name: reaching\n")
+    loader.config_search_path.prepend("test", f"file://{tmp_path}")
+    fresh = ConfigLoaderImpl(loader.config_search_path)
+    overrides = ["method=reaching", "sparsity.ratio=0.2"]
+    config = Composer(fresh).trial(overrides)
+    assert config["seed"] == 7
+    assert config == by_hydra(fresh, overrides)
+
+
+def test_every_mistake_at_once(composer: Composer) -> None:
+    jobs = [
+        ["method=surgeonn", "sparsity.ratio=0.1"],
+        ["method=kobd", "sparsity.ratoi=0.1"],
+        ["method=kobd", "calibration=austin"],
+    ]
+    _, problems = composer.trials(jobs)
+    assert [(p.error.key, p.trials) for p in problems] == [
+        ("method", (0,)), ("sparsity.ratoi", (1,)), ("calibration", (2,)),
+    ]  # fmt: skip
+    assert "Did you mean 'surgeon'?" in str(problems[0].error)
+    assert "Did you mean 'sparsity.ratio'?" in str(problems[1].error)
+    assert "Did you mean 'austen'?" in str(problems[2].error)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_checked_and_built(composer: Composer, method: str) -> None:
+    config, _, errors = check_trial(composer.trial([f"method={method}"]), composer)
+    assert not errors
+    built = build(config["method"], "method")
+    assert built.name == method
+    assert built.revision >= 1
+
+
+@pytest.mark.parametrize("group", ["model", "calibration", "allocation", "evaluation", "reconstruction", "tracking"])
+def test_every_option_is_checked(composer: Composer, group: str) -> None:
+    for name in composer.options(group):
+        config, _, errors = check_trial(composer.trial([f"{group}={name}"]), composer)
+        # what a user has to fill in is a mistake until it is
+        assert all(error.key.endswith((".path", ".id", ".seq_len")) for error in errors), (name, errors)
+        assert config[group]["name"] == name
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes(composer: Composer, name: str) -> None:
+    _, _, errors = check_trial(composer.trial([f"+exp={name}"]), composer)
+    assert not errors
+
+
+def test_build_refuses_unknown_fields() -> None:
+    with pytest.raises(ConfigError, match="method"):
+        build({"_target_": "prunelab.methods.magnitude.Magnitude", "name": "m", "nam": 1}, "method")
