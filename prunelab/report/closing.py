@@ -26,7 +26,7 @@ def closing(study: Study | Path | str) -> RenderableType:
         parts.append(_missing(absent))
     violations, _, names = integrity(study)
     if violations:
-        text = f"{violations} masked weights are not zero: {', '.join(names)}. These numbers are not to be trusted."
+        text = f"{violations} masked weights are not zero in {', '.join(names)}: do not trust these numbers."
         parts.append(Text(text, style="bold red"))
     return Group(*parts)
 
@@ -43,6 +43,9 @@ def _results(table: ResultTable, corpora: int) -> Table:
         made.add_column(Text(name), justify="left" if index == 1 else "right", overflow="fold")
     for place, row in enumerate(table.rows):
         texts = [Text(cell.text, style="bold green" if cell.best else "") for cell in row[:last]]
+        for text, cell in zip(texts, row, strict=False):
+            if cell.aside.startswith("±"):
+                text.append(f" {cell.aside.split(' · ')[0]}", style="dim")
         if row[1].aside[:1].isdigit():  # the number of seeds; reasons stand in the table below
             texts[1].append(f" ({row[1].aside.split(';')[0]})", style="dim")
         ends = place + 1 == len(table.rows) or table.starts[place + 1]

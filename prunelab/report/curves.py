@@ -41,12 +41,15 @@ def tradeoff(study: Study) -> Figure:
     cells = by_cell(study.frame, ["mean/ppl", "error/calibration", "mean/held_out"])
     for line, facet in zip(grid, study.facets, strict=True):
         part = cells[cells["facet"] == facet]
-        for axes, error, text in zip(
-            line, ("error/calibration", "mean/held_out"), ("calibration", "held-out"), strict=True
-        ):
+        sides = list(
+            zip(line, ("error/calibration", "mean/held_out"), ("calibration", "held-out"), strict=True)
+        )
+        for axes, error, text in sides:
             _tradeoff_panel(axes, study, part, error, "mean/ppl")
             axes.set_title(f"calibrated on {literal(facet)}: error on {text} text")
             axes.set_xlabel(f"relative error after the last block, {text} text")
+        for axes, error, _ in sides:  # after both: they share their height
+            _ratio_labels(axes, study, part, error, "mean/ppl")
         line[0].set_ylabel("perplexity, mean of test corpora")
     legend(figure, names, [Line2D([], [], label="on the Pareto front", **FRONT)])
     return figure
@@ -93,13 +96,14 @@ def _tradeoff_panel(
     known = cells[error].dropna()
     if known.min() > 0 and known.max() > 8 * known.min():  # a sweep's small errors would sit on one spot
         log_axis(axes, "x")
-    if labels:
-        _ratio_labels(axes, study, cells, error, perplexity)
 
 
 def _ratio_labels(axes: Axes, study: Study, cells: pd.DataFrame, error: str, perplexity: str) -> None:
     """Name points by their ratio where the name lies neither on a point nor on another name."""
     known = cells[[error, perplexity]].apply(pd.to_numeric).replace([float("inf")], float("nan")).dropna()
+    if known.empty or not axes.axison:
+        return
+    axes.autoscale_view()  # limits are lazy, and positions in pixels are needed now
     points = cells.loc[known.index].sort_values(perplexity, ascending=False)
     pixels = axes.transData.transform(points[[error, perplexity]].to_numpy(dtype=float))
     unit = axes.get_figure().dpi / 72  # pixels in a typographic point

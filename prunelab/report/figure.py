@@ -31,6 +31,7 @@ STYLE: dict[str, Any] = {
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
+    "axes.titley": 1.0,  # fixed: finding a free height measures every tick again
     "axes.labelsize": 10,
     "axes.edgecolor": "#aab4be",
     "axes.labelcolor": INK,
@@ -69,7 +70,7 @@ def panels(
     row_height: float,
     *,
     names: Sequence[str] = (),
-    left: float = 0.85,
+    left: float = 0.75,
     right: float = 0.15,
     gap_x: float = 0.68,
     gap_y: float = 0.85,

@@ -37,7 +37,7 @@ def over_blocks(study: Study, ratio: float) -> Figure:
         own = blocks[(blocks["facet"] == name) & (blocks["variant"] == variant)]
         _block_panel(axes, own, index)
         axes.set_title(_title(study, variant, name))
-        _block_label(axes, place, grid, index, study)
+        _block_label(axes, place, grid, lines, len(study.variants))
         if place % columns == 0:
             axes.set_ylabel("relative error")
     grid[0, 0].set_ylim(bottom=0)  # at the end: a fixed limit stops the shared axes from growing
@@ -51,12 +51,12 @@ def _title(study: Study, variant: str, facet: str) -> str:
     return short(f"{variant}, {facet}" if len(study.facets) > 1 else variant, 25)
 
 
-def _block_label(axes: Axes, place: int, grid: np.ndarray, index: int, study: Study) -> None:
-    """Name the x axis under the last panel of each column; with its ticks where the last row is short."""
+def _block_label(axes: Axes, place: int, grid: np.ndarray, lines: int, variants: int) -> None:
+    """Name the x axis under the last panel of each column; with its ticks where the panel below is blank."""
     below = place + grid.shape[1]
     if below >= grid.size:
         axes.set_xlabel("block")
-    elif below >= grid.size - grid.shape[1] and index + grid.shape[1] >= len(study.variants):
+    elif below % (lines * grid.shape[1]) >= variants:
         axes.set_xlabel("block")
         axes.tick_params(labelbottom=True)
 
@@ -109,7 +109,7 @@ def lost(study: Study, ratio: float) -> Figure:
         own = sites[(sites["facet"] == name) & (sites["variant"] == variant)]
         axes.set_title(_title(study, variant, name))
         image = _lost_panel(axes, own, paths) or image
-        _block_label(axes, place, grid, index, study)
+        _block_label(axes, place, grid, lines, len(study.variants))
     if image is not None:
         high = figure.get_figheight()
         place = figure.add_axes((1 - 0.75 / WIDTH, 0.6 / high, 0.14 / WIDTH, min(2.4, high - 0.94) / high))

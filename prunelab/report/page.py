@@ -17,7 +17,7 @@ from prunelab.report.table import Cell, ResultTable, result_tables
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure on the page: its file's stem, heading, what to look for, PNG bytes; ``aside`` folds it away."""
+    """A figure on the page: its file's stem, heading, what to look for, PNG; ``aside`` folds it away."""
 
     name: str
     title: str
@@ -79,12 +79,13 @@ def _results(study: Study) -> str:
     for table in tables:
         parts.append(f"<h3>Calibrated on {escape(table.facet)}</h3>{_table(table)}")
     parts.append(
-        '<p class="note">Perplexity on test text, lower is better; the best of each ratio is shaded; small print: '
-        "change from the dense model; mean: geometric mean over the corpora. Removed: fraction of the prunable "
+        '<p class="note">Perplexity on test text, lower is better; the best of each ratio is shaded; '
+        "small print: spread over seeds (± sample standard deviation) and change from the dense model; mean: "
+        "geometric mean over the corpora. Removed: fraction of the prunable "
         "weights, of the decoder's parameters once compacted, of the units. Error: "
-        "‖h<sub>dense</sub> − h<sub>pruned</sub>‖² ÷ ‖h<sub>dense</sub>‖² after the last block on calibration "
-        "text and, as a mean over corpora, on held-out text; over-fitting: held-out ÷ calibration. ± is the sample "
-        "standard deviation over seeds.</p>"
+        "‖h<sub>dense</sub> − h<sub>pruned</sub>‖² ÷ ‖h<sub>dense</sub>‖² after the last block "
+        "on calibration text and, as a mean over corpora, on held-out text; over-fitting: held-out ÷ "
+        "calibration.</p>"
     )
     return "".join(parts)
 
@@ -104,7 +105,7 @@ def _table(table: ResultTable) -> str:
         for place, name in enumerate(table.header)
     )
     rows = "".join(
-        f"<tr{_class(start=start)}>{''.join(_cell(cell, place, edges) for place, cell in enumerate(row))}</tr>"
+        f"<tr{_class(start=start)}>{''.join(_cell(cell, at, edges) for at, cell in enumerate(row))}</tr>"
         for row, start in zip(table.rows, table.starts, strict=True)
     )
     head = f'<thead><tr class="groups">{groups}</tr><tr>{header}</tr></thead>'

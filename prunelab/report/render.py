@@ -18,7 +18,7 @@ from prunelab.report.table import escape_markdown, frame_csv, markdown_table, re
 
 
 def render_report(study_folder: Path, out: Path | None = None) -> Path:
-    """Write the report of a study, finished or not, into ``out`` (``<study>/report``); return index.html's path.
+    """Write the report of a study, finished or not, into ``out`` (``<study>/report``); return its index.html.
 
     Raises:
         StoreError: the folder holds no readable plan, or ``out`` cannot be written.
@@ -70,23 +70,23 @@ def draw(study: Study) -> list[Picture]:
 
 
 TRADEOFF = (
-    "Relative error after the last block against perplexity (geometric mean of the test corpora); numbers at the "
-    "points are removed fractions. Circled: on the Pareto front, that is, no other point removes as much with as "
-    "little error and perplexity. A line that is further right in the right panel than in the left fits the "
-    "calibration text better than text it has not seen."
+    "Relative error after the last block against perplexity (geometric mean of the test corpora); numbers at "
+    "the points are removed fractions. Circled: on the Pareto front, that is, no other point removes as much "
+    "with as little error and perplexity. A line that lies further right in the right panel than in the left "
+    "fits the calibration text better than text it has not seen."
 )
 SPARSITY = "Calibrated on → tested on. Logarithmic; the dashed line is the dense model."
 BLOCKS = (
-    "Relative error of the hidden states after each block at ratio {ratio}: calibration text (solid), held-out text "
-    "(dashed: mean of the corpora; band: their range)."
+    "Relative error of the hidden states after each block at ratio {ratio}: calibration text (solid), "
+    "held-out text (dashed: mean of the corpora; band: their range)."
 )
 OVERFIT = (
-    "Error on held-out text divided by error on calibration text, after the last block (calibrated on → held-out). "
-    "1: what was learnt from the calibration text holds outside it; above 1: it does not."
+    "Error on held-out text divided by error on calibration text, after the last block (calibrated on → "
+    "held-out). 1: what was fitted on the calibration text holds outside it; above 1: it does not."
 )
 COST = (
-    "Means over trials. A stage that several trials share was computed once and is counted in each of them; a "
-    "trajectory counts the step from the ratio before."
+    "Means over trials. A stage that several trials share was computed once and is counted in each of them; "
+    "a trajectory counts the step from the ratio before."
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ def _result_table(study: Study, facet: str) -> ResultTable:
             first = [Cell(f"{row['ratio']:.4g}"), Cell(str(row["variant"]), _why(frame, row))]
             middle = [_ppl(row, name, dense[name], marks[name], place) for name in tested]
             last = [Cell(_share(row.get(name))) for name in ratios]
-            rows.append((*first, *middle, *last, *(Cell(_spread(row, name, "{:.4f}")) for name in errors)))
+            rows.append((*first, *middle, *last, *(_cell(row, name, _error) for name in errors)))
             starts.append(place == 0)
     names = [*study.corpora, *(["mean"] if several else [])]
     header = [
@@ -146,19 +146,22 @@ def _why(frame: pd.DataFrame, row: dict[str, Any]) -> str:
 
 
 def _ppl(row: dict[str, Any], name: str, dense: float, marks: list[bool], place: int) -> Cell:
-    value = _number(row.get(name))
-    aside = f"{100 * (value / dense - 1):+,.3g}%" if math.isfinite(value) and math.isfinite(dense) else ""
-    return Cell(_spread(row, name, ""), aside, bool(marks) and marks[place])
+    cell, factor = _cell(row, name, number), _number(row.get(name)) / dense
+    change = (
+        f"{100 * (factor - 1):+.3g}%" if factor < 10 else f"×{factor:,.0f}" if math.isfinite(factor) else ""
+    )
+    aside = " · ".join(word for word in (cell.aside, change) if word)
+    return Cell(cell.text, aside, bool(marks) and marks[place])
 
 
-def _spread(row: dict[str, Any], name: str, form: str) -> str:
+def _cell(row: dict[str, Any], name: str, write: Callable[[float], str]) -> Cell:
+    """Mean, and the spread over seeds as an aside."""
     value, spread = _number(row.get(name)), _number(row.get(name + SPREAD))
-    write = form.format if form else number
-    if math.isnan(value):
-        return "—"
-    if math.isinf(value):
-        return "∞"
-    return f"{write(value)} ± {write(spread)}" if math.isfinite(spread) else write(value)
+    return Cell(write(value), f"± {write(spread)}" if math.isfinite(spread) and math.isfinite(value) else "")
+
+
+def _error(value: float) -> str:
+    return f"{value:.4f}" if math.isfinite(value) else "—"
 
 
 def _share(value: Any) -> str:
@@ -187,9 +190,11 @@ def markdown_table(table: ResultTable) -> str:
     lines = ["| " + " | ".join(_escape(word) for word in table.header) + " |"]
     lines.append("|" + "|".join("---" if name == "method" else "---:" for name in table.header) + "|")
     for row in table.rows:
-        texts = [f"**{cell.text}**" if cell.best else _escape(cell.text) for cell in row]
-        if row[1].aside:
-            texts[1] += f" ({_escape(row[1].aside)})"
+        texts = []
+        for place, cell in enumerate(row):
+            spread = f" {cell.aside.split(' · ')[0]}" if cell.aside.startswith("±") else ""
+            text = f"**{cell.text}**{spread}" if cell.best else _escape(cell.text) + spread
+            texts.append(f"{text} ({_escape(cell.aside)})" if place == 1 and cell.aside else text)
         lines.append("| " + " | ".join(texts) + " |")
     return "\n".join(lines)
 

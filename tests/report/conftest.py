@@ -118,7 +118,7 @@ def evaluated(method: str, ratio: float, source: str, seed: int, blocks: int) ->
 
 @pytest.fixture
 def fabricate(tmp_path: Path) -> Fabricate:
-    """``fabricate(methods=…, ratios=…, sources=…, seeds=…, skip=names, fail=names, extra=config)`` -> study folder."""
+    """``fabricate(methods=…, ratios=…, sources=…, seeds=…, skip=…, fail=…)`` -> study folder."""
     return lambda **kwargs: fabricate_study(tmp_path / kwargs.pop("at", "lab"), **kwargs)
 
 
@@ -161,7 +161,7 @@ def fabricate_study(
             "study": "surgeon_sweep", "seed": seed, "model": {"name": "llama", "dtype": "float32"},
             "calibration": {"name": source, "n_samples": 32, "seq_len": 128},
             "sparsity": {"pattern": "rows_columns", "ratio": ratio}, "allocation": {"name": "global"},
-            "method": {"name": method, "revision": 1, "step": 0.05 if method in ("surgeon", "kobd") else None},
+            "method": {"name": method, "revision": 1, "step": {"surgeon": 0.05, "kobd": 0.05}.get(method)},
             "reconstruction": {"name": "none"}, "evaluation": {"corpora": list(DENSE), "seq_len": 128},
             "tracking": {"name": "none"}, "runtime": {"device": "cpu"}, "paths": {"study": str(lab.study)},
         }  # fmt: skip

@@ -1,0 +1,62 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from prunelab.report.aggregate import at_ratio, best, by_cell, common_ratio, pareto
+
+
+def frame(rows):
+    return pd.DataFrame(rows, columns=["facet", "variant", "ratio", "ppl"], dtype=object)
+
+
+def test_seeds_become_mean_and_sample_deviation():
+    cells = by_cell(
+        frame([("f", "m", 0.1, 1.0), ("f", "m", 0.1, 3.0), ("f", "m", 0.2, 5.0)]), ["ppl", "none"]
+    )
+    assert cells["ppl"].tolist() == [2.0, 5.0]
+    assert cells["ppl/spread"].iloc[0] == pytest.approx(2**0.5)
+    assert np.isnan(cells["ppl/spread"].iloc[1])
+    assert cells["n"].tolist() == [2, 1]
+
+
+def test_rows_without_a_value_are_left_out():
+    assert len(by_cell(frame([("f", "m", 0.1, None), ("f", "m", 0.2, 5.0)]), ["ppl"])) == 1
+
+
+def test_achieved_ratio_stands_in_for_a_missing_one():
+    data = frame([("f", "2:4", None, 4.0)]).assign(**{"ratio/weights": 0.5})
+    assert by_cell(data, ["ppl"])["ratio"].tolist() == [0.5]
+
+
+def test_pareto_front_counts_the_ratio_as_a_gain():
+    points = [(0.5, 0.3, 90.0), (0.1, 0.1, 20.0), (0.1, 0.2, 20.0), (0.5, 0.2, 95.0), (0.4, 0.3, 90.0)]
+    cells = pd.DataFrame(points, columns=["ratio", "error", "ppl"])
+    assert pareto(cells, "error", "ppl").tolist() == [True, True, False, True, False]
+
+
+def test_equal_points_share_the_front_and_gaps_never_win():
+    cells = pd.DataFrame(
+        [(0.1, 1.0, 1.0), (0.1, 1.0, 1.0), (0.9, np.nan, 1.0)], columns=["ratio", "error", "ppl"]
+    )
+    assert pareto(cells, "error", "ppl").tolist() == [True, True, False]
+
+
+def test_largest_ratio_that_all_reached():
+    rows = [
+        ("f", "a", 0.1, 1),
+        ("f", "b", 0.1, 1),
+        ("f", "a", 0.3, 1),
+        ("f", "b", 0.3, 1),
+        ("f", "a", 0.5, 1),
+    ]
+    cells = by_cell(frame(rows), ["ppl"])
+    assert common_ratio(cells) == 0.3
+    assert len(at_ratio(cells, 0.3)) == 2
+    assert common_ratio(cells.iloc[:0]) is None
+
+
+def test_best_is_what_prints_best():
+    assert best([2.001, 2.004, 3.0]) == [True, True, False]
+    assert best([float("inf"), float("nan"), 5.0]) == [False, False, True]
+    assert best([1.0]) == [False]
+    assert best([float("inf"), float("inf")]) == [False, False]

@@ -1,0 +1,57 @@
+from prunelab.report.label import flatten, label_trials
+
+
+def config(method="surgeon", source="austen", **more):
+    base = {
+        "seed": 0,
+        "model": {"name": "llama"},
+        "calibration": {"name": source},
+        "method": {"name": method},
+    }
+    base |= {"sparsity": {"pattern": "rows_columns", "ratio": 0.1}, "reconstruction": {"name": "none"}}
+    return base | more
+
+
+def variants(*configs):
+    return [label.variant for label in label_trials(configs)]
+
+
+def test_plain_study_is_method_and_calibration():
+    (label,) = label_trials([config()])
+    assert (label.facet, label.variant) == ("austen", "surgeon")
+
+
+def test_seed_ratio_and_placement_are_no_part_of_a_label():
+    other = config(seed=1, sparsity={"pattern": "rows_columns", "ratio": 0.2}, runtime={"device": "cuda"})
+    assert variants(config(), other) == ["surgeon", "surgeon"]
+
+
+def test_fields_that_differ_within_a_method_are_named():
+    first = config(method="surgeon") | {"method": {"name": "surgeon", "step": 0.05, "damping": 0.01}}
+    second = config() | {"method": {"name": "surgeon", "step": None, "damping": 0.01}}
+    assert variants(first, second, config("lobd")) == ["surgeon (step=0.05)", "surgeon (step=null)", "lobd"]
+
+
+def test_other_choices_join_the_variant():
+    block = config(reconstruction={"name": "block", "lr": 1e-4})
+    assert variants(config(), block) == ["surgeon + none", "surgeon + block"]
+    n2m4 = config(sparsity={"pattern": "2:4", "ratio": 0.5})
+    assert variants(config(), n2m4) == ["surgeon + rows_columns", "surgeon + 2:4"]
+
+
+def test_models_and_text_make_facets():
+    opt = config(model={"name": "opt"})
+    more = config() | {"calibration": {"name": "austen", "n_samples": 64}}
+    less = config() | {"calibration": {"name": "austen", "n_samples": 8}}
+    facets = [label.facet for label in label_trials([more, less, opt | {"calibration": {"name": "kjv"}}])]
+    assert facets == ["llama · austen (n_samples=64)", "llama · austen (n_samples=8)", "opt · kjv"]
+
+
+def test_evaluations_that_differ_are_never_averaged():
+    short, long = config(evaluation={"seq_len": 64}), config(evaluation={"seq_len": 128})
+    facets = [label.facet for label in label_trials([short, long])]
+    assert facets == ["austen · evaluation (seq_len=64)", "austen · evaluation (seq_len=128)"]
+
+
+def test_flatten_keeps_lists_whole():
+    assert flatten({"a": {"b": 1, "c": [1, 2]}, "d": None}) == {"a.b": 1, "a.c": [1, 2], "d": None}
