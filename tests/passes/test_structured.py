@@ -1,0 +1,193 @@
+"""The structured pass: dead coupling, K-OBD as one shot without update, schedules, reports, errors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from prunelab.errors import ConfigError
+from prunelab.methods.kobd import KOBD
+from prunelab.methods.magnitude import Magnitude
+from prunelab.methods.surgeon import Surgeon
+from prunelab.models.decoder import Decoder
+from prunelab.models.random import random_decoder
+from prunelab.passes.structured import Layer, ShotReport, prune, prune_once
+from prunelab.sparsity import mask as masking
+from prunelab.sparsity.mask import Elementwise, Structured
+from prunelab.stats.kronecker import Factors
+from prunelab.structures.state import State, read_state, state_digest
+
+SURGEON = Surgeon("surgeon", 1, 0.05, 0.01, 0.01, "full")
+EPSILON = 1e-9
+
+
+def removed(state: State, name: str) -> tuple[list[int], list[int]]:
+    mask = state.site(name).mask
+    return (~mask.keep_rows).nonzero()[:, 0].tolist(), (~mask.keep_columns).nonzero()[:, 0].tolist()
+
+
+def start(decoder: Decoder, path: str, rows: list[int], columns: list[int]) -> State:
+    """Remove rows and columns of one layer of block 0 by hand."""
+    masks = {site.name: masking.full(site.linear.weight, site.linear.bias) for site in decoder.sites()}
+    site = next(site for site in decoder.sites(0) if site.path == path)
+    mask = masks[site.name]
+    mask.keep_rows[rows] = False
+    mask.keep_columns[columns] = False
+    masking.apply(mask, site.linear.weight, site.linear.bias)
+    return read_state(decoder, masks)
+
+
+def one_more(decoder: Decoder, state: State, path: str, n_dead: int, tokens: Tensor, method=SURGEON) -> State:
+    """One more shot whose target leaves room for the dead structures of layer ``path`` and nothing else."""
+    total = sum(site.mask.total for _, site in state.sites())
+    linear = next(site.linear for site in decoder.sites(0) if site.path == path)
+    gone = sum(site.mask.removed for _, site in state.sites())
+    extra = n_dead * (linear.in_features + (linear.bias is not None))
+    reports: list[ShotReport] = []
+    state = prune(
+        decoder,
+        method,
+        tokens,
+        [(gone + extra) / total + EPSILON],
+        seed=0,
+        batch_size=2,
+        start=state,
+        on_shot=lambda report, _: reports.append(report),
+    )
+    assert reports[0].threshold == 0
+    return state
+
+
+@pytest.mark.parametrize("method", [SURGEON, KOBD("kobd", 1, None)], ids=lambda method: method.name)
+def test_a_column_gone_in_the_reader_takes_the_rows_of_its_writers(
+    decoder: Decoder, tokens: Tensor, method
+) -> None:
+    writers, reader = decoder.family.mlp
+    state = start(decoder, reader, [], [3])
+    total_rows = len(writers)
+    state = one_more(decoder, state, writers[0], total_rows, tokens, method)
+    prefix = f"{decoder.family.blocks}.0."
+    for writer in writers:
+        assert removed(state, prefix + writer) == ([3], [])
+    assert removed(state, prefix + reader) == ([], [3])
+
+
+def test_a_row_gone_in_fc1_takes_the_column_of_fc2(tokens: Tensor) -> None:
+    decoder = random_decoder("opt")
+    state = start(decoder, "fc1", [5], [])
+    total = sum(site.mask.total for _, site in state.sites())
+    gone = sum(site.mask.removed for _, site in state.sites())
+    width = decoder.site("model.decoder.layers.0.fc2").linear.out_features
+    target = (gone + width) / total + EPSILON
+    state = prune(decoder, SURGEON, tokens, [target], seed=0, batch_size=2, start=state)
+    assert removed(state, "model.decoder.layers.0.fc2") == ([], [5])
+    assert removed(state, "model.decoder.layers.0.fc1") == ([5], [])
+
+
+def test_one_shot_kobd_equals_obd_by_hand_and_keeps_every_bit(tokens: Tensor) -> None:
+    decoder = random_decoder("qwen2")
+    dense = {site.name: (site.linear.weight.clone(), site.linear.bias) for site in decoder.sites()}
+    state = prune(decoder, KOBD("kobd", 1, None), tokens, [0.4], seed=0, batch_size=2)
+    for name, site in state.sites():
+        weight = dense[name][0].clone()
+        masking.apply(site.mask, weight, None)
+        assert torch.equal(site.weight, weight)
+
+
+def test_bias_columns_that_are_zero_go_first_and_count(tokens: Tensor) -> None:
+    decoder = random_decoder("opt")
+    for site in decoder.sites():
+        site.linear.bias.zero_()
+    state = prune(decoder, SURGEON, tokens, [0.1], seed=0, batch_size=2)
+    assert all(site.mask.keep_bias is False for _, site in state.sites())
+
+
+def test_reports_and_progress_tell_what_happened(tokens: Tensor) -> None:
+    decoder = random_decoder("llama")
+    reports: list[ShotReport] = []
+    rows: list[dict] = []
+    prune(
+        decoder,
+        SURGEON,
+        tokens,
+        [0.1, 0.2],
+        seed=0,
+        batch_size=5,
+        on_shot=lambda report, state: reports.append(report),
+        progress=rows.append,
+    )
+    assert [(r.shot, r.target) for r in reports] == [(1, 0.1), (2, 0.2)]
+    assert all(r.seconds > 0 and r.threshold > 0 for r in reports)
+    assert list(reports[0].sites[0]) == [
+        "site", "block", "path", "rows", "columns", "rows_removed", "columns_removed", "removed", "total",
+    ]  # fmt: skip
+    assert [row["phase"] for row in rows if row["shot"] == 1] == (
+        ["forward"] * 2 + ["backward"] * 2 + ["costs"] * 14 + ["update"] * 14
+    )
+    assert {row["shots"] for row in rows} == {2}
+
+
+def test_shared_inverses_are_paid_once_per_input(tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prunelab.stats import obs
+
+    calls: list[str] = []
+    original = obs.inverse_diagonal
+    monkeypatch.setattr(obs, "inverse_diagonal", lambda m, what: calls.append(what) or original(m, what))
+    prune(random_decoder("llama"), SURGEON, tokens, [0.1], seed=0, batch_size=5)
+    assert sum("input" in call for call in calls) == 2 * 4
+    assert sum("output" in call for call in calls) == 2 * 7
+
+
+def test_batch_size_does_not_decide(tokens: Tensor) -> None:
+    masks = []
+    for batch_size in (1, 5):
+        state = prune(random_decoder("llama"), SURGEON, tokens, [0.2], seed=0, batch_size=batch_size)
+        masks.append(torch.cat([site.mask.keep().reshape(-1) for _, site in state.sites()]))
+    assert torch.equal(*masks)
+
+
+def test_skipping_the_finished_shots_of_a_full_schedule() -> None:
+    tokens = torch.randint(3, 64, (2, 8), generator=torch.Generator().manual_seed(1))
+    whole = prune(random_decoder("llama"), SURGEON, tokens, [0.1, 0.2], seed=0, batch_size=2)
+    finished = random_decoder("llama")
+    again = prune(finished, SURGEON, tokens, [0.1, 0.2], seed=0, batch_size=2, start=whole, start_shot=2)
+    assert state_digest(again) == state_digest(whole)
+
+
+def test_core_works_on_plain_layers_of_any_shape() -> None:
+    generator = torch.Generator().manual_seed(0)
+    linear = nn.Linear(3, 4, bias=True).requires_grad_(False)
+    linear.weight.copy_(torch.randn(4, 3, generator=generator))
+    layer = Layer("only", linear, masking.full(linear.weight, linear.bias))
+    factors = {"only": Factors(torch.eye(4), torch.eye(4), 1)}
+    masks, chosen = prune_once([layer], factors, SURGEON, 1.0, seed=0, shot=1)
+    assert factors == {}
+    assert chosen.removed == chosen.total == 16
+    assert linear.weight.abs().sum() + linear.bias.abs().sum() == 0
+    assert masks[0].removed == 16
+
+
+@pytest.mark.parametrize("schedule", [[0.2, 0.1], [1.0], [-0.1], [float("nan")]])
+def test_bad_schedules_are_refused(schedule: list[float]) -> None:
+    with pytest.raises(ConfigError, match=r"schedule=.*0 <= ratio < 1"):
+        prune(random_decoder("llama"), SURGEON, torch.zeros(1, 4).long(), schedule, seed=0, batch_size=1)
+
+
+def test_bad_starts_and_allocations_are_refused(tokens: Tensor) -> None:
+    decoder = random_decoder("llama")
+    method = Magnitude("magnitude", 1, None)
+    with pytest.raises(ConfigError, match=r"start_shot=3.*0 to 1"):
+        prune(decoder, method, tokens, [0.1], seed=0, batch_size=1, start_shot=3)
+    with pytest.raises(ConfigError, match=r"start=None.*state after shot 1"):
+        prune(decoder, method, tokens, [0.1], seed=0, batch_size=1, start_shot=1)
+    with pytest.raises(ConfigError, match=r"allocation.name='owl'.*global \| uniform"):
+        prune(decoder, method, tokens, [0.1], seed=0, batch_size=1, allocation="owl")
+    elements = {site.name: Elementwise(site.linear.weight > 0) for site in decoder.sites()}
+    with pytest.raises(ConfigError, match=r"start='Elementwise'.*rows and columns"):
+        prune(decoder, method, tokens, [0.1], seed=0, batch_size=1, start=read_state(decoder, elements))
+
+
+def test_masks_of_rows_and_columns_are_what_states_hold(tokens: Tensor) -> None:
+    state = prune(random_decoder("opt"), SURGEON, tokens, [0.2], seed=0, batch_size=5)
+    assert all(isinstance(site.mask, Structured) for _, site in state.sites())
