@@ -36,7 +36,8 @@ def pareto(cells: pd.DataFrame, error: str, perplexity: str) -> np.ndarray:
         return np.zeros(0, dtype=bool)
     no_worse = (points[:, None, :] <= points[None, :, :]).all(axis=2)
     better = (points[:, None, :] < points[None, :, :]).any(axis=2)
-    return ~(no_worse & better).any(axis=0) & np.isfinite(points).all(axis=1)
+    beaten = np.any(no_worse & better, axis=0)
+    return np.logical_and(~beaten, np.isfinite(points).all(axis=1))
 
 
 def common_ratio(cells: pd.DataFrame) -> float | None:

@@ -1,8 +1,7 @@
 """A study's folder and its store -> tidy rows: one per trial, beside them blocks, sites, costs, configs.
 
 Reads JSON only and works while the study runs: a trial without its last record is a row with status
-``failed`` or ``unfinished`` and a reason. A stage's folder may hold ``failure.json`` with ``error`` (text)
-and ``log`` (path), written by whoever ran the stage.
+``failed`` or ``unfinished`` and a reason, which the study's ``failures/<key>.json`` give (``reason``, ``log``).
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import pandas as pd
 
 from prunelab.errors import StoreError
 from prunelab.report.label import label_trials
+from prunelab.store.layout import RECORD, index, is_done
 
 DONE, FAILED, UNFINISHED = "done", "failed", "unfinished"
 PREFIXED = ("dense", "calibrate")  # stages about the model and the text, not about the pruned model
@@ -81,7 +81,8 @@ def collect(study_folder: Path | str) -> Study:
     folder = Path(study_folder)
     plan = _read_plan(folder)
     store = Path(plan["store"])
-    stages = {key: _stage(store, key, planned) for key, planned in plan["stages"].items()}
+    made = index(store)
+    stages = {key: _stage(folder, store, made, key, planned) for key, planned in plan["stages"].items()}
     trials = sorted(plan["trials"], key=lambda trial: trial["number"])
     labels = label_trials([trial["config"] for trial in trials])
     rows, blocks, sites = [], [], []
@@ -127,13 +128,19 @@ def _read_plan(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def _stage(store: Path, key: str, planned: Mapping[str, Any]) -> dict[str, Any]:
-    """A planned stage with its record (if DONE) or its failure (if it says so)."""
+def _stage(
+    study: Path, store: Path, made: Mapping[str, Path], key: str, planned: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A planned stage with its record (if DONE) or its failure (if the study noted one).
+
+    ``made``: the store's folders by the first 16 digits of their keys; another study may have named them.
+    """
     kind, slug = str(planned["kind"]), str(planned.get("slug", ""))
-    folder = store / str(planned.get("folder") or f"{kind}/{slug}-{key[:12]}")
-    stage = {"key": key, "kind": kind, "slug": slug, "folder": folder, "inputs": planned.get("inputs") or {}}
-    record = _read_json(folder / "record.json") if (folder / "DONE").exists() else None
-    failure = None if record else _read_json(folder / "failure.json")
+    place = store / str(planned.get("folder") or f"{kind}/{slug}-{key[:16]}")
+    folder = place if is_done(place) else made.get(key[:16], place)
+    record = _read_json(folder / RECORD) if is_done(folder) else None
+    failure = None if record else _read_json(study / "failures" / f"{key[:16]}.json")
+    stage = {"key": key, "kind": kind, "slug": slug, "inputs": planned.get("inputs") or {}}
     return stage | {"record": record, "failure": failure}
 
 

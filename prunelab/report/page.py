@@ -113,7 +113,8 @@ def _table(table: ResultTable) -> str:
 
 
 def _cell(cell: Cell, place: int, edges: set[int]) -> str:
-    aside = f"<small>{escape(cell.aside)}</small>" if cell.aside else ""
+    lines = cell.aside.split(" · ") if cell.aside and place != 1 else [cell.aside]
+    aside = "".join(f"<small>{escape(line)}</small>" for line in lines if line)
     look = _class(left=place == 1, edge=place in edges, best=cell.best)
     return f"<td{look}>{escape(cell.text)}{aside}</td>"
 

@@ -101,7 +101,14 @@ def _result_table(study: Study, facet: str) -> ResultTable:
             first = [Cell(f"{row['ratio']:.4g}"), Cell(str(row["variant"]), _why(frame, row))]
             middle = [_ppl(row, name, dense[name], marks[name], place) for name in tested]
             last = [Cell(_share(row.get(name))) for name in ratios]
-            rows.append((*first, *middle, *last, *(_cell(row, name, _error) for name in errors)))
+            rows.append(
+                (
+                    *first,
+                    *middle,
+                    *last,
+                    *(_cell(row, name, number if name == "mean/overfit" else _error) for name in errors),
+                )
+            )
             starts.append(place == 0)
     names = [*study.corpora, *(["mean"] if several else [])]
     header = [
@@ -125,7 +132,7 @@ def _dense(frame: pd.DataFrame, name: str) -> float:
             if c.startswith("dense/ppl/") and c[6:] in frame
         ]
         return math.exp(sum(logs) / len(logs)) if logs else math.nan
-    values = frame[f"dense/{name}"].dropna() if f"dense/{name}" in frame else []
+    values = frame.get(f"dense/{name}", pd.Series(dtype=float)).dropna()
     return float(values.iloc[0]) if len(values) else math.nan
 
 

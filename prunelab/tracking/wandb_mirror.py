@@ -132,6 +132,8 @@ class WandbTracker:
         import wandb
 
         for name, rows in self._tables.items():
+            if f"{name}s" in self._tables:  # the record's own table, whole, in place of the logged rows
+                continue
             columns, data = columns_and_data(rows)
             if not data:
                 continue

@@ -35,7 +35,7 @@ class Fabricator:
         key = hashlib.sha256(json.dumps([kind, slug, inputs]).encode()).hexdigest()
         if key in self.stages:
             return key
-        folder = f"{kind}/{slug}-{key[:12]}"
+        folder = f"{kind}/{slug}-{key[:16]}"
         self.stages[key] = {
             "kind": kind,
             "slug": slug,
@@ -48,7 +48,8 @@ class Fabricator:
         if record is None:
             return key
         if "failure" in record:
-            (self.store / folder / "failure.json").write_text(json.dumps(record["failure"]))
+            (self.study / "failures").mkdir(parents=True, exist_ok=True)
+            (self.study / "failures" / f"{key[:16]}.json").write_text(json.dumps(record["failure"]))
             return key
         versions = {"torch": "2.9.1", "transformers": "5.20.0", "prunelab": "0.1.0"}
         provenance = {"commit": "b845685", "host": "node7", "versions": versions, "argv": []}
@@ -144,7 +145,7 @@ def fabricate_study(
         tokens = {"metrics": {"tokens": 4096, "digest": "ab" * 32}}
         calibrate = lab.stage("calibrate", f"{source}-s{seed}", {}, tokens)
         failure = {
-            "failure": {"error": "ModelError: A is <singular>\nafter damping", "log": f"/logs/{name}.out"}
+            "failure": {"reason": "ModelError: A is <singular>\nafter damping", "log": f"/logs/{name}.out"}
         }
         inputs = {"tokens": calibrate} | (
             {"start": before[method, seed, source]} if (method, seed, source) in before else {}
@@ -179,6 +180,6 @@ def fabricate_study(
         "store": str(lab.store),
     }
     plan |= {"argv": ["prunelab", "+exp=surgeon_sweep", "-m"], "trials": trials, "stages": lab.stages}
-    lab.study.mkdir(parents=True)
+    lab.study.mkdir(parents=True, exist_ok=True)
     (lab.study / "plan.json").write_text(json.dumps(plan))
     return lab.study

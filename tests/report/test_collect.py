@@ -91,3 +91,20 @@ def test_unreadable_plans_say_so(tmp_path, text):
         (tmp_path / "plan.json").write_text(text)
     with pytest.raises(StoreError, match=str(tmp_path)):
         collect(tmp_path)
+
+
+def test_stages_that_another_study_named_are_found_by_their_key(fabricate):
+    folder = fabricate(methods=("lobd",), ratios=(0.1,), sources=("austen",))
+    store = Path(json.loads((folder / "plan.json").read_text())["store"])
+    for path in list(store.glob("*/*")):
+        path.rename(path.with_name(f"renamed{path.name[-17:]}"))
+    assert collect(folder).frame["status"].tolist() == ["done"]
+
+
+def test_a_failure_that_a_later_run_mended_is_forgotten(fabricate):
+    folder = fabricate(methods=("lobd",), ratios=(0.1,), sources=("austen",))
+    plan = json.loads((folder / "plan.json").read_text())
+    (folder / "failures").mkdir()
+    for key in plan["stages"]:
+        (folder / "failures" / f"{key[:16]}.json").write_text('{"reason": "old", "log": ""}')
+    assert collect(folder).frame["status"].tolist() == ["done"]
