@@ -52,5 +52,7 @@ class LaunchError(PrunelabError):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the closest of ``known``, or an empty string."""
-    close = difflib.get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.5)
+    names = [str(k) for k in known]
+    close = [name for name in names if len(str(word)) > 2 and name.startswith(str(word))]
+    close = close or difflib.get_close_matches(str(word), names, n=1, cutoff=0.5)
     return f"Did you mean {close[0]!r}?" if close else ""

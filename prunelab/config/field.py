@@ -58,11 +58,11 @@ class Field:
         kind = next((kind for kind in self.types if _is_a(kind, value)), None)
         if kind is None:
             raise ConfigError(key, value, self.allowed)
-        if kind == "float":
-            value = float(value)
         if self.bound and not _within(self.bound, value):
             raise ConfigError(key, value, self.allowed)
-        return list(value) if kind in ("list", "tuple") else value
+        if kind in ("list", "tuple"):
+            return list(value)
+        return float(value) if kind == "float" else value
 
 
 @dataclass(frozen=True)

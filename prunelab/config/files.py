@@ -31,7 +31,9 @@ def check_text_file(key: str, path: object, source: str) -> None:
         raise ConfigError(key, path, allowed, "The file is empty.")
     if not os.access(place, os.R_OK):
         raise ConfigError(key, path, allowed, "It cannot be read: check its permissions.")
-    if place.suffix in (".txt", ".jsonl"):
+    if place.suffix == ".npy":
+        _check_npy(key, place)
+    elif place.suffix in (".txt", ".jsonl"):
         with place.open("rb") as file:
             head = file.read(1 << 16)
         try:
@@ -41,6 +43,24 @@ def check_text_file(key: str, path: object, source: str) -> None:
             if error.start < len(head) - 3:
                 hint = f"Byte {error.start} is not UTF-8; convert it, e.g. iconv -f latin1 -t utf-8."
                 raise ConfigError(key, path, "UTF-8 text", hint) from None
+
+
+def _check_npy(key: str, path: Path) -> None:
+    from numpy.lib import format as npy  # 0.1 s that only token files owe
+
+    allowed = "an .npy file of integers, shape (n, length)"
+    try:
+        with path.open("rb") as file:
+            version = npy.read_magic(file)
+            read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+            shape, _, dtype = read(file)
+            left = path.stat().st_size - file.tell()
+    except ValueError as error:
+        raise ConfigError(key, str(path), allowed, f"{path.name} is cut or no .npy file: {error}.") from None
+    if dtype.hasobject or dtype.kind not in "iu" or len(shape) != 2:
+        raise ConfigError(key, str(path), allowed, f"{path.name} holds {dtype} of shape {shape}.")
+    if left < dtype.itemsize * shape[0] * shape[1]:
+        raise ConfigError(key, str(path), allowed, f"{path.name} is cut: {left} bytes are too few for shape {shape}.")
 
 
 def check_model_folder(key: str, path: object) -> None:

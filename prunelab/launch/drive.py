@@ -43,7 +43,7 @@ def drive(plan: Plan, launcher: Launcher, console: Console, *, dry_run: bool, re
 
 def _report(plan: Plan, console: Console) -> None:
     # late: pandas and matplotlib take a second that a dry run and --cfg do not owe
-    from prunelab.report.closing import closing_table
+    from prunelab.report.closing import closing
     from prunelab.report.render import render_report
 
     try:
@@ -51,5 +51,5 @@ def _report(plan: Plan, console: Console) -> None:
     except (PrunelabError, OSError) as error:
         console.print(f"no report: {error}", style="red", markup=False)
         return
-    console.print(closing_table(plan.folder))
+    console.print(closing(plan.folder))
     console.print(f"report {page}", highlight=False, soft_wrap=True, markup=False)

@@ -77,8 +77,6 @@ def _tokens(config: Config, corpus: Config, role: str) -> Stage:
         "sampler": corpus["sampler"] if role == "mask" else "sequential",
         "n_samples": count, "seq_len": length, "seed": seed,
     }  # fmt: skip
-    if role == "held_out" and corpus["source"] == "tokens":
-        identity["mask_samples"] = corpus["n_samples"]  # rows that a mask may have drawn are left out
     label = f"{corpus['name']}-{role}-{count}x{length}" + (f"-s{seed}" if role == "mask" else "")
     return Stage("calibrate", identity, {}, {"model": dict(config["model"]), "corpus": dict(corpus)}, label)
 

@@ -1,0 +1,46 @@
+"""Small studies on the embedded Llama: seconds, not minutes, and the whole path."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = [
+    "calibration.n_samples=4", "calibration.seq_len=32", "evaluation.corpora=[austen]", "evaluation.held_out=[kjv]",
+    "evaluation.seq_len=32", "evaluation.max_samples=4", "evaluation.error_samples=2",
+]  # fmt: skip
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty root for store and studies."""
+    monkeypatch.setenv("PRUNELAB_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def small() -> list[str]:
+    """Overrides that make a study small."""
+    return SMALL
+
+
+@pytest.fixture
+def prunelab(home: Path, tmp_path: Path) -> Run:
+    """``prunelab(*words)`` runs ``python -m prunelab`` as a user does, in an empty folder."""
+
+    def run(*words: str, module: str = "prunelab", small: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
+        home.mkdir(exist_ok=True)
+        command = [sys.executable, "-m", module, *words, *(SMALL if small and module == "prunelab" else [])]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+
+    return run
+

@@ -1,0 +1,152 @@
+"""What people get wrong: a clear message that names key, value and what is allowed, and nothing is started or lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prunelab.launch.entry import ordered, run
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with files of all sorts of damage."""
+    monkeypatch.setenv("PRUNELAB_HOME", str(tmp_path / "home"))
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "latin1.txt").write_bytes("déjà vu ".encode("latin-1") * 100)
+    (tmp_path / "short.txt").write_text("a few words")
+    (tmp_path / "table.xls").write_text("x")
+    (tmp_path / "plain").touch()
+    np.save(tmp_path / "floats.npy", np.ones((4, 64)))
+    np.save(tmp_path / "large.npy", np.full((80, 64), 99999))
+    np.save(tmp_path / "pickled.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    whole = np.lib.format.magic(1, 0)
+    (tmp_path / "cut.npy").write_bytes(whole)
+    (tmp_path / "pickled_model").mkdir()
+    (tmp_path / "pickled_model" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "pickled_model" / "pytorch_model.bin").write_bytes(b"\x80\x04")
+    source = Path(__file__).resolve().parents[2] / "prunelab" / "data" / "models" / "llama"
+    (tmp_path / "cut_model").mkdir()
+    for file in source.iterdir():
+        data = file.read_bytes()
+        (tmp_path / "cut_model" / file.name).write_bytes(data[: len(data) // 2] if file.suffix == ".safetensors" else data)
+    return tmp_path
+
+
+# words of the command line -> what the message has to say
+EARLY = [
+    (["method=surgeonn"], ["method='surgeonn'", "kobd", "Did you mean 'surgeon'?"]),
+    (["methd=surgeon"], ["methd", "Did you mean 'method'?"]),
+    (["sparsity.ratoi=0.3"], ["sparsity.ratoi", "Did you mean 'sparsity.ratio'?"]),
+    (["sparsity.ratio=1.5"], ["sparsity.ratio=1.5", "0 <= x < 1"]),
+    (["sparsity.ratio=1"], ["sparsity.ratio=1", "0 <= x < 1"]),
+    (["sparsity.ratio=-0.1"], ["sparsity.ratio=-0.1", "0 <= x < 1"]),
+    (["sparsity.ratio=abc"], ["sparsity.ratio='abc'", "a number"]),
+    (["sparsity.ratio=null"], ["sparsity.ratio=None", "a number"]),
+    (["sparsity.pattern=2:4x"], ["sparsity.pattern", "rows_columns"]),
+    (["calibration.n_samples=0"], ["calibration.n_samples=0", "an integer, x >= 1"]),
+    (["calibration.n_samples=2.5"], ["calibration.n_samples=2.5", "an integer"]),
+    (["calibration.seq_len=4096"], ["calibration.seq_len=4096", "at most 512", "embedded_llama"]),
+    (["evaluation.seq_len=1"], ["evaluation.seq_len=1", "x >= 2"]),
+    (["calibration=austin"], ["calibration='austin'", "Did you mean 'austen'?"]),
+    (["calibration=text"], ["calibration.path=None", ".txt", "calibration.path=/path/to/file.txt"]),
+    (["calibration=text", "calibration.path={0}/nowhere.txt"], ["calibration.path", "No file at"]),
+    (["calibration=text", "calibration.path={0}/empty.txt"], ["calibration.path", "The file is empty"]),
+    (["calibration=text", "calibration.path={0}/latin1.txt"], ["calibration.path", "UTF-8", "iconv"]),
+    (["calibration=text", "calibration.path={0}/table.xls"], ["calibration.path", ".xls cannot be read"]),
+    (["calibration=tokens", "calibration.path={0}/floats.npy"], ["calibration.path", "integers", "float64"]),
+    (["calibration=tokens", "calibration.path={0}/pickled.npy"], ["calibration.path", "integers", "object"]),
+    (["calibration=tokens", "calibration.path={0}/cut.npy"], ["calibration.path", "cut.npy is cut"]),
+    (["model=local"], ["model.id", "Set it: model.id="]),
+    (["model=local", "model.id={0}/nowhere"], ["model.id", "No folder at"]),
+    (["model=local", "model.id={0}/pickled_model"], ["model.id", "safetensors", "never loaded"]),
+    (["model=llama3"], ["model='llama3'", "embedded_llama"]),
+    (["evaluation.corpora=[austn]"], ["evaluation.corpora='austn'", "Did you mean 'austen'?"]),
+    (["evaluation.corpora=[]"], ["evaluation.corpora=[]", "at least one corpus"]),
+    (["method.damping_input=-1"], ["method.damping_input=-1", "x >= 0"]),
+    (["method.step=0"], ["method.step=0", "0 < x <= 1"]),
+    (["+method.damp=1"], ["method.damp=1", "Did you mean 'damping_"]),
+    (["method._target_=prunelab.methods.surgeon.Surgeo"], ["method._target_", "Surgeon"]),
+    (["seed=-1"], ["seed=-1", "x >= 0"]),
+    (["runtime.device=gpu"], ["runtime.device='gpu'", "cuda"]),
+    (["tracking=wanbd"], ["tracking='wanbd'", "Did you mean 'wandb'?"]),
+    (["study=a/b"], ["study='a/b'", "names a folder"]),
+    (["+exp=surgeon_swep", "-m"], ["exp", "Did you mean 'surgeon_sweep'?"]),
+    (["paths.store={0}/plain/store"], ["paths.store=", "cannot be written", "PRUNELAB_HOME"]),
+    (["hydra/launcher=slrm"], ["slrm", "local"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "said"), EARLY, ids=lambda value: " ".join(value)[:40])
+def test_found_before_anything_is_started(
+    words: list[str], said: list[str], place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started = time.perf_counter()
+    assert run(["prunelab", *(word.replace("{0}", str(place)) for word in words)]) == 1
+    assert time.perf_counter() - started < 10  # a loaded machine; the figure itself is in the notes
+    text = capsys.readouterr().err
+    for part in said:
+        assert part in text, text
+    assert "Traceback" not in text
+    assert not list((place / "home").glob("store/*/*"))
+
+
+def test_all_mistakes_of_all_trials_at_once(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    del place
+    words = ["method=surgeonn,kobd", "sparsity.ratio=0.1,1.5,abc", "calibration=austn", "-m", "seed=0"]
+    assert run(["prunelab", *words]) == 1
+    text = capsys.readouterr().err
+    assert text.startswith("4 mistakes in 6 trials; nothing was started.")
+    assert "(trials 0, 1, 2)" in text  # the trials of the unknown method
+    assert "(trials 1, 4)" in text
+
+
+# mistakes that only the data show: the trial fails, with the reason, and nothing else is lost
+LATE = [
+    (["calibration=text", "calibration.path={0}/short.txt"], ["split 'train' is empty", "longer text"]),
+    (["calibration=tokens", "calibration.path={0}/large.npy", "calibration.seq_len=32"], ["vocabulary", "99999"]),
+    (["model=local", "model.id={0}/cut_model"], ["model.safetensors"]),
+    (["model.digest=" + "0" * 64], ["sha256", "0000"]),
+    (["calibration.digest=" + "0" * 64], ["austen", "0000"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "said"), LATE, ids=lambda value: " ".join(value)[:40])
+def test_found_in_the_job(words: list[str], said: list[str], place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["evaluation.corpora=[kjv]", "evaluation.held_out=[]", "evaluation.seq_len=16", "evaluation.max_samples=2",
+             "evaluation.error_samples=1", "method=lobd", "hydra/launcher=inline", "hydra.launcher.report=false"]  # fmt: skip
+    with pytest.raises(SystemExit) as end:
+        run(["prunelab", *(word.replace("{0}", str(place)) for word in words), *small])
+    assert end.value.code == 1
+    found = [json.loads(path.read_text()) for path in (place / "home" / "studies" / "trial" / "failures").glob("*.json")]
+    assert found
+    assert all(part in " ".join(note["reason"] for note in found) for part in said), found
+    assert found[0]["reason"][:30] in " ".join(capsys.readouterr().out.split())
+
+
+def test_overrides_on_either_side_of_the_flag() -> None:
+    words = ["+exp=x", "-m", "key=1", "--config-dir", "/some/where", "method=a,b"]
+    assert ordered(words) == ["+exp=x", "key=1", "method=a,b", "-m", "--config-dir", "/some/where"]
+    assert ordered(["--info", "plugins"]) == ["--info", "plugins"]
+    assert ordered(["--cfg", "job", "a=1"]) == ["a=1", "--cfg", "job"]
+
+
+def test_planning_imports_no_torch(place: Path) -> None:
+    import subprocess
+
+    root = Path(__file__).resolve().parents[2]
+    code = (
+        "import sys; from prunelab.launch.entry import run; code = run(['prunelab', 'hydra.launcher.dry_run=true',"
+        "'method=surgeon,kobd']); import prunelab.cli, prunelab.launch.status; "
+        "sys.exit(code or 'torch' in sys.modules or 'transformers' in sys.modules or 'pandas' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=place, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
