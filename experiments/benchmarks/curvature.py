@@ -1,6 +1,6 @@
 """Kronecker factors of the embedded Llama, the naive way against prunelab's walk: seconds and ratios.
 
-Naive: one sequence at a time through the whole model, a backward that builds every weight gradient, an outer sum
+Naive: one sequence at a time through the whole model, a backward that builds every weight gradient, a Gram
 per layer even where layers share their input, as the published code of arXiv:2312.17244 does.
 
     python experiments/benchmarks/curvature.py [n_samples] [seq_len] [batch_size]
@@ -61,7 +61,7 @@ def naive(decoder: Decoder, tokens: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def race(works: dict[str, Callable[[], Any]], rounds: int = 5) -> dict[str, tuple[float, Any]]:
-    """Best wall time of each, in seconds, and its result; in turns, so that a busy machine slows all alike."""
+    """Best wall time in seconds and result of each; in turns, so that a busy machine slows all alike."""
     best: dict[str, tuple[float, Any]] = {}
     for _ in range(rounds):
         for name, work in works.items():

@@ -8,7 +8,9 @@ batches.
 
 Peak memory: the inputs of all blocks (blocks x tokens x width) + all factors + the graph of one block on one
 batch. Methods that need no output factor get a forward walk only: two block inputs + the input factors.
-Normalisation: see prunelab.stats.kronecker.
+Gradients are of summed losses, so a token's do not shrink with the number of tokens; in float16 the smallest
+may still underflow to zero, which reads as dead: prefer bfloat16 or float32. Normalisation: see
+prunelab.stats.kronecker.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ KNOWN = ("input_gram", "output_gram")
 
 def collect_factors(
     decoder: Decoder,
-    tokens: Tensor,
+    tokens: Tensor | None,
     needs: Collection[str],
     batch_size: int,
     progress: Progress | None = None,
@@ -40,16 +42,18 @@ def collect_factors(
 ) -> dict[str, Factors]:
     """Return the factors of every linear layer on ``tokens`` (n, seq_len) int64, by layer name.
 
-    ``needs``: which of 'input_gram' and 'output_gram' to collect; without any nothing runs and the factors
-    are None. ``hold``: device where factors and block inputs wait; None = the model's own. ``progress`` gets
-    one mapping per block and direction. Raises ModelError naming the block where an activation or gradient is
-    not finite.
+    ``needs``: which of 'input_gram' and 'output_gram' to collect; without any nothing runs, ``tokens`` may be
+    None and the factors are None. ``hold``: device where factors and block inputs wait; None = the model's
+    own. ``progress`` gets one mapping per block and direction. Raises ModelError naming the block where an
+    activation or gradient is not finite.
     """
     unknown = set(needs) - set(KNOWN)
     if unknown:
         raise ConfigError("method.needs", sorted(unknown), " | ".join(KNOWN))
     if not needs:
         return {site.name: Factors(None, None, 0) for site in decoder.sites()}
+    if tokens is None:
+        raise ConfigError("calibration", None, "a token set", f"The method needs {', '.join(sorted(needs))}.")
     say = progress or (lambda row: None)
     place = decoder.device if hold is None else torch.device(hold)
     stream = open_stream(decoder, tokens, batch_size)

@@ -64,7 +64,7 @@ class ShotReport:
 def prune(
     decoder: Decoder,
     method: StructuredMethod,
-    tokens: Tensor,
+    tokens: Tensor | None,
     schedule: Sequence[float],
     *,
     seed: int,
@@ -78,12 +78,12 @@ def prune(
 ) -> State:
     """Prune ``decoder`` in place along ``schedule`` and return its state.
 
-    ``tokens`` (n, seq_len) int64: calibration. ``schedule``: cumulative targets of **all** shots, growing;
-    the first ``start_shot`` of them are skipped because ``start`` is the state after them, and the rest gives
-    the same bits as one go. ``hold``: where factors wait (see ``collect_factors``). ``on_shot(report,
-    state)`` is called after each shot. States share memory with the decoder: save or clone the one given to
-    ``on_shot`` before it returns. Raises ConfigError for a bad schedule, ModelError for a state of another
-    model or for activations that are not finite.
+    ``tokens`` (n, seq_len) int64: calibration; None will do for a method without needs. ``schedule``:
+    cumulative targets of **all** shots, growing; the first ``start_shot`` of them are skipped because
+    ``start`` is the state after them, and the rest gives the same bits as one go. ``hold``: where factors
+    wait (see ``collect_factors``). ``on_shot(report, state)`` is called after each shot. States share memory
+    with the decoder: save or clone the one given to ``on_shot`` before it returns. Raises ConfigError for a
+    bad schedule, ModelError for a state of another model or for activations that are not finite.
     """
     _check_schedule(schedule, start, start_shot)
     masks = _start_masks(decoder, start)

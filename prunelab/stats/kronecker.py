@@ -31,8 +31,13 @@ class Factors:
     n_tokens: int
 
 
+BLOCK = 512  # columns per product
+
+
 class GramSum:
-    """Running ``sum_n x_n x_n^T`` in float32; with ``ones`` every x_n gets a last entry 1."""
+    """Running ``sum_n x_n x_n^T`` in float32; with ``ones`` every x_n gets a last entry 1.
+
+    ``total`` is valid on and above the diagonal blocks only; ``mean`` fills the rest."""
 
     def __init__(self, width: int, *, ones: bool = False, device: torch.device | str = "cpu") -> None:
         size = width + ones
@@ -46,11 +51,12 @@ class GramSum:
         x = x.detach().reshape(-1, x.shape[-1]).float()
         width = x.shape[1]
         # the column of ones is never built: its products are a sum and a count
-        self.total[:width, :width].addmm_(x.T, x)
+        for start in range(0, width, BLOCK):  # a Gram is symmetric: only blocks on and above the diagonal
+            block = slice(start, min(start + BLOCK, width))
+            self.total[block, start:width].addmm_(x[:, block].T, x[:, start:])
         if self.ones:
             column = x.sum(0)
             self.total[:width, width] += column
-            self.total[width, :width] += column
             self.total[width, width] += x.shape[0]
         self.n_tokens += x.shape[0]
 
@@ -61,4 +67,10 @@ class GramSum:
 
     def mean(self) -> Tensor:
         """Return the average over tokens, (C, C) float32; zeros if there were none. Uses up the sum."""
-        return self.total.div_(max(self.n_tokens, 1))
+        self.total.div_(max(self.n_tokens, 1))
+        for start in range(0, self.total.shape[0], BLOCK):
+            stop = min(start + BLOCK, self.total.shape[0])
+            self.total[stop:, start:stop] = self.total[start:stop, stop:].T
+            corner = self.total[start:stop, start:stop]
+            corner.copy_(corner.triu() + corner.triu(1).T)
+        return self.total

@@ -85,6 +85,35 @@ def test_a_row_gone_in_fc1_takes_the_column_of_fc2(tokens: Tensor) -> None:
     assert removed(state, "model.decoder.layers.0.fc1") == ([5], [])
 
 
+def test_output_columns_gone_take_their_value_row_and_the_other_way_round(
+    decoder: Decoder, family_name: str, tokens: Tensor
+) -> None:
+    _, _, value, output = decoder.family.attention
+    prefix = f"{decoder.family.blocks}.0."
+    linears = {site.path: site.linear for site in decoder.sites(0)}
+    config = decoder.model.config
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    repeat = linears[output].in_features // linears[value].out_features
+    readers = [head * width + 2 for head in range(repeat)]  # channel 2 of the first value head
+    state = one_more(decoder, start(decoder, output, [], readers), value, 1, tokens)
+    assert removed(state, prefix + value) == ([2], [])
+    assert removed(state, prefix + output) == ([], readers)
+
+    fresh = random_decoder(family_name)
+    state = start(fresh, value, [2], [])
+    extra = repeat * linears[output].out_features + sum(site.mask.removed for _, site in state.sites())
+    target = extra / sum(site.mask.total for _, site in state.sites()) + EPSILON
+    state = prune(fresh, SURGEON, tokens, [target], seed=0, batch_size=2, start=state)
+    assert removed(state, prefix + output) == ([], readers)
+
+
+def test_methods_without_needs_need_no_tokens_and_others_say_so() -> None:
+    state = prune(random_decoder("opt"), Magnitude("magnitude", 1, None), None, [0.2], seed=0, batch_size=1)
+    assert sum(site.mask.removed for _, site in state.sites()) > 0
+    with pytest.raises(ConfigError, match=r"calibration=None.*needs input_gram, output_gram"):
+        prune(random_decoder("opt"), SURGEON, None, [0.2], seed=0, batch_size=1)
+
+
 def test_one_shot_kobd_equals_obd_by_hand_and_keeps_every_bit(tokens: Tensor) -> None:
     decoder = random_decoder("qwen2")
     dense = {site.name: (site.linear.weight.clone(), site.linear.bias) for site in decoder.sites()}

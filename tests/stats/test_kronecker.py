@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prunelab.stats.kronecker import GramSum
+from prunelab.stats.kronecker import BLOCK, GramSum
 
 
 @pytest.mark.parametrize("ones", [False, True])
@@ -18,6 +18,17 @@ def test_sum_equals_an_explicit_loop_for_any_batch_size(ones: bool, batch: int) 
     joined = torch.cat([X, torch.ones(50, 1)], 1) if ones else X
     expected = sum(torch.outer(x, x) for x in joined.double()) / 50
     torch.testing.assert_close(total.mean().double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_wide_factors_are_summed_by_blocks() -> None:
+    X = torch.randn(10, 2 * BLOCK + 3, generator=torch.Generator().manual_seed(0))
+    total = GramSum(X.shape[1], ones=True)
+    total.add(X[:4])
+    total.add(X[4:])
+    joined = torch.cat([X, torch.ones(10, 1)], 1).double()
+    found = total.mean()
+    assert torch.equal(found, found.T)
+    torch.testing.assert_close(found.double(), joined.T @ joined / 10, rtol=1e-5, atol=1e-6)
 
 
 def test_leading_dimensions_are_tokens_and_half_precision_is_summed_in_float32() -> None:
