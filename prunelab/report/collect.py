@@ -1,7 +1,7 @@
 """A study's folder and its store -> tidy rows: one per trial, beside them blocks, sites, costs, configs.
 
 Reads JSON only and works while the study runs: a trial without its last record is a row with status
-``failed`` or ``unfinished`` and a reason, which the study's ``failures/<key>.json`` give (``reason``, ``log``).
+``failed`` or ``unfinished`` and a reason; the study's ``failures/<key>.json`` give ``reason`` and ``log``.
 """
 
 from __future__ import annotations
@@ -188,9 +188,7 @@ def _status(own: Mapping[str, Any], stages: Mapping[str, Any]) -> tuple[str, str
         return DONE, "", ""
     for stage in missing:
         if stage["failure"]:
-            error = str(
-                stage["failure"].get("error") or stage["failure"].get("message") or "failed without words"
-            )
+            error = str(stage["failure"].get("reason") or "failed without words")
             log = str(stage["failure"].get("log") or "")
             return FAILED, f"{stage['kind']}: {' '.join(error.split())}", log
     return UNFINISHED, f"{missing[0]['kind']} is not finished" if missing else "its stages are unknown", ""

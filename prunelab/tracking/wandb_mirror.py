@@ -26,6 +26,7 @@ LOGGER = logging.getLogger(__name__)
 INIT_TIMEOUT_S = 30
 FLUSH_S = 0.5
 PREEMPT_S = 5.0
+LIVE: set[int] = set()  # this process's trackers with a run, by id()
 FOLDER_VARIABLES = ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ARTIFACT_DIR")
 
 
@@ -68,6 +69,7 @@ class WandbTracker:
             self._environment.leave()
             raise
         self._signal = _Preemption(self._run)
+        LIVE.add(id(self))
         if self.mode == "offline":
             LOGGER.info(
                 "W&B is offline for %s (%s); files in %s", run.name, self.reason, run.folder / "wandb"
@@ -125,6 +127,7 @@ class WandbTracker:
         run, self._run = self._run, None
         if run is not None:
             self._try(lambda: run.finish(exit_code=0 if ok else 1))
+            self._forget()
         self._signal.leave()
         self._environment.leave()
 
@@ -147,6 +150,17 @@ class WandbTracker:
         if self._run is not None and not self._try(call):
             self._signal.leave()
             self._run = None
+            LIVE.discard(id(self))
+
+    def _forget(self) -> None:
+        """Offline, ``finish`` returns before the file is written, and a worker that leaves by ``os._exit``
+        would lose it: stopping the SDK's process waits for it. Not while somebody else's run lives there.
+        """
+        import wandb
+
+        LIVE.discard(id(self))
+        if self.mode == "offline" and not LIVE and wandb.run is None:
+            self._try(wandb.teardown)
 
     def _try(self, call: Callable[[], Any]) -> bool:
         try:
