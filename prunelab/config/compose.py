@@ -4,12 +4,13 @@ Composing with Hydra costs about 40 ms a config, so a thousand trials would take
 A sweep is a product of few options: the base is composed once, each swept ``group=option`` once
 beside it, and where an option changes nothing but its own subtree (checked, not assumed) the trial is
 the base with that subtree exchanged. Combinations for which that does not hold are composed whole.
+Overrides of values that nothing interpolates are put into a copy of the resolved config.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -36,6 +37,16 @@ class Problem:
     trials: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class _Crossed:
+    """Options composed together: the config, the same as plain data, its interpolations, what went wrong."""
+
+    config: DictConfig
+    plain: Any
+    interpolated: tuple[str, ...]
+    errors: tuple[ConfigError, ...]
+
+
 @dataclass
 class Composer:
     """Composes trials through ``loader`` under the given ``hydra`` overrides; keeps what it composed."""
@@ -46,6 +57,10 @@ class Composer:
     _composed: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)
     _parsed: dict[str, Override] = field(default_factory=dict)
     _contained: dict[tuple[tuple[str, ...], str], bool] = field(default_factory=dict)
+    _crossed: dict[tuple[str, ...], _Crossed] = field(default_factory=dict)
+    _resolutions: dict[Any, tuple[Any, list[ConfigError]]] = field(default_factory=dict)
+    _options: dict[str, list[str]] = field(default_factory=dict)
+    _loaded: dict[tuple[str, str], Config] = field(default_factory=dict)
 
     def trial(self, overrides: Sequence[str]) -> Config:
         """Return the resolved config of one trial, without its ``hydra`` node.
@@ -71,16 +86,20 @@ class Composer:
 
     def option(self, group: str, name: str) -> Config:
         """Return one option of a group as plain data, as its YAML file says."""
-        loaded = self._repository.load_config(f"{group}/{name}")
-        if loaded is None:
-            raise self._unknown_option(group, name)
-        plain = OmegaConf.to_container(loaded.config, resolve=False)
-        assert isinstance(plain, dict)
-        return {str(key): value for key, value in plain.items()}
+        if (group, name) not in self._loaded:
+            loaded = self._repository.load_config(f"{group}/{name}")
+            if loaded is None:
+                raise self._unknown_option(group, name)
+            plain = OmegaConf.to_container(loaded.config, resolve=False)
+            assert isinstance(plain, dict)
+            self._loaded[group, name] = {str(key): value for key, value in plain.items()}
+        return dict(self._loaded[group, name])
 
     def options(self, group: str) -> list[str]:
         """Return the names of a group's options."""
-        return list(self._repository.get_group_options(group))
+        if group not in self._options:
+            self._options[group] = list(self._repository.get_group_options(group))
+        return self._options[group]
 
     def _trial(self, overrides: Sequence[str], errors: list[ConfigError]) -> Config:
         groups, values = [], []
@@ -93,16 +112,51 @@ class Composer:
                     groups.append(text)
             else:
                 values.append(override)
-        base = self._spliced(tuple(groups), errors)
+        early = [o for o in values if self._is_early(o, tuple(groups))]
+        plain = self._resolved(tuple(groups), early, errors)
         for override in values:
-            self._apply(override, base, errors)
-        try:
-            plain = OmegaConf.to_container(base, resolve=True, throw_on_missing=False)
-        except OmegaConfBaseException as error:
-            errors.append(ConfigError(str(error.full_key), "?", "a value that can be resolved", str(error.msg)))
-            plain = OmegaConf.to_container(base, resolve=False)
-        assert isinstance(plain, dict)
-        return {str(key): value for key, value in plain.items()}
+            if override not in early:
+                _put(plain, override.get_key_element().split("."), override.value())
+        return plain
+
+    def _is_early(self, override: Override, groups: tuple[str, ...]) -> bool:
+        """Say whether an override has to be applied by OmegaConf: its key is new, a mapping, or interpolated elsewhere."""
+        key, value = override.get_key_element(), override.value()
+        if override.is_add() or override.is_delete() or isinstance(value, dict) or "${" in str(value):
+            return True
+        crossed = self._cross(groups)
+        node: Any = crossed.plain
+        for part in key.split("."):
+            if not isinstance(node, dict) or part not in node:
+                return True
+            node = node[part]
+        return isinstance(node, dict) or any(part in text for text in crossed.interpolated for part in (key, key.rpartition(".")[2]))
+
+    def _resolved(self, groups: tuple[str, ...], early: Sequence[Override], errors: list[ConfigError]) -> Config:
+        """Return the resolved config under the options and the early overrides; a copy that is the caller's."""
+        where = (groups, tuple(override.input_line for override in early))
+        if where not in self._resolutions:
+            found: list[ConfigError] = list(self._cross(groups).errors)
+            config = copy.deepcopy(self._cross(groups).config)
+            for override in early:
+                self._apply(override, config, found)
+            try:
+                plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
+            except OmegaConfBaseException as error:
+                found.append(ConfigError(str(error.full_key), "?", "a value that can be resolved", str(error.msg)))
+                plain = OmegaConf.to_container(config, resolve=False)
+            self._resolutions[where] = (plain, found)
+        plain, found = self._resolutions[where]
+        errors += found
+        return _copied(plain)
+
+    def _cross(self, groups: tuple[str, ...]) -> _Crossed:
+        if groups not in self._crossed:
+            errors: list[ConfigError] = []
+            config = self._spliced(groups, errors)
+            plain = _plain(config)
+            self._crossed[groups] = _Crossed(config, plain, tuple(_interpolations(plain)), tuple(errors))
+        return self._crossed[groups]
 
     def _spliced(self, groups: tuple[str, ...], errors: list[ConfigError]) -> DictConfig:
         # overlays (+exp=...) shape everything, so they stay in the base of all other options
@@ -205,6 +259,30 @@ def missing_keys(config: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 def _plain(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
+
+
+def _put(plain: Config, path: Sequence[str], value: Any) -> None:
+    for part in path[:-1]:
+        plain = plain[part]
+    plain[path[-1]] = value
+
+
+def _copied(value: Any) -> Any:
+    """Copy plain data; much quicker than copy.deepcopy, which has to expect anything."""
+    if isinstance(value, dict):
+        return {str(key): _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, list) else value
+
+
+def _interpolations(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for item in value.values():
+            yield from _interpolations(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _interpolations(item)
+    elif isinstance(value, str) and "${" in value:
+        yield value
 
 
 def _flat_keys(config: Any, prefix: str = "") -> list[str]:

@@ -1,0 +1,65 @@
+"""The notebook functions of the README: load, take tokens, prune, measure, save."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import prunelab
+from prunelab.errors import ConfigError
+
+
+def test_the_six_lines(tmp_path: Path) -> None:
+    model = prunelab.load_model("embedded_llama")
+    tokens = prunelab.load_tokens(model, "austen", n_samples=4, seq_len=32)
+    dense = prunelab.perplexity(model, "austen", n_samples=4, seq_len=32)
+    state = prunelab.prune(model, tokens, method="surgeon", ratio=0.2, step=0.1)
+    assert prunelab.ratios(model, state)["ratio/weights"] == pytest.approx(0.2, abs=2e-3)
+    pruned = prunelab.perplexity(model, "austen", n_samples=4, seq_len=32)
+    assert dense < pruned < 3 * dense
+    folder = prunelab.save(model, tmp_path / "pruned")
+
+    again = AutoModelForCausalLM.from_pretrained(folder)
+    assert torch.equal(again(tokens).logits, model.decoder.model(tokens).logits)
+    assert AutoTokenizer.from_pretrained(folder)("text")["input_ids"] == model.tokenizer("text")["input_ids"]
+    reloaded = prunelab.load_model(str(folder))
+    assert prunelab.perplexity(reloaded, "austen", n_samples=4, seq_len=32) == pruned
+
+
+def test_compact_is_smaller_and_the_same(tmp_path: Path) -> None:
+    model = prunelab.load_model("embedded_opt")
+    tokens = prunelab.load_tokens(model, "kjv", n_samples=2, seq_len=32)
+    state = prunelab.prune(model, tokens, method="kobd", ratio=0.3, step=None)
+    with torch.no_grad():
+        masked, before = model.decoder.model(tokens).logits, model.decoder.n_parameters()
+        prunelab.compact(model, state)
+        assert model.decoder.n_parameters() < before
+        torch.testing.assert_close(model.decoder.model(tokens).logits, masked, atol=1e-4, rtol=1e-5)
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model='embeded_llama'.*Did you mean 'embedded_llama'"):
+        prunelab.load_model("embeded_llama")
+    with pytest.raises(ConfigError, match="revision"):
+        prunelab.load_model("meta-llama/Llama-2-7b-hf")
+    model = prunelab.load_model("embedded_llama")
+    with pytest.raises(ConfigError, match="corpus"):
+        prunelab.load_tokens(model, "austin")
+    tokens = prunelab.load_tokens(model, "austen", n_samples=1, seq_len=8)
+    with pytest.raises(ConfigError, match=r"ratio=1\.5"):
+        prunelab.prune(model, tokens, ratio=1.5)
+    with pytest.raises(ConfigError, match="method"):
+        prunelab.prune(model, tokens, method="surgeonn")
+    with pytest.raises(ConfigError, match="dampin"):
+        prunelab.prune(model, tokens, dampin=1.0)
+
+
+def test_importing_prunelab_imports_no_torch() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, prunelab; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
