@@ -36,6 +36,7 @@ def _results(table: ResultTable, corpora: int) -> Table:
     made = Table(
         title=Text(f"perplexity, calibrated on {table.facet}", style="bold"),
         title_justify="left",
+        min_width=44,
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )

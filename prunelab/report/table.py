@@ -154,11 +154,21 @@ def _why(frame: pd.DataFrame, row: dict[str, Any]) -> str:
 
 def _ppl(row: dict[str, Any], name: str, dense: float, marks: list[bool], place: int) -> Cell:
     cell, factor = _cell(row, name, number), _number(row.get(name)) / dense
-    change = (
-        f"{100 * (factor - 1):+.3g}%" if factor < 10 else f"×{factor:,.0f}" if math.isfinite(factor) else ""
-    )
+    change = percent(factor) if factor < 10 else f"×{factor:,.0f}" if math.isfinite(factor) else ""
     aside = " · ".join(word for word in (cell.aside, change) if word)
     return Cell(cell.text, aside, bool(marks) and marks[place])
+
+
+def percent(factor: float) -> str:
+    """A factor as a change: +0.02%, +6.7%, +314%."""
+    change = 100 * (factor - 1)
+    return (
+        f"{change:+.2f}%"
+        if abs(change) < 1
+        else f"{change:+.1f}%"
+        if abs(change) < 100
+        else f"{change:+.0f}%"
+    )
 
 
 def _cell(row: dict[str, Any], name: str, write: Callable[[float], str]) -> Cell:
@@ -168,7 +178,9 @@ def _cell(row: dict[str, Any], name: str, write: Callable[[float], str]) -> Cell
 
 
 def _error(value: float) -> str:
-    return f"{value:.4f}" if math.isfinite(value) else "—"
+    if not math.isfinite(value):
+        return "—"
+    return f"{value:.4f}" if value >= 0.01 or not value else f"{value:.3g}"
 
 
 def _share(value: Any) -> str:
