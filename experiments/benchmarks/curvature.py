@@ -4,7 +4,7 @@ Naive: one sequence at a time through the whole model, a backward that builds ev
 per layer even where layers share their input, as the published code of arXiv:2312.17244 does.
 
     python experiments/benchmarks/curvature.py [n_samples] [seq_len] [batch_size]
-    python experiments/benchmarks/curvature.py memory naive|walk     (one way per process: peaks never go down)
+    python experiments/benchmarks/curvature.py memory naive|walk    (one way per process)
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def main(n_samples: int = 32, seq_len: int = 128, batch_size: int = 8) -> None:
 
 
 def memory(way: str) -> None:
-    """Print what one way adds to the peak resident memory on a random Llama of 12 blocks, width 512 (Linux)."""
+    """Print what one way adds to the peak resident memory on a random Llama, 12 blocks of width 512."""
     decoder = random_decoder(
         "llama",
         hidden_size=512,
