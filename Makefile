@@ -18,7 +18,7 @@ slow: $(VENV)/ready            ## the tests that take minutes
 check: $(VENV)/ready           ## format, lint, types, import layers
 	$(BIN)/ruff format --check prunelab tests experiments
 	$(BIN)/ruff check prunelab tests experiments
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
 format: $(VENV)/ready

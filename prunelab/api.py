@@ -44,7 +44,9 @@ class Model:
     spec: Mapping[str, Any]
 
 
-def load_model(name: str, *, revision: str | None = None, dtype: str = "float32", device: str = "cpu") -> Model:
+def load_model(
+    name: str, *, revision: str | None = None, dtype: str = "float32", device: str = "cpu"
+) -> Model:
     """Load a model by the name of a ``conf/model`` file, by local folder, or by hub id with a pinned ``revision``.
 
     Raises ConfigError for an unknown name, ModelError for weights that cannot be loaded.
@@ -56,7 +58,9 @@ def load_model(name: str, *, revision: str | None = None, dtype: str = "float32"
         spec = _spec("local", str(Path(name).absolute()), None, dtype)
     elif "/" in name:
         if revision is None:
-            raise ConfigError("revision", None, "a commit of the hub repository", f"Numbers of {name} need a pinned one.")
+            raise ConfigError(
+                "revision", None, "a commit of the hub repository", f"Numbers of {name} need a pinned one."
+            )
         spec = _spec("hub", name, revision, dtype)
     else:
         raise ConfigError("model", name, f"{', '.join(known)}, a folder, or a hub id", nearest(name, known))
@@ -64,7 +68,13 @@ def load_model(name: str, *, revision: str | None = None, dtype: str = "float32"
 
 
 def load_tokens(
-    model: Model, corpus: str | Path, *, n_samples: int | None = 32, seq_len: int = 128, role: str = "mask", seed: int = 0
+    model: Model,
+    corpus: str | Path,
+    *,
+    n_samples: int | None = 32,
+    seq_len: int = 128,
+    role: str = "mask",
+    seed: int = 0,
 ) -> Tensor:
     """Return tokens (n_samples, seq_len) int64 of a corpus, or of a local .txt, .jsonl, .parquet or .npy file.
 
@@ -74,9 +84,13 @@ def load_tokens(
     if str(corpus) in known:
         spec = _option("calibration", str(corpus))
     elif place.is_file():
-        spec = _option("calibration", "tokens" if place.suffix == ".npy" else "text") | {"path": str(place.absolute())}
+        spec = _option("calibration", "tokens" if place.suffix == ".npy" else "text") | {
+            "path": str(place.absolute())
+        }
     else:
-        raise ConfigError("corpus", str(corpus), f"{', '.join(known)}, or a file", nearest(str(corpus), known))
+        raise ConfigError(
+            "corpus", str(corpus), f"{', '.join(known)}, or a file", nearest(str(corpus), known)
+        )
     found = collect_tokens(
         spec, model.tokenizer, role=role, n_samples=n_samples, seq_len=seq_len, seed=seed,
         vocab_size=model.decoder.model.config.get_text_config().vocab_size,
@@ -101,7 +115,9 @@ def prune(
     )  # fmt: skip
 
 
-def perplexity(model: Model, text: str | Tensor, *, n_samples: int | None = 64, seq_len: int = 128, batch_size: int = 16) -> float:
+def perplexity(
+    model: Model, text: str | Tensor, *, n_samples: int | None = 64, seq_len: int = 128, batch_size: int = 16
+) -> float:
     """Return the perplexity on tokens (n, seq_len), or on the first windows of a corpus' test split."""
     if isinstance(text, str):
         text = load_tokens(model, text, n_samples=n_samples, seq_len=seq_len, role="test")

@@ -17,7 +17,11 @@ from prunelab.errors import PrunelabError, StoreError, nearest
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code. ``prunelab +exp=... -m`` works as ``python -m prunelab`` does."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words and words[0] not in _COMMANDS and ("=" in words[0] or words[0].startswith("-") and words[0] not in ("-h", "--help")):
+    if (
+        words
+        and words[0] not in _COMMANDS
+        and ("=" in words[0] or (words[0].startswith("-") and words[0] not in ("-h", "--help")))
+    ):
         from prunelab.launch.entry import run
 
         return run(["prunelab", *words])
@@ -33,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="prunelab", description="Look after studies. Start them with: python -m prunelab +exp=surgeon_sweep -m"
+        prog="prunelab",
+        description="Look after studies. Start them with: python -m prunelab +exp=surgeon_sweep -m",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     words = {
@@ -44,11 +49,17 @@ def _parser() -> argparse.ArgumentParser:
     for name, what in words.items():
         command = commands.add_parser(name, help=what, description=what)
         command.add_argument("study", help="a study's name, or its folder")
-        command.add_argument("--root", type=Path, default=None, help="where studies are (default: $PRUNELAB_HOME or ./outputs)")
+        command.add_argument(
+            "--root", type=Path, default=None, help="where studies are (default: $PRUNELAB_HOME or ./outputs)"
+        )
         if name == "status":
-            command.add_argument("--all", action="store_true", help="every trial, not only the first of each state")
+            command.add_argument(
+                "--all", action="store_true", help="every trial, not only the first of each state"
+            )
         if name == "report":
-            command.add_argument("--out", type=Path, default=None, help="folder to write to (default: STUDY/report)")
+            command.add_argument(
+                "--out", type=Path, default=None, help="folder to write to (default: STUDY/report)"
+            )
         if name == "retry":
             command.add_argument("--inline", action="store_true", help="in this process, for a debugger")
     return parser

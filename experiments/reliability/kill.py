@@ -25,10 +25,14 @@ SWEEP = ["+exp=surgeon_sweep", "-m"]
 
 def main() -> int:
     """Run the comparison; print a line per kill and a verdict."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--root", type=Path, default=None, help="where to put the two stores (default: a temporary folder)")
+    parser.add_argument(
+        "--root", type=Path, default=None, help="where to put the two stores (default: a temporary folder)"
+    )
     arguments, words = parser.parse_known_args()
     root = arguments.root or Path(tempfile.mkdtemp(prefix="prunelab-kill-"))
     words = [*(words or SWEEP), "hydra.launcher.report=false"]
@@ -49,14 +53,19 @@ def main() -> int:
         over = driver.poll() is not None
         _kill(driver)
         repeated += _repeated(root / "killed", finished)
-        print(f"kill {number + 1}: {len(finished)} stages finished{' (the sweep was over)' if over else ''}", flush=True)
+        print(
+            f"kill {number + 1}: {len(finished)} stages finished{' (the sweep was over)' if over else ''}",
+            flush=True,
+        )
     if _start(words, root / "killed").wait():
         print("the run after the kills failed", file=sys.stderr)
         return 1
     repeated += _repeated(root / "killed", finished)
 
     one, two = (_numbers(root / name) for name in ("undisturbed", "killed"))
-    print(f"{len(finished)} stages; {len(repeated)} of them ran twice; results {'equal' if one == two else 'DIFFER'}")
+    print(
+        f"{len(finished)} stages; {len(repeated)} of them ran twice; results {'equal' if one == two else 'DIFFER'}"
+    )
     return 0 if one == two and not repeated else 1
 
 
@@ -67,7 +76,11 @@ def _start(words: list[str], home: Path) -> subprocess.Popen[bytes]:
 
 
 def _kill(driver: subprocess.Popen[bytes]) -> None:
-    workers = [int(word) for task in Path(f"/proc/{driver.pid}/task").glob("*/children") for word in task.read_text().split()]
+    workers = [
+        int(word)
+        for task in Path(f"/proc/{driver.pid}/task").glob("*/children")
+        for word in task.read_text().split()
+    ]
     for pid in (driver.pid, *workers):
         try:
             os.kill(pid, signal.SIGKILL)

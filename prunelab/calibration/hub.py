@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import threading
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -63,7 +64,7 @@ def fetch(name: str, repo: str, revision: str, filename: str) -> tuple[Path, str
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    kind = {"repo_id": repo, "filename": filename, "repo_type": "dataset", "revision": revision}
+    kind: dict[str, Any] = {"repo_id": repo, "filename": filename, "repo_type": "dataset", "revision": revision}
     try:
         path = hf_hub_download(**kind, local_files_only=True)
     except HFValidationError as error:

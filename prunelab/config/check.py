@@ -44,7 +44,9 @@ def _checked(group: str, values: Mapping[str, Any], source: ClassSource, errors:
     for key in missing_keys({k: v for k, v in values.items() if not isinstance(v, Mapping)}):
         field = source.fields.get(key)
         errors.append(
-            ConfigError(prefix + key, "???", field.allowed if field else "a value", f"Set it: {prefix}{key}=...")
+            ConfigError(
+                prefix + key, "???", field.allowed if field else "a value", f"Set it: {prefix}{key}=..."
+            )
         )
     for key, value in values.items():
         if key == "_target_" or (isinstance(value, str) and value == "???"):
@@ -52,7 +54,12 @@ def _checked(group: str, values: Mapping[str, Any], source: ClassSource, errors:
         elif key not in source.fields:
             known = list(source.fields)
             errors.append(
-                ConfigError(prefix + key, value, f"a key of {group or 'the config'}: {', '.join(known)}", nearest(key, known))
+                ConfigError(
+                    prefix + key,
+                    value,
+                    f"a key of {group or 'the config'}: {', '.join(known)}",
+                    nearest(key, known),
+                )
             )
         else:
             try:
@@ -62,7 +69,9 @@ def _checked(group: str, values: Mapping[str, Any], source: ClassSource, errors:
                 result[key] = value
     for key, field in source.fields.items():
         if key not in values and field.required:
-            errors.append(ConfigError(prefix + key, "(nothing)", field.allowed, f"Add it to the YAML file of {group}."))
+            errors.append(
+                ConfigError(prefix + key, "(nothing)", field.allowed, f"Add it to the YAML file of {group}.")
+            )
     return result
 
 
@@ -77,12 +86,21 @@ def _check_method(config: Config, errors: list[ConfigError]) -> Config:
     for attribute in ("needs", "supports"):
         if attribute not in source.literals:
             errors.append(
-                ConfigError(f"method.{attribute}", "(nothing)", "a literal tuple of strings in the class", f"See {method['_target_']}.")
+                ConfigError(
+                    f"method.{attribute}",
+                    "(nothing)",
+                    "a literal tuple of strings in the class",
+                    f"See {method['_target_']}.",
+                )
             )
     pattern, supported = config["sparsity"].get("pattern"), source.literals.get("supports", ())
     if supported and pattern not in supported:
         errors.append(
-            ConfigError("sparsity.pattern", pattern, f"what method={method.get('name')} can do: {', '.join(supported)}")
+            ConfigError(
+                "sparsity.pattern",
+                pattern,
+                f"what method={method.get('name')} can do: {', '.join(supported)}",
+            )
         )
     return checked
 
@@ -96,7 +114,12 @@ def _corpora(config: Config, composer: Composer, errors: list[ConfigError]) -> d
             known = composer.options("calibration")
             if name not in known:
                 errors.append(
-                    ConfigError(f"evaluation.{key}", name, f"names of calibration options: {', '.join(known)}", nearest(str(name), known))
+                    ConfigError(
+                        f"evaluation.{key}",
+                        name,
+                        f"names of calibration options: {', '.join(known)}",
+                        nearest(str(name), known),
+                    )
                 )
                 continue
             spec = composer.option("calibration", name)
@@ -119,11 +142,16 @@ def _across_groups(config: Config, corpora: Mapping[str, Config]) -> Iterator[Co
     for key in ("calibration", "evaluation"):
         length = config[key]["seq_len"]
         if longest is not None and length > longest:
-            yield ConfigError(f"{key}.seq_len", length, f"at most {longest}, the context of {config['model']['name']}")
+            yield ConfigError(
+                f"{key}.seq_len", length, f"at most {longest}, the context of {config['model']['name']}"
+            )
     try:
         if config["model"]["source"] == "local":
             check_model_folder("model.id", config["model"]["id"])
-        for key, spec in {"calibration": config["calibration"], **{f"calibration/{n}": s for n, s in corpora.items()}}.items():
+        for key, spec in {
+            "calibration": config["calibration"],
+            **{f"calibration/{n}": s for n, s in corpora.items()},
+        }.items():
             if spec["source"] in ("text", "tokens"):
                 check_text_file(f"{key}.path", spec["path"], spec["source"])
     except ConfigError as error:

@@ -130,9 +130,13 @@ class Composer:
             if not isinstance(node, dict) or part not in node:
                 return True
             node = node[part]
-        return isinstance(node, dict) or any(part in text for text in crossed.interpolated for part in (key, key.rpartition(".")[2]))
+        return isinstance(node, dict) or any(
+            part in text for text in crossed.interpolated for part in (key, key.rpartition(".")[2])
+        )
 
-    def _resolved(self, groups: tuple[str, ...], early: Sequence[Override], errors: list[ConfigError]) -> Config:
+    def _resolved(
+        self, groups: tuple[str, ...], early: Sequence[Override], errors: list[ConfigError]
+    ) -> Config:
         """Return the resolved config under the options and the early overrides; a copy that is the caller's."""
         where = (groups, tuple(override.input_line for override in early))
         if where not in self._resolutions:
@@ -143,7 +147,9 @@ class Composer:
             try:
                 plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
             except OmegaConfBaseException as error:
-                found.append(ConfigError(str(error.full_key), "?", "a value that can be resolved", str(error.msg)))
+                found.append(
+                    ConfigError(str(error.full_key), "?", "a value that can be resolved", str(error.msg))
+                )
                 plain = OmegaConf.to_container(config, resolve=False)
             self._resolutions[where] = (plain, found)
         plain, found = self._resolutions[where]
@@ -167,7 +173,9 @@ class Composer:
                 config = copy.deepcopy(self._compose(overlays))
                 for text in options:
                     name = self._parse(text).key_or_group
-                    OmegaConf.update(config, name, self._compose((*overlays, text))[name], merge=False, force_add=True)
+                    OmegaConf.update(
+                        config, name, self._compose((*overlays, text))[name], merge=False, force_add=True
+                    )
                 return config
             return copy.deepcopy(self._compose(groups))
         except (HydraException, OmegaConfBaseException) as error:
@@ -229,7 +237,9 @@ class Composer:
         group, value = override.key_or_group, override.value()
         known = self.options(group)
         names = value if isinstance(value, list) else [value]
-        return [self._unknown_option(group, name) for name in names if name is not None and str(name) not in known]
+        return [
+            self._unknown_option(group, name) for name in names if name is not None and str(name) not in known
+        ]
 
     def _unknown_option(self, group: str, name: object) -> ConfigError:
         known = self.options(group)

@@ -28,7 +28,9 @@ from prunelab.errors import ConfigError
 
 _COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 _FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
-_BOUND = re.compile(r"^(?:(?P<low>[-+.\de]+)\s*(?P<lop><=?)\s*)?x\s*(?:(?P<hop><=?|>=?)\s*(?P<high>[-+.\de]+))?$")
+_BOUND = re.compile(
+    r"^(?:(?P<low>[-+.\de]+)\s*(?P<lop><=?)\s*)?x\s*(?:(?P<hop><=?|>=?)\s*(?P<high>[-+.\de]+))?$"
+)
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,14 @@ class Field:
         """Return ``value`` in the field's type (1 becomes 1.0 for a float); raise ConfigError otherwise."""
         if value is None and "None" in self.types:
             return None
-        kind = next((kind for kind in self.types if _is_a(kind, value)), None)
-        if kind is None:
+        kinds = [kind for kind in self.types if _is_a(kind, value)]
+        if value is None or not kinds:
             raise ConfigError(key, value, self.allowed)
         if self.bound and not _within(self.bound, value):
             raise ConfigError(key, value, self.allowed)
-        if kind in ("list", "tuple"):
+        if kinds[0] in ("list", "tuple"):
             return list(value)
-        return float(value) if kind == "float" else value
+        return float(value) if kinds[0] == "float" else value
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,9 @@ def _within(bound: str, value: Any) -> bool:
         return value in [choice.strip() for choice in bound.split("|")]
     match = _BOUND.match(bound.strip())
     if match is None:
-        raise ConfigError("bound", bound, "'low < x < high', either side optional, or 'a | b | c' for strings")
+        raise ConfigError(
+            "bound", bound, "'low < x < high', either side optional, or 'a | b | c' for strings"
+        )
     low = match["low"] is None or _COMPARE[_FLIPPED[match["lop"]]](value, float(match["low"]))
     return low and (match["high"] is None or _COMPARE[match["hop"]](value, float(match["high"])))
 
@@ -103,7 +107,10 @@ def read_class(target: str, key: str = "_target_") -> ClassSource:
     path = _module_file(module)
     if path is None:
         raise ConfigError(
-            key, target, "the dotted name of a class", f"No module {module!r} on the Python path; is it installed?"
+            key,
+            target,
+            "the dotted name of a class",
+            f"No module {module!r} on the Python path; is it installed?",
         )
     classes = _classes(path, path.stat().st_mtime_ns)
     if name not in classes:
@@ -154,7 +161,11 @@ def _read(node: ast.ClassDef) -> ClassSource:
 
 
 def _add_literal(literals: dict[str, Any], name: str, value: ast.expr) -> None:
-    if isinstance(value, ast.Call) and ast.unparse(value.func) in ("frozenset", "set", "tuple") and value.args:
+    if (
+        isinstance(value, ast.Call)
+        and ast.unparse(value.func) in ("frozenset", "set", "tuple")
+        and value.args
+    ):
         value = value.args[0]
     try:
         literals[name] = ast.literal_eval(value)

@@ -60,7 +60,9 @@ def _check_npy(key: str, path: Path) -> None:
     if dtype.hasobject or dtype.kind not in "iu" or len(shape) != 2:
         raise ConfigError(key, str(path), allowed, f"{path.name} holds {dtype} of shape {shape}.")
     if left < dtype.itemsize * shape[0] * shape[1]:
-        raise ConfigError(key, str(path), allowed, f"{path.name} is cut: {left} bytes are too few for shape {shape}.")
+        raise ConfigError(
+            key, str(path), allowed, f"{path.name} is cut: {left} bytes are too few for shape {shape}."
+        )
 
 
 def check_model_folder(key: str, path: object) -> None:

@@ -19,7 +19,9 @@ def drive(plan: Plan, launcher: Launcher, console: Console, *, dry_run: bool, re
     left = open_jobs(plan, done)
     line = f"[bold]{plan.study}[/]: {len(plan.trials)} trials, {len(plan.stages)} stages, {len(done)} of them in the store"
     console.print(line, highlight=False)
-    console.print(f"store {plan.store}\nstudy {plan.folder}", highlight=False, soft_wrap=True, markup=False, style="dim")
+    console.print(
+        f"store {plan.store}\nstudy {plan.folder}", highlight=False, soft_wrap=True, markup=False, style="dim"
+    )
     if dry_run:
         console.print(preview(plan, done, left, resources))
         return 0
@@ -28,14 +30,19 @@ def drive(plan: Plan, launcher: Launcher, console: Console, *, dry_run: bool, re
         with view.shown():
             outcome = run_study(plan, launcher, resources, view)
     except KeyboardInterrupt:
-        console.print("\nStopped. What is finished is in the store; the same command goes on from there.", style="yellow")
+        console.print(
+            "\nStopped. What is finished is in the store; the same command goes on from there.",
+            style="yellow",
+        )
         return 130
     ran = ", ".join(f"{count} {kind}" for kind, count in outcome.ran.items()) or "no stage"
     console.print(f"ran {ran} in {outcome.seconds:.1f} s", highlight=False)
     if report:
         _report(plan, console)
     for job, values in {**outcome.failed, **outcome.skipped}.items():
-        console.print(f"{job}: {values['reason']}", style="red", markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            f"{job}: {values['reason']}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
         if "log" in values:
             console.print(f"    log: {values['log']}", markup=False, highlight=False, soft_wrap=True)
     return 0 if outcome.ok else 1

@@ -10,8 +10,8 @@ from pathlib import Path
 import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_automatic_config_search_path, get_args_parser
-from hydra.errors import HydraException, SearchPathException
 from hydra.core.config_search_path import SearchPathQuery
+from hydra.errors import HydraException, SearchPathException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -63,7 +63,9 @@ def ordered(words: Sequence[str]) -> list[str]:
 
 
 def _no_single_run(config: DictConfig) -> None:
-    raise ConfigError("hydra.mode", "RUN", "MULTIRUN", "A single trial is a sweep of one; leave hydra.mode alone.")
+    raise ConfigError(
+        "hydra.mode", "RUN", "MULTIRUN", "A single trial is a sweep of one; leave hydra.mode alone."
+    )
 
 
 def _explained(words: Sequence[str]) -> str | None:

@@ -47,7 +47,9 @@ class Pool:
             while not jobs.finished:
                 _hand_out(order, jobs, processes, min(workers, len(order.jobs)), news)
                 if not any(process.job for process in processes):
-                    raise LaunchError(f"jobs that wait for each other: {', '.join(jobs.waiting)}. Please report this plan.")
+                    raise LaunchError(
+                        f"jobs that wait for each other: {', '.join(jobs.waiting)}. Please report this plan."
+                    )
                 worker, message = news.get()
                 for event in _told(order, jobs, processes, worker, message):
                     listen(event)
@@ -67,7 +69,13 @@ def _hand_out(order: Order, jobs: Queue, workers: list[_Worker], limit: int, new
             workers.append(idle)
         idle.job = job
         runtime = {"threads": order.resources.threads}
-        message = {"plan": str(order.plan_file), "name": job.name, "stages": job.stages, "trial": job.trial, "runtime": runtime}
+        message = {
+            "plan": str(order.plan_file),
+            "name": job.name,
+            "stages": job.stages,
+            "trial": job.trial,
+            "runtime": runtime,
+        }
         assert idle.process.stdin is not None
         try:
             idle.process.stdin.write(json.dumps(message) + "\n")
@@ -104,14 +112,18 @@ def _why_dead(code: int) -> str:
 
 def _start(order: Order, number: int, news: queue.Queue[Any]) -> _Worker:
     threads = str(order.resources.threads or 1)
-    path = os.pathsep.join(dict.fromkeys(str(Path(p).absolute()) for p in sys.path if Path(p or ".").is_dir()))
+    path = os.pathsep.join(
+        dict.fromkeys(str(Path(p).absolute()) for p in sys.path if Path(p or ".").is_dir())
+    )
     environment = os.environ | {
         "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONPATH": path,
     }  # fmt: skip
     if (order.resources.gpus or 0) > 1:
         seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        environment["CUDA_VISIBLE_DEVICES"] = seen[number] if len(seen) > number and seen[number] else str(number)
+        environment["CUDA_VISIBLE_DEVICES"] = (
+            seen[number] if len(seen) > number and seen[number] else str(number)
+        )
     log = log_path(order.plan, f"worker-{number}")
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as stderr:

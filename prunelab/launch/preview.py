@@ -28,7 +28,9 @@ def preview(plan: Plan, done: Collection[str], jobs: Sequence[Job], resources: R
         for key in set(trial.stages.values()):
             users[key] = users.get(key, 0) + 1
     seconds = _seconds(plan)
-    table = Table("stage", *(_right(n) for n in ("planned", "shared by trials", "cached", "to run", "shots", "seconds")))
+    table = Table(
+        "stage", *(_right(n) for n in ("planned", "shared by trials", "cached", "to run", "shots", "seconds"))
+    )
     whole, unknown = 0.0, False
     for kind in KINDS:
         stages = {key: stage for key, stage in plan.stages.items() if stage.kind == kind}
@@ -68,7 +70,9 @@ def shots_to_run(stage: Stage, plan: Plan, done: Collection[str]) -> int:
 
 def _seconds(plan: Plan) -> dict[str, float]:
     """Return the median seconds of stages (of shots, for prune) that the store has of this plan's models."""
-    models = [stage.identity.get("model") or stage.identity.get("tokenizer") for stage in plan.stages.values()]
+    models = [
+        stage.identity.get("model") or stage.identity.get("tokenizer") for stage in plan.stages.values()
+    ]
     found: dict[str, list[float]] = {}
     for folder in index(plan.store).values() if plan.store.is_dir() else ():
         kind = folder.parent.name

@@ -43,7 +43,10 @@ class Queue:
             if name in job.after and job.name in self._waiting:
                 del self._waiting[job.name]
                 self._ok[job.name] = False
-                events += [Event("skipped", job.name, {"reason": f"{root} failed"}), *self._skip(job.name, root)]
+                events += [
+                    Event("skipped", job.name, {"reason": f"{root} failed"}),
+                    *self._skip(job.name, root),
+                ]
         return events
 
     @property

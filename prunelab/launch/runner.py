@@ -52,7 +52,9 @@ def open_jobs(plan: Plan, done: set[str]) -> list[Job]:
     return left + unseen
 
 
-def run_study(plan: Plan, launcher: Launcher, resources: Resources, listen: Callable[[Event], None]) -> Outcome:
+def run_study(
+    plan: Plan, launcher: Launcher, resources: Resources, listen: Callable[[Event], None]
+) -> Outcome:
     """Save the plan and run what the store lacks. Raises StoreError, before anything runs, if it cannot be written."""
     check_writable(plan.store, "paths.store")
     check_writable(plan.folder, "paths.study")

@@ -39,7 +39,10 @@ class TrialState:
     def state(self) -> str:
         """One word for the whole trial."""
         found = set(self.stages.values())
-        return next((word for word in ("failed", "running") if word in found), "done" if found == {"done"} else "waiting")
+        return next(
+            (word for word in ("failed", "running") if word in found),
+            "done" if found == {"done"} else "waiting",
+        )
 
 
 def trial_states(plan: Plan) -> list[TrialState]:
@@ -56,7 +59,9 @@ def trial_states(plan: Plan) -> list[TrialState]:
             states[key] = "failed"
             notes[key] = _note(failure_path(plan, key))
         else:
-            states[key] = "running" if folder is not None and _is_locked(lock_path(plan.store, key)) else "waiting"
+            states[key] = (
+                "running" if folder is not None and _is_locked(lock_path(plan.store, key)) else "waiting"
+            )
     return [_of(trial, states, notes) for trial in plan.trials]
 
 
@@ -66,12 +71,16 @@ def status_table(plan: Plan, states: Sequence[TrialState], *, whole: bool) -> Re
     order = ("failed", "running", "waiting", "done")
     shown = sorted(states, key=lambda state: order.index(state.state))
     shown = states if whole else sorted(shown[:_SHOWN], key=lambda state: state.trial.number)
-    table = Table("trial", "state", "dense", "prune", "evaluate", "reason", title=f"{plan.study}: {len(states)} trials")
+    table = Table(
+        "trial", "state", "dense", "prune", "evaluate", "reason", title=f"{plan.study}: {len(states)} trials"
+    )
     for state in shown:
         style = _MARKS[state.state][1]
         cells = [_cell(state.stages, role) for role in ("dense", "prune", "evaluate")]
         table.add_row(state.trial.name, Text(state.state, style=style), *cells, Text(state.reason))
-    summary = ", ".join(f"{counts[word]} {word}" for word in ("done", "running", "waiting", "failed") if counts[word])
+    summary = ", ".join(
+        f"{counts[word]} {word}" for word in ("done", "running", "waiting", "failed") if counts[word]
+    )
     lines = [summary + ("" if len(shown) == len(states) else f" ({len(shown)} shown; --all shows every one)")]
     lines += sorted({f"log: {state.log}" for state in states if state.log})[:_SHOWN]
     if counts["failed"] or counts["waiting"]:

@@ -25,7 +25,9 @@ class StudyError(PrunelabError):
     def __init__(self, problems: Sequence[Problem], n_trials: int) -> None:
         self.problems = tuple(problems)
         what = "mistake" if len(problems) == 1 else "mistakes"
-        lines = [f"{len(problems)} {what} in {n_trials} trial{'s' if n_trials > 1 else ''}; nothing was started."]
+        lines = [
+            f"{len(problems)} {what} in {n_trials} trial{'s' if n_trials > 1 else ''}; nothing was started."
+        ]
         lines += [f"  {problem.error}{_where(problem, n_trials)}" for problem in problems]
         super().__init__("\n".join(lines))
 
@@ -42,7 +44,9 @@ def checked_trials(
 ) -> tuple[list[Config], list[dict[str, Config]], list[Problem]]:
     """Compose and check every job; return configs, the specs of their evaluation corpora, and all mistakes."""
     composed, problems = composer.trials(jobs)
-    found: dict[str, tuple[ConfigError, list[int]]] = {str(p.error): (p.error, list(p.trials)) for p in problems}
+    found: dict[str, tuple[ConfigError, list[int]]] = {
+        str(p.error): (p.error, list(p.trials)) for p in problems
+    }
     configs, corpora = [], []
     for number, config in enumerate(composed):
         checked, specs, errors = check_trial(config, composer)
@@ -69,10 +73,16 @@ def explain(loader: ConfigLoaderImpl, overrides: Sequence[str]) -> StudyError | 
     of_hydra = [o.input_line or "" for o in parsed if o.is_hydra_override()]
     composer = Composer(loader, of_hydra)
     tasks = [o for o in parsed if not o.is_hydra_override()]
-    overlays = [o.input_line or "" for o in tasks if o.is_add() and o.value() in composer.options(o.key_or_group)]
-    whole = loader.load_configuration("config", [*of_hydra, *overlays], RunMode.RUN, validate_sweep_overrides=False)
+    overlays = [
+        o.input_line or "" for o in tasks if o.is_add() and o.value() in composer.options(o.key_or_group)
+    ]
+    whole = loader.load_configuration(
+        "config", [*of_hydra, *overlays], RunMode.RUN, validate_sweep_overrides=False
+    )
     axes = OmegaConf.select(whole, "hydra.sweeper.params") or {}
-    swept = OverridesParser.create(config_loader=loader).parse_overrides([f"{k}={v}" for k, v in axes.items()])
+    swept = OverridesParser.create(config_loader=loader).parse_overrides(
+        [f"{k}={v}" for k, v in axes.items()]
+    )
     jobs = BasicSweeper.split_arguments([*swept, *tasks], None)[0]
     problems = checked_trials(composer, jobs)[2]
     return StudyError(problems, len(jobs)) if problems else None

@@ -8,7 +8,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from prunelab.launch.base import Event
 
@@ -44,7 +52,10 @@ class View:
         elif event.what == "progress" and event.job in self._bars:
             values: dict[str, Any] = dict(event.values)
             self._progress.update(
-                self._bars[event.job], completed=values["done"], total=values["total"] or None, note=values["what"]
+                self._bars[event.job],
+                completed=values["done"],
+                total=values["total"] or None,
+                note=values["what"],
             )
         elif event.what in ("done", "failed", "skipped"):
             self._end(event)
@@ -55,12 +66,22 @@ class View:
         bar = self._bars.pop(event.job, None)
         if bar is not None:
             self._progress.remove_task(bar)
-        self._progress.update(self._study, completed=self._over, note=f"{self._failed} failed" if self._failed else "")
+        self._progress.update(
+            self._study, completed=self._over, note=f"{self._failed} failed" if self._failed else ""
+        )
         seconds = time.monotonic() - self._started.pop(event.job, time.monotonic())
         head = f"[{self._over}/{self._total}] {event.job}"
         if event.what == "done" and not self._live:
             self._console.print(f"{head}  {seconds:.1f} s", highlight=False, soft_wrap=True, markup=False)
         elif event.what != "done":
-            self._console.print(f"{head}  {event.what}: {event.values['reason']}", style="red", highlight=False, soft_wrap=True, markup=False)
+            self._console.print(
+                f"{head}  {event.what}: {event.values['reason']}",
+                style="red",
+                highlight=False,
+                soft_wrap=True,
+                markup=False,
+            )
             if "log" in event.values:
-                self._console.print(f"    log: {event.values['log']}", highlight=False, soft_wrap=True, markup=False)
+                self._console.print(
+                    f"    log: {event.values['log']}", highlight=False, soft_wrap=True, markup=False
+                )

@@ -47,7 +47,12 @@ class Runner:
         stage = self.plan.stages[key]
         if is_done(self._folder(stage)):
             return
-        waiting = lambda: self.send("progress", {"what": f"waiting for another process: {stage.label}", "done": 0, "total": 0})  # noqa: E731
+
+        def waiting() -> None:
+            self.send(
+                "progress", {"what": f"waiting for another process: {stage.label}", "done": 0, "total": 0}
+            )
+
         with stage_lock(self.plan.store, key, waiting):
             folder = self._folder(stage)
             if is_done(folder):
@@ -61,6 +66,7 @@ class Runner:
 
     def _input(self, stage: Stage) -> Input:
         """Return a finished, verified input; one that is damaged goes to quarantine and is made again."""
+        damage = StoreError(f"{stage.label} could not be made.")
         for _ in range(2):
             self.ensure(stage.key)
             folder = self._folder(stage)
@@ -70,7 +76,9 @@ class Runner:
                 damage = error
                 with stage_lock(self.plan.store, stage.key):
                     if is_done(folder):
-                        print(f"damaged: {error} Moved to {quarantine(self.plan.store, folder)}, running it again.")
+                        print(
+                            f"damaged: {error} Moved to {quarantine(self.plan.store, folder)}, running it again."
+                        )
         raise damage
 
     def _previous(self, stage: Stage) -> Input | None:
@@ -101,9 +109,20 @@ class Runner:
         commit(
             folder,
             Record(
-                stage.kind, stage.key, stage.slug, stage.identity, stage.inputs, result.metrics, result.tables, cost,
-                provenance={**provenance(), "started": started, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")},
-            ),  # fmt: skip
+                stage.kind,
+                stage.key,
+                stage.slug,
+                stage.identity,
+                stage.inputs,
+                result.metrics,
+                result.tables,
+                cost,
+                provenance={
+                    **provenance(),
+                    "started": started,
+                    "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                },
+            ),
         )
 
     def _folder(self, stage: Stage) -> Path:
@@ -133,7 +152,9 @@ def run_job(plan: Plan, job: Job, runtime: Mapping[str, Any], send: Send) -> boo
         write_atomic(failure_path(plan, key), json.dumps(note, indent=1).encode("utf-8"))
         if mirror:
             mirror.finish(False)
-        send("failed", {"reason": reason, "stage": plan.stages[key].kind, "log": str(log_path(plan, job.name))})
+        send(
+            "failed", {"reason": reason, "stage": plan.stages[key].kind, "log": str(log_path(plan, job.name))}
+        )
         return False
     if mirror:
         mirror.finish(True)

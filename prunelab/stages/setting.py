@@ -10,6 +10,7 @@ import torch
 
 from prunelab.errors import ConfigError
 
+
 def prepare(runtime: Mapping[str, Any]) -> str:
     """Fix what could change bits between two runs on one machine; return the device's name.
 
@@ -34,7 +35,9 @@ def choose_device(name: str) -> str:
     if name.startswith("cuda"):
         index = int(name.partition(":")[2] or 0)
         if not torch.cuda.is_available() or index >= torch.cuda.device_count():
-            raise ConfigError("runtime.device", name, f"one of {torch.cuda.device_count()} CUDA devices, or cpu")
+            raise ConfigError(
+                "runtime.device", name, f"one of {torch.cuda.device_count()} CUDA devices, or cpu"
+            )
     if name == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("runtime.device", name, "cpu: this machine has no MPS")
     return name

@@ -111,4 +111,3 @@ def sha256(path: Path) -> str:
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-

@@ -74,4 +74,6 @@ def write_atomic(path: Path, data: bytes) -> None:
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise StoreError(f"{path} cannot be written: {error.strerror or error}. Free space or permissions?") from error
+        raise StoreError(
+            f"{path} cannot be written: {error.strerror or error}. Free space or permissions?"
+        ) from error

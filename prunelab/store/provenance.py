@@ -12,7 +12,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-_LIBRARIES = ("prunelab", "torch", "transformers", "tokenizers", "safetensors", "numpy", "datasets", "lm_eval", "wandb")
+_LIBRARIES = (
+    "prunelab",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "datasets",
+    "lm_eval",
+    "wandb",
+)
 
 
 @lru_cache(maxsize=1)
@@ -43,7 +53,9 @@ def _commit() -> str | None:
 
 
 def _git(root: Path, *words: str) -> str:
-    return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    return subprocess.run(
+        ["git", *words], cwd=root, capture_output=True, text=True, check=True, timeout=10
+    ).stdout.strip()
 
 
 def _version(name: str) -> str | None:

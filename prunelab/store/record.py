@@ -48,7 +48,9 @@ def read_record(folder: Path) -> Record:
             raise StoreError(f"{path} has schema {plain.get('schema')!r}, this prunelab reads {SCHEMA}.")
         return Record(**plain)
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise StoreError(f"{path} cannot be read: {error}. Delete its folder and run the study again.") from error
+        raise StoreError(
+            f"{path} cannot be read: {error}. Delete its folder and run the study again."
+        ) from error
 
 
 def _finite(value: Any) -> Any:

@@ -137,6 +137,8 @@ class WandbTracker:
         for name, rows in self._tables.items():
             if f"{name}s" in self._tables:  # the record's own table, whole, in place of the logged rows
                 continue
+            columns: list[Any]
+            data: list[Any]
             columns, data = columns_and_data(rows)
             if not data:
                 continue

@@ -70,7 +70,9 @@ def test_every_method_is_checked_and_built(composer: Composer, method: str) -> N
     assert built.revision >= 1
 
 
-@pytest.mark.parametrize("group", ["model", "calibration", "allocation", "evaluation", "reconstruction", "tracking"])
+@pytest.mark.parametrize(
+    "group", ["model", "calibration", "allocation", "evaluation", "reconstruction", "tracking"]
+)
 def test_every_option_is_checked(composer: Composer, group: str) -> None:
     for name in composer.options(group):
         config, _, errors = check_trial(composer.trial([f"{group}={name}"]), composer)

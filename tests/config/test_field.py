@@ -10,7 +10,7 @@ import pytest
 from prunelab.config.field import Field, read_class
 from prunelab.errors import ConfigError
 
-SOURCE = '''
+SOURCE = """
 import a_module_that_does_not_exist
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -25,7 +25,7 @@ class Method:
     flag: bool = False
     needs: ClassVar[tuple[str, ...]] = ("input_gram",)
     supports = ("rows_columns",)
-'''
+"""
 
 
 @pytest.fixture

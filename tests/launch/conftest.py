@@ -36,11 +36,14 @@ def small() -> list[str]:
 def prunelab(home: Path, tmp_path: Path) -> Run:
     """``prunelab(*words)`` runs ``python -m prunelab`` as a user does, in an empty folder."""
 
-    def run(*words: str, module: str = "prunelab", small: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        *words: str, module: str = "prunelab", small: bool = True, **env: str
+    ) -> subprocess.CompletedProcess[str]:
         home.mkdir(exist_ok=True)
         command = [sys.executable, "-m", module, *words, *(SMALL if small and module == "prunelab" else [])]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env}
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
+        )
 
     return run
-

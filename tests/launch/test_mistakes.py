@@ -35,7 +35,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "cut_model").mkdir()
     for file in source.iterdir():
         data = file.read_bytes()
-        (tmp_path / "cut_model" / file.name).write_bytes(data[: len(data) // 2] if file.suffix == ".safetensors" else data)
+        (tmp_path / "cut_model" / file.name).write_bytes(
+            data[: len(data) // 2] if file.suffix == ".safetensors" else data
+        )
     return tmp_path
 
 
@@ -118,13 +120,18 @@ LATE = [
 
 
 @pytest.mark.parametrize(("words", "said"), LATE, ids=lambda value: " ".join(value)[:40])
-def test_found_in_the_job(words: list[str], said: list[str], place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_found_in_the_job(
+    words: list[str], said: list[str], place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     small = ["evaluation.corpora=[kjv]", "evaluation.held_out=[]", "evaluation.seq_len=16", "evaluation.max_samples=2",
              "evaluation.error_samples=1", "method=lobd", "hydra/launcher=inline", "hydra.launcher.report=false"]  # fmt: skip
     with pytest.raises(SystemExit) as end:
         run(["prunelab", *(word.replace("{0}", str(place)) for word in words), *small])
     assert end.value.code == 1
-    found = [json.loads(path.read_text()) for path in (place / "home" / "studies" / "trial" / "failures").glob("*.json")]
+    found = [
+        json.loads(path.read_text())
+        for path in (place / "home" / "studies" / "trial" / "failures").glob("*.json")
+    ]
     assert found
     assert all(part in " ".join(note["reason"] for note in found) for part in said), found
     assert found[0]["reason"][:30] in " ".join(capsys.readouterr().out.split())
@@ -147,6 +154,10 @@ def test_planning_imports_no_torch(place: Path) -> None:
         "sys.exit(code or 'torch' in sys.modules or 'transformers' in sys.modules or 'pandas' in sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=place, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -41,7 +41,11 @@ def test_a_sweep_runs_once_and_grows(prunelab: Run, home: Path) -> None:
     assert first.returncode == 0, first.stdout + first.stderr
     folder = home / "studies" / "s"
     assert (folder / "report" / "index.html").is_file()
-    prunes = {tuple(r["identity"]["schedule"]): r for r in records(home, "prune") if r["identity"]["method"]["name"] == "surgeon"}
+    prunes = {
+        tuple(r["identity"]["schedule"]): r
+        for r in records(home, "prune")
+        if r["identity"]["method"]["name"] == "surgeon"
+    }
     assert {schedule: r["cost"]["shots"] for schedule, r in prunes.items()} == {(0.1,): 1, (0.1, 0.2): 1}
     assert [row["shot"] for row in prunes[(0.1, 0.2)]["tables"]["shots"]] == [1, 2]
     before, table = stamps(home), numbers(folder)
@@ -58,7 +62,9 @@ def test_a_sweep_runs_once_and_grows(prunelab: Run, home: Path) -> None:
     assert [cell.strip() for cell in prune[2:7]] == ["6", "0", "4", "2", "2"]
     assert stamps(home) == before
 
-    more = prunelab("study=s", "method=surgeon,magnitude", "method.step=0.1", "sparsity.ratio=0.1,0.2,0.3", "-m")
+    more = prunelab(
+        "study=s", "method=surgeon,magnitude", "method.step=0.1", "sparsity.ratio=0.1,0.2,0.3", "-m"
+    )
     assert "ran 2 prune, 2 evaluate" in more.stdout or "ran 2 evaluate, 2 prune" in more.stdout, more.stdout
     after = stamps(home)
     assert {path: after[path] for path in before} == before
@@ -125,14 +131,19 @@ def own_method(tmp_path: Path) -> list[str]:
 def test_a_method_in_one_file_and_one_yaml_outside(prunelab: Run, home: Path, own_method: list[str]) -> None:
     done = prunelab("study=s", "method=last_first,magnitude", "sparsity.ratio=0.1,0.2", "-m", *own_method)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert sorted(r["identity"]["method"]["name"] for r in records(home, "prune")) == ["last_first"] * 2 + ["magnitude"] * 2
+    assert (
+        sorted(r["identity"]["method"]["name"] for r in records(home, "prune"))
+        == ["last_first"] * 2 + ["magnitude"] * 2
+    )
     wrong = prunelab("method=last_first", "method.power=-1", *own_method)
     assert wrong.returncode == 1
     assert "method.power=-1: allowed is a number, x > 0" in wrong.stderr
 
 
 def test_a_failed_trial_stops_no_other(prunelab: Run, home: Path, own_method: list[str]) -> None:
-    done = prunelab("study=s", "method=last_first", "method.power=2,4", "sparsity.ratio=0.2", "-m", *own_method)
+    done = prunelab(
+        "study=s", "method=last_first", "method.power=2,4", "sparsity.ratio=0.2", "-m", *own_method
+    )
     assert done.returncode == 1
     assert "RuntimeError: power is too much for me" in done.stdout
     assert len(records(home, "evaluate")) == 1
@@ -173,11 +184,24 @@ def test_two_drivers_at_once_run_nothing_twice(home: Path, tmp_path: Path, small
     assert counted == len(stamps(home))
 
 
-def test_ctrl_c_stops_and_the_same_command_goes_on(prunelab: Run, home: Path, tmp_path: Path, small: list[str]) -> None:
-    words = ["study=s", "method=surgeon", "method.step=0.02", "sparsity.ratio=0.2", "runtime.threads=1", *small]
+def test_ctrl_c_stops_and_the_same_command_goes_on(
+    prunelab: Run, home: Path, tmp_path: Path, small: list[str]
+) -> None:
+    words = [
+        "study=s",
+        "method=surgeon",
+        "method.step=0.02",
+        "sparsity.ratio=0.2",
+        "runtime.threads=1",
+        *small,
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
-        [sys.executable, "-m", "prunelab", *words], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "prunelab", *words],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as driver:
         until = time.monotonic() + 120
         while time.monotonic() < until and not list((home / "store").glob("prune/*/work/progress.json")):

@@ -17,7 +17,9 @@ def test_known_key_in_a_new_process() -> None:
         "from prunelab.plan.fingerprint import fingerprint;"
         "print(fingerprint('prune', {'b': [1, 2.5, None], 'a': {'x': True}}, {'tokens': 'k'}))"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
     assert out == fingerprint("prune", {"a": {"x": True}, "b": (1, 2.5, None)}, {"tokens": "k"})
 
 

@@ -139,7 +139,9 @@ def test_local_files_count_by_content(composer: Composer, tmp_path: Path) -> Non
     one.write_text("same words " * 50)
     two.write_text("same words " * 50)
     three.write_text("other words " * 50)
-    found = [keys(composer, "calibration=text", f"calibration.path={p}")["calibrate"] for p in (one, two, three)]
+    found = [
+        keys(composer, "calibration=text", f"calibration.path={p}")["calibrate"] for p in (one, two, three)
+    ]
     assert found[0] == found[1] != found[2]
 
 
