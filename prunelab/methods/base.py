@@ -8,10 +8,13 @@ checked without torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
 
+from prunelab.sparsity.pattern import Budget, Within
+from prunelab.stats.linear import LinearView
 from prunelab.stats.site import SiteView
 
 
@@ -40,7 +43,7 @@ class StructuredMethod(Protocol):
 
     @property
     def supports(self) -> tuple[str, ...]:
-        """Sparsity patterns the method can do, of 'rows_columns'."""
+        """Sparsity patterns the method can do; 'rows_columns' is among them."""
         ...
 
     def costs(self, site: SiteView) -> tuple[Tensor, Tensor]:
@@ -54,3 +57,61 @@ class StructuredMethod(Protocol):
         None = the kept weights stay as they are, bit for bit. The pass zeroes what is removed.
         """
         ...
+
+
+class ScoringMethod(Protocol):
+    """Removes single weights by score and leaves the others alone; the pass chooses the lowest.
+
+    Since a score does not depend on the ratio, one pass on the dense stream serves any number of ratios, and
+    layers can be compared with each other. A method may be a StructuredMethod as well.
+    """
+
+    @property
+    def name(self) -> str:
+        """Published name."""
+        ...
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Statistics of the inputs, of 'input_norm' and 'input_gram'."""
+        ...
+
+    @property
+    def supports(self) -> tuple[str, ...]:
+        """Sparsity patterns, of 'unstructured', 'n:m' and 'rows_columns'."""
+        ...
+
+    @property
+    def within(self) -> Within:
+        """Where scores compete unless the config says otherwise: 'row' or 'matrix'."""
+        ...
+
+    def score(self, view: LinearView) -> Tensor:
+        """Return a score >= 0 for every weight of the view, (R, C) float32, finite; the lowest go."""
+        ...
+
+
+class UpdatingMethod(Protocol):
+    """Removes single weights and repairs the others in the same sweep."""
+
+    @property
+    def name(self) -> str:
+        """Published name."""
+        ...
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Statistics of the inputs, of 'input_norm' and 'input_gram'."""
+        ...
+
+    @property
+    def supports(self) -> tuple[str, ...]:
+        """Sparsity patterns, of 'unstructured' and 'n:m'."""
+        ...
+
+    def prune(self, view: LinearView, budgets: Sequence[Budget]) -> tuple[Tensor, Tensor]:
+        """Return keep (R, C) bool and new weights (R, C) for ``budgets``, one per layer of the view."""
+        ...
+
+
+LinearMethod = ScoringMethod | UpdatingMethod

@@ -1,4 +1,7 @@
-"""Magnitude: the norm of a row or column. Baseline of arXiv:2312.17244 (not squared there)."""
+"""Magnitude: the norm of a row or column (baseline of arXiv:2312.17244, not squared there), or of a weight.
+
+Single weights compete inside the whole matrix, as in arXiv:2406.15524.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from prunelab.stats.linear import LinearView
 from prunelab.stats.site import SiteView
 
 
@@ -20,7 +24,12 @@ class Magnitude:
     step: Annotated[float | None, "0 < x <= 1"]
 
     needs = ()
-    supports = ("rows_columns",)
+    supports = ("rows_columns", "unstructured", "n:m")
+    within = "matrix"
+
+    def score(self, view: LinearView) -> Tensor:
+        """Return the absolute weights (R, C), float32."""
+        return view.W.abs().float()
 
     def costs(self, site: SiteView) -> tuple[Tensor, Tensor]:
         """Return the Euclidean norms of the rows (r,) and of the columns (c,), float64."""

@@ -1,4 +1,5 @@
-"""Random: every row and column draws its cost uniformly from [0, 1). The floor that any method must beat."""
+"""Random: every row and column, or every weight, draws its cost uniformly from [0, 1). The floor that any
+method must beat."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from prunelab.stats.linear import LinearView
 from prunelab.stats.site import SiteView
 
 
@@ -20,7 +22,17 @@ class Random:
     step: Annotated[float | None, "0 < x <= 1"]
 
     needs = ()
-    supports = ("rows_columns",)
+    supports = ("rows_columns", "unstructured", "n:m")
+    within = "row"
+
+    def score(self, view: LinearView) -> Tensor:
+        """Return scores (R, C) in [0, 1), float32, drawn layer by layer."""
+        columns = view.W.shape[1]
+        drawn = [
+            torch.rand(rows, columns, generator=generator)
+            for rows, generator in zip(view.rows, view.generators, strict=True)
+        ]
+        return torch.cat(drawn).to(view.W.device)
 
     def costs(self, site: SiteView) -> tuple[Tensor, Tensor]:
         """Return row costs (r,) and column costs (c,) in [0, 1), float64."""

@@ -12,7 +12,6 @@ masks only grow.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from prunelab.sparsity import mask as masking
 from prunelab.sparsity.mask import Structured
 from prunelab.sparsity.structured import Selection, SiteCosts, select
 from prunelab.stats.kronecker import Factors
+from prunelab.stats.linear import site_generator
 from prunelab.stats.site import Gram, SiteView
 from prunelab.structures.state import State, StateReader, apply_state, read_state
 
@@ -189,7 +189,7 @@ class _Views:
             input_gram=None if factors.A is None else self._input(site, factors.A, live_columns),
             output_gram=G,
             has_bias=site.linear.bias is not None and bool(live_columns[-1]),
-            generator=_generator(self.seed, site.name, self.shot),
+            generator=site_generator(self.seed, site.name, self.shot),
         )
 
     def _input(self, site: Layer, A: Tensor, live: Tensor) -> Gram:
@@ -248,11 +248,6 @@ def _write(linear: nn.Linear, updated: Tensor, live_rows: Tensor, live_columns: 
     linear.weight.copy_(joined[:, : linear.in_features])
     if linear.bias is not None:
         linear.bias.copy_(joined[:, -1])
-
-
-def _generator(seed: int, name: str, shot: int) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed}/{name}/{shot}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def _with_shot(progress: Progress | None, number: int, shots: int) -> Progress | None:

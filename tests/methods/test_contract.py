@@ -70,7 +70,7 @@ def test_needs_and_supports_can_be_read_without_importing(path: Path) -> None:
     body = next(n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == name).body
     values = {n.targets[0].id: ast.literal_eval(n.value) for n in body if isinstance(n, ast.Assign)}
     assert values["supports"] == build(path).supports
-    assert set(values["needs"]) <= {"input_gram", "output_gram"}
+    assert set(values["needs"]) <= {"input_norm", "input_gram", "output_gram"}
 
 
 @each_method

@@ -1,0 +1,1 @@
+"""How a ratio is spread over the blocks of a model."""

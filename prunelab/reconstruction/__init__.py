@@ -1,0 +1,1 @@
+"""Repair after pruning: kept weights fitted to the dense model's outputs, masks unchanged."""

@@ -1,0 +1,134 @@
+"""Which single weights go: exact counts by score. The lowest go, ties to the lower index.
+
+Published codes compare with a threshold taken from the sorted scores, which removes one weight more or, with
+ties, many. Here the count is exact and what goes is what a stable sort would put first, found by selection
+in linear time: ``kthvalue`` inside rows or matrices, and for a whole model two histograms over the bits of
+the scores, so that no list of all scores is ever built.
+
+Counts for a removed fraction s: a row of C inputs keeps ``floor(C (1 - s))`` (arXiv:2306.11695 as in the code
+of arXiv:2406.15524); a matrix or model of n weights loses ``floor(n s)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from prunelab.errors import ConfigError, ModelError
+from prunelab.sparsity.pattern import Within
+
+ROUNDING = 1e-6  # weights; 0.7 x 10 is 6.999999999999999 in binary and must mean 7
+
+
+def removed_in_row(columns: int, ratio: float) -> int:
+    """Number of weights that a row of ``columns`` inputs loses."""
+    return columns - math.floor(columns * (1 - ratio) + ROUNDING)
+
+
+def removed_in_matrix(size: int, ratio: float) -> int:
+    """Number of weights that a set of ``size`` weights loses."""
+    return math.floor(size * ratio + ROUNDING)
+
+
+def select(score: Tensor, ratio: float | tuple[int, int], within: Within = "row") -> Tensor:
+    """Return the keep mask (R, C) bool for ``score`` (R, C): the lowest scores go.
+
+    ``ratio``: removed fraction, or (n, m) = keep the n highest of every m consecutive inputs. Raises
+    ConfigError for a bad ratio or width, ModelError for scores that are not finite.
+    """
+    _check_finite(score)
+    if isinstance(ratio, tuple):
+        return _select_nm(score, *ratio)
+    _check_ratio(ratio)
+    if within == "row":
+        return ~lowest(score, removed_in_row(score.shape[1], ratio))
+    if within == "matrix":
+        flat = score.reshape(1, -1)
+        return ~lowest(flat, removed_in_matrix(flat.shape[1], ratio)).view(score.shape)
+    raise ConfigError("sparsity.within", within, "row | matrix")
+
+
+def lowest(score: Tensor, count: int) -> Tensor:
+    """Mark the ``count`` lowest of each row of ``score`` (R, C), ties from the left; (R, C) bool."""
+    if count <= 0:
+        return torch.zeros_like(score, dtype=torch.bool)
+    if score.is_cuda:  # kthvalue is not deterministic there, and sorting is fast
+        order = torch.sort(score, dim=1, stable=True).indices[:, :count]
+        return torch.zeros_like(score, dtype=torch.bool).scatter_(1, order, True)
+    last = torch.kthvalue(score, count, dim=1, keepdim=True).values
+    mark = score <= last
+    if bool((mark.sum(1) == count).all()):
+        return mark
+    below = score < last
+    tied = mark & ~below
+    room = count - below.sum(1, keepdim=True)
+    return below | (tied & (tied.cumsum(1) <= room))
+
+
+def _select_nm(score: Tensor, n: int, m: int) -> Tensor:
+    rows, columns = score.shape
+    if not 1 <= n < m or columns % m:
+        raise ConfigError("n:m", (n, m), f"1 <= n < m with m a divisor of {columns} inputs")
+    groups = score.view(rows, columns // m, m) if score.is_contiguous() else score.reshape(rows, -1, m)
+    rank = torch.zeros_like(groups, dtype=torch.int16)
+    place = torch.arange(m, device=score.device)
+    for j in range(m):  # m is small: m comparisons of everything beat sorting tiny groups
+        other = groups[..., j : j + 1]
+        rank += (other > groups) | ((other == groups) & (j > place))
+    return (rank < n).view(rows, columns)
+
+
+def select_global(scores: Sequence[Tensor], ratio: float) -> list[Tensor]:
+    """Return keep masks for all layers' scores (R, C) >= 0 under one threshold; ``floor(n ratio)`` go in all.
+
+    Ties fall to the earlier layer, then the lower index. Raises as :func:`select` does.
+    """
+    _check_ratio(ratio)
+    keys = [_bits(score) for score in scores]
+    count = removed_in_matrix(sum(key.numel() for key in keys), ratio)
+    if count == 0:
+        return [torch.ones_like(score, dtype=torch.bool) for score in scores]
+    upper, before = _bucket([key >> 16 for key in keys], count)
+    inside = [key[key >> 16 == upper] & 0xFFFF for key in keys]
+    lower, within = _bucket(inside, count - before)
+    last, room = (upper << 16) | lower, count - before - within
+    keep = []
+    for score, key in zip(scores, keys, strict=True):
+        tied = key == last
+        gone = (key < last) | (tied & (tied.cumsum(0) <= room))
+        room -= min(room, int(tied.sum()))
+        keep.append(~gone.view(score.shape))
+    return keep
+
+
+def _bits(score: Tensor) -> Tensor:
+    """Scores as integers in the same order: non-negative floats sort like their bits. (R C,) int32."""
+    _check_finite(score)
+    if bool((score < 0).any()):
+        raise ModelError("a score for a choice over the whole model is negative; scores must be >= 0.")
+    return (score.to(torch.float32) + 0.0).contiguous().view(torch.int32).flatten()  # + 0.0: no -0
+
+
+def _bucket(keys: Sequence[Tensor], count: int) -> tuple[int, int]:
+    """Return the 16-bit value at which the ``count``-th lowest key lies, and how many keys lie below it."""
+    histogram = torch.zeros(1 << 16, dtype=torch.int64)
+    for key in keys:
+        histogram += torch.bincount(key, minlength=1 << 16).cpu()
+    total = histogram.cumsum(0)
+    value = int(torch.searchsorted(total, count))
+    return value, int(total[value - 1]) if value else 0
+
+
+def _check_ratio(ratio: float) -> None:
+    if not 0 <= ratio < 1:
+        raise ConfigError("sparsity.ratio", ratio, "0 <= ratio < 1", "It is the removed fraction.")
+
+
+def _check_finite(score: Tensor) -> None:
+    if not bool(torch.isfinite(score).all()):
+        raise ModelError(
+            "a score is not finite. Check the checkpoint and the calibration text, or use model.dtype=float32."
+        )

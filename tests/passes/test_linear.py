@@ -1,0 +1,272 @@
+"""Pruning single weights on every family: exact counts, what stays untouched, statistics, resume, allocations."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from prunelab.allocation.owl import OWL
+from prunelab.errors import ConfigError
+from prunelab.evaluation.integrity import check
+from prunelab.models.decoder import Decoder
+from prunelab.models.random import random_decoder
+from prunelab.models.stream import advance, open_stream
+from prunelab.passes.inputs import collect_inputs, groups
+from prunelab.passes.linear import BlockReport, prune_linear, prune_ratios
+from prunelab.sparsity.element import removed_in_matrix, removed_in_row
+from prunelab.sparsity.mask import Elementwise
+from prunelab.sparsity.pattern import build_pattern
+from prunelab.structures.state import State, apply_state, open_state, save_state, state_digest
+
+CONF = Path(__file__).parents[2] / "conf" / "method"
+FREE = build_pattern("unstructured")
+
+
+def build(name: str) -> Any:
+    config = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    module, _, cls = config.pop("_target_").rpartition(".")
+    return getattr(importlib.import_module(module), cls)(**config)
+
+
+METHODS = [
+    method for path in sorted(CONF.glob("*.yaml")) if "unstructured" in (method := build(path.stem)).supports
+]
+each_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+PLAIN = [method for method in METHODS if hasattr(method, "score")]
+
+
+@pytest.fixture
+def tokens(tokens: Tensor) -> Tensor:
+    """A whole batch and a part of one."""
+    return tokens[:3]
+
+
+def run(decoder: Decoder, method: Any, tokens: Tensor | None, **options: Any) -> State:
+    settings = {"pattern": FREE, "ratio": 0.5, "seed": 0, "batch_size": 2} | options
+    return prune_linear(decoder, method, tokens, **settings)
+
+
+def keep(state: State, name: str) -> Tensor:
+    mask = state.site(name).mask
+    assert isinstance(mask, Elementwise)
+    return mask.keep_weight
+
+
+def same_bits(left: State, right: State) -> bool:
+    return state_digest(left) == state_digest(right)
+
+
+@each_method
+def test_counts_zeros_and_kept_weights_on_every_family(decoder: Decoder, method: Any, tokens: Tensor) -> None:
+    before = {name: value.clone() for name, value in decoder.model.state_dict().items()}
+    reports: list[BlockReport] = []
+    state = run(decoder, method, tokens, on_block=lambda report, _: reports.append(report))
+    assert check(decoder, state)["integrity/violations"] == 0
+    linear = {f"{site.name}.weight" for site in decoder.sites()}
+    for name, value in decoder.model.state_dict().items():
+        assert name in linear or torch.equal(value, before[name])
+    for site in decoder.sites():
+        mask = keep(state, site.name)
+        rows, columns = mask.shape
+        if method.name in ("wanda", "random"):
+            assert set((~mask).sum(1).tolist()) == {removed_in_row(columns, 0.5)}
+        else:
+            assert int((~mask).sum()) == removed_in_matrix(rows * columns, 0.5)
+        if hasattr(method, "score"):
+            assert torch.equal(site.linear.weight[mask], before[f"{site.name}.weight"][mask])
+    assert [report.block for report in reports] == list(range(len(decoder.blocks)))
+    assert all(abs(report.achieved - 0.5) < 0.05 for report in reports)
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (4, 8), (1, 4)], ids=str)
+@each_method
+def test_nm_in_full_coordinates_on_every_family(
+    decoder: Decoder, method: Any, tokens: Tensor, shape: tuple[int, int]
+) -> None:
+    n, m = shape
+    pattern = build_pattern("n:m", n=n, m=m)
+    state = run(decoder, method, tokens, pattern=pattern, ratio=1 - n / m)
+    for site in decoder.sites():
+        kept = keep(state, site.name)
+        assert kept.shape == site.linear.weight.shape
+        assert set(kept.view(kept.shape[0], -1, m).sum(2).flatten().tolist()) == {n}
+        assert not bool(site.linear.weight[~kept].any())
+
+
+@each_method
+@pytest.mark.parametrize("propagation", ["pruned", "dense"])
+def test_resume_at_any_block_is_one_go(method: Any, propagation: str, tokens: Tensor, tmp_path: Path) -> None:
+    parts: list[State] = []
+    family = {"num_hidden_layers": 3}
+    whole = run(
+        random_decoder("opt", **family), method, tokens, propagation=propagation,
+        on_block=lambda _, part: parts.append(part.clone()),
+    )  # fmt: skip
+    for done in (1, 2):
+        start = State(whole.model, {k: v for part in parts[:done] for k, v in part.items.items()})
+        save_state(start, tmp_path / "start.safetensors")
+        fresh = random_decoder("opt", **family)
+        resumed = run(
+            fresh, method, tokens, propagation=propagation,
+            start=open_state(tmp_path / "start.safetensors"), start_block=done,
+        )  # fmt: skip
+        assert same_bits(resumed, whole)
+        assert torch.equal(fresh.site(whole.names[-1]).linear.weight, whole.site(whole.names[-1]).weight)
+
+
+@each_method
+def test_ratio_zero_leaves_every_bit(method: Any, tokens: Tensor) -> None:
+    decoder = random_decoder("gemma3")
+    before = {name: value.clone() for name, value in decoder.model.state_dict().items()}
+    state = run(decoder, method, tokens, ratio=0.0)
+    assert all(torch.equal(value, before[name]) for name, value in decoder.model.state_dict().items())
+    assert all(site.mask.removed == 0 for _, site in state.sites())
+
+
+@each_method
+def test_many_ratios_from_one_pass_are_the_dense_runs(method: Any, tokens: Tensor) -> None:
+    decoder = random_decoder("qwen3")
+    before = {name: value.clone() for name, value in decoder.model.state_dict().items()}
+    found = prune_ratios(
+        decoder, method, tokens, pattern=FREE, ratios=[0.0, 0.3, 0.5, 0.7], seed=0, batch_size=2
+    )
+    assert all(torch.equal(value, before[name]) for name, value in decoder.model.state_dict().items())
+    for ratio, state in zip([0.0, 0.3, 0.5, 0.7], found, strict=True):
+        alone = run(random_decoder("qwen3"), method, tokens, ratio=ratio, propagation="dense")
+        assert same_bits(state, alone)
+
+
+@each_method
+def test_batches_change_statistics_by_rounding_only(method: Any, tokens: Tensor) -> None:
+    states = [run(random_decoder("llama"), method, tokens, batch_size=size) for size in (1, 3)]
+    for name in states[0].names:
+        differ = keep(states[0], name) != keep(states[1], name)
+        assert float(differ.float().mean()) < 0.01
+
+
+def test_statistics_are_those_of_the_layers_inputs(decoder: Decoder, tokens: Tensor) -> None:
+    stream = open_stream(decoder, tokens, 2)
+    caught: dict[str, list[Tensor]] = {}
+    handles = [
+        site.linear.register_forward_pre_hook(
+            lambda _, args, name=site.name: caught.setdefault(name, []).append(
+                args[0].reshape(-1, args[0].shape[-1])
+            )
+        )
+        for site in decoder.sites(0)
+    ]
+    before = [hidden.clone() for hidden in stream.batches]
+    advance(decoder, 0, stream)
+    after = list(stream.batches)
+    for handle in handles:
+        handle.remove()
+    for go_on in (False, True):
+        stream.batches[:] = before
+        sums = collect_inputs(decoder, 0, stream, ("input_norm", "input_gram"), go_on=go_on)
+        expected = after if go_on else before
+        assert all(torch.equal(a, b) for a, b in zip(stream.batches, expected, strict=True))
+        for group, found in zip(groups(decoder, 0), sums, strict=True):
+            for site in group:  # every layer of the group sees this very input
+                x = torch.cat(caught[site.name])
+                assert found.norm is not None
+                assert found.gram is not None
+                torch.testing.assert_close(found.norm.finish(), x.square().mean(0).sqrt())
+            torch.testing.assert_close(found.gram.mean(), x.T @ x / x.shape[0])
+    assert not any(module._forward_pre_hooks for module in decoder.blocks.modules())
+
+
+def test_wanda_by_hand_and_magnitude_by_hand(tokens: Tensor) -> None:
+    dense = random_decoder("llama")
+    weights = {site.name: site.linear.weight.clone() for site in dense.sites()}
+    stream = open_stream(dense, tokens, 3)
+    sums = collect_inputs(dense, 0, stream, ("input_norm",), go_on=False)
+    wanda = run(random_decoder("llama"), build("wanda"), tokens, batch_size=3)
+    for group, found in zip(groups(dense, 0), sums, strict=True):
+        assert found.norm is not None
+        for site in group:
+            score = weights[site.name].abs() * found.norm.finish()
+            order = score.argsort(dim=1, stable=True)[:, : score.shape[1] // 2]
+            mask = torch.ones_like(score, dtype=torch.bool).scatter_(1, order, False)
+            assert torch.equal(keep(wanda, site.name), mask)
+    magnitude = run(random_decoder("llama"), build("magnitude"), None)
+    for name, weight in weights.items():
+        order = weight.abs().flatten().argsort(stable=True)[: weight.numel() // 2]
+        mask = torch.ones(weight.numel(), dtype=torch.bool)
+        mask[order] = False
+        assert torch.equal(keep(magnitude, name).flatten(), mask)
+
+
+@pytest.mark.parametrize("method", PLAIN, ids=lambda method: method.name)
+def test_within_replaces_the_methods_own_rule(method: Any, tokens: Tensor) -> None:
+    for within in ("row", "matrix"):
+        pattern = build_pattern("unstructured", within=within)
+        state = run(random_decoder("opt"), method, tokens, pattern=pattern)
+        for name in state.names:
+            counts = set((~keep(state, name)).sum(1).tolist())
+            assert (len(counts) == 1) == (within == "row")
+
+
+@pytest.mark.parametrize("method", PLAIN, ids=lambda method: method.name)
+def test_global_is_one_threshold_over_all_layers(method: Any, tokens: Tensor) -> None:
+    state = run(random_decoder("opt"), method, tokens, allocation="global", propagation="dense")
+    total = sum(site.mask.total for _, site in state.sites())
+    assert sum(site.mask.removed for _, site in state.sites()) == removed_in_matrix(total, 0.5)
+    if method.name == "magnitude":
+        dense = {site.name: site.linear.weight for site in random_decoder("opt").sites()}
+        gone = max(float(dense[name][~keep(state, name)].abs().max()) for name in state.names)
+        kept = min(float(dense[name][keep(state, name)].abs().min()) for name in state.names)
+        assert gone <= kept
+
+
+def test_owl_keeps_the_mean_ratio_and_gives_outliers_more(tokens: Tensor) -> None:
+    owl = OWL("owl", 1, 2.0, 0.08)
+    reports: list[BlockReport] = []
+    decoder = random_decoder("llama", num_hidden_layers=3)
+    run(
+        decoder, build("wanda"), tokens, ratio=0.6, allocation=owl,
+        on_block=lambda report, _: reports.append(report),
+    )  # fmt: skip
+    ratios = [report.ratio for report in reports]
+    assert sum(ratios) / 3 == pytest.approx(0.6)
+    assert max(ratios) - min(ratios) == pytest.approx(0.16)
+
+
+@each_method
+def test_bfloat16_keeps_its_dtype(method: Any, tokens: Tensor) -> None:
+    decoder = random_decoder("llama", dtype=torch.bfloat16)
+    state = run(decoder, method, tokens)
+    check(decoder, state)
+    assert {site.weight.dtype for _, site in state.sites()} == {torch.bfloat16}
+    fresh = random_decoder("llama", dtype=torch.bfloat16)
+    apply_state(fresh, state)
+    check(fresh, state)
+
+
+def test_what_does_not_fit_together_is_named(tokens: Tensor) -> None:
+    decoder = random_decoder("llama")
+    wanda, sparsegpt, magnitude = build("wanda"), build("sparsegpt"), build("magnitude")
+    two_four = build_pattern("2:4")
+    for method, options, message in (
+        (wanda, {"ratio": 1.0}, r"sparsity\.ratio"),
+        (wanda, {"pattern": two_four, "ratio": 0.6}, r"0\.5, what 2:4 removes"),
+        (wanda, {"pattern": build_pattern("3:7"), "ratio": 4 / 7}, r"sparsity\.m"),
+        (wanda, {"propagation": "both"}, "pruned | dense"),
+        (wanda, {"allocation": "layers"}, "uniform | global | owl"),
+        (wanda, {"allocation": "global"}, "dense with allocation=global"),
+        (wanda, {"pattern": two_four, "allocation": OWL("owl", 1, 5.0, 0.08)}, "n:m fixes"),
+        (sparsegpt, {"allocation": "global", "propagation": "dense"}, "has no scores"),
+        (sparsegpt, {"pattern": build_pattern("unstructured", within="row")}, "in its own way"),
+        (wanda, {"start_block": 1}, "start"),
+        (build("kobd"), {}, r"sparsity\.pattern"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run(decoder, method, tokens, **options)
+    with pytest.raises(ConfigError, match="calibration"):
+        run(decoder, wanda, None)
+    run(decoder, magnitude, None)
