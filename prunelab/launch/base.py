@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 from prunelab.plan.graph import Job
 from prunelab.plan.study import Plan
 
-What = Literal["started", "progress", "stage", "done", "failed", "skipped"]
+What = Literal["submitted", "started", "progress", "stage", "done", "failed", "skipped"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Event:
     """Something that happened to a job.
 
     ``stage`` events carry ``ran`` (False if another process had finished it) and ``seconds``; ``progress``
-    events ``done`` of ``total``; ``failed`` and ``skipped`` a ``reason``, and the log's place.
+    events ``done`` of ``total``; ``failed`` and ``skipped`` a ``reason``, and the log's place. ``submitted`` is
+    of no job: how many went to a cluster, and how many were there already.
     """
 
     what: What
@@ -51,9 +52,17 @@ class Launcher(Protocol):
     """Runs every job of an order after those it waits for, and reports through ``listen``.
 
     A failed job never stops the others; jobs that need its result are reported as skipped. Returns when all is
-    over. KeyboardInterrupt stops the jobs and travels on.
+    over, or, if ``detached``, when all is on its way. KeyboardInterrupt stops the jobs (or leaves them, as
+    ``stopped`` says) and travels on.
     """
+
+    detached: bool = False
+    stopped: str = "Stopped. What is finished is in the store; the same command goes on from there."
 
     def run(self, order: Order, listen: Callable[[Event], None]) -> None:
         """Run the order's jobs."""
         ...
+
+    def describe(self, plan: Plan, jobs: Sequence[Job]) -> Any:
+        """Return what a dry run should say about where jobs would run, as rich shows it; None for nothing."""
+        return None

@@ -24,17 +24,21 @@ def drive(plan: Plan, launcher: Launcher, console: Console, *, dry_run: bool, re
     )
     if dry_run:
         console.print(preview(plan, done, left, resources))
+        places = launcher.describe(plan, left)
+        if places is not None:
+            console.print(places)
         return 0
     view = View(console, len(left))
     try:
         with view.shown():
             outcome = run_study(plan, launcher, resources, view)
     except KeyboardInterrupt:
-        console.print(
-            "\nStopped. What is finished is in the store; the same command goes on from there.",
-            style="yellow",
-        )
+        console.print(f"\n{launcher.stopped}", style="yellow", markup=False, soft_wrap=True)
         return 130
+    if launcher.detached:
+        words = f"follow with: prunelab attach {plan.folder}   (or status, cancel, logs, retry, report)"
+        console.print(words, highlight=False, soft_wrap=True, markup=False)
+        return 1 if outcome.failed else 0
     ran = ", ".join(f"{count} {kind}" for kind, count in outcome.ran.items()) or "no stage"
     console.print(f"ran {ran} in {outcome.seconds:.1f} s", highlight=False)
     if report:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from prunelab.launch.base import Event, Order
+from prunelab.launch.base import Event, Launcher, Order
 from prunelab.launch.queue import Queue
 from prunelab.launch.worker import run_job
 
 
-class Inline:
+class Inline(Launcher):
     """Runs jobs in the order of the graph; prints go to the terminal."""
 
     def run(self, order: Order, listen: Callable[[Event], None]) -> None:

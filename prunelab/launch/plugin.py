@@ -1,4 +1,4 @@
-"""Hydra's side of launching: ``hydra/launcher=local|inline`` and a sweeper that leaves checking to them.
+"""Hydra's side of launching: ``hydra/launcher=local|inline|slurm`` and a sweeper that leaves checking to them.
 
 Hydra accepts plugin classes only by names that start with ``hydra_plugins.``; the classes carry that
 name as their module and are registered when prunelab starts, so no second top-level package is needed.
@@ -24,6 +24,8 @@ from prunelab.launch import drive
 from prunelab.launch.base import Launcher
 from prunelab.launch.inline import Inline
 from prunelab.launch.pool import Pool
+from prunelab.launch.slurm.launcher import Slurm
+from prunelab.launch.slurm.settings import Settings
 from prunelab.launch.study import plan_study
 
 # Hydra's scan for plugins executes its own plugin modules anew, so a base class imported before it is stale.
@@ -82,6 +84,22 @@ class InlineLauncher(StudyLauncher):
         return Inline()
 
 
+class SlurmLauncher(StudyLauncher):
+    """Jobs on a SLURM cluster."""
+
+    def __init__(self, dry_run: bool, report: bool, wait: bool, **settings: Any) -> None:
+        super().__init__(dry_run, report)
+        self._wait = wait
+        plain = {
+            key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in settings.items()
+        }
+        self._settings = Settings.read(plain)
+
+    def backend(self) -> Launcher:
+        """Return the launcher that submits jobs, and follows them if ``wait``."""
+        return Slurm(self._settings, wait=self._wait)
+
+
 def register() -> None:
     """Make the classes known to Hydra, and importable, under the names that conf/hydra uses."""
     try:
@@ -90,7 +108,7 @@ def register() -> None:
         namespace = sys.modules["hydra_plugins"] = ModuleType("hydra_plugins")
     sys.modules[_MODULE] = sys.modules[__name__]
     namespace.prunelab = sys.modules[__name__]  # type: ignore[attr-defined]
-    for plugin in (PrunelabSweeper, LocalLauncher, InlineLauncher):
+    for plugin in (PrunelabSweeper, LocalLauncher, InlineLauncher, SlurmLauncher):
         plugin.__module__ = _MODULE
         _PLUGINS.register(plugin)
 

@@ -16,13 +16,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from prunelab.errors import LaunchError
-from prunelab.launch.base import Event, Order
+from prunelab.launch.base import Event, Launcher, Order
 from prunelab.launch.queue import Queue
-from prunelab.launch.worker import log_path
+from prunelab.launch.worker import log_path, worker_environment
 from prunelab.plan.graph import Job
 
 _GRACE_S = 5.0
@@ -35,7 +34,7 @@ class _Worker:
     job: Job | None = None
 
 
-class Pool:
+class Pool(Launcher):
     """Runs jobs in up to ``resources.workers`` processes of ``resources.threads`` threads each."""
 
     def run(self, order: Order, listen: Callable[[Event], None]) -> None:
@@ -111,14 +110,7 @@ def _why_dead(code: int) -> str:
 
 
 def _start(order: Order, number: int, news: queue.Queue[Any]) -> _Worker:
-    threads = str(order.resources.threads or 1)
-    path = os.pathsep.join(
-        dict.fromkeys(str(Path(p).absolute()) for p in sys.path if Path(p or ".").is_dir())
-    )
-    environment = os.environ | {
-        "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false",
-        "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONPATH": path,
-    }  # fmt: skip
+    environment = os.environ | worker_environment(order.resources.threads or 1)
     if (order.resources.gpus or 0) > 1:
         seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         environment["CUDA_VISIBLE_DEVICES"] = (

@@ -46,7 +46,10 @@ class View:
 
     def __call__(self, event: Event) -> None:
         """Take note of one event."""
-        if event.what == "started":
+        if event.what == "submitted":
+            there = f", {event.values['there']} were there already" if event.values["there"] else ""
+            self._console.print(f"submitted {event.values['jobs']} jobs{there}", highlight=False)
+        elif event.what == "started":
             self._started[event.job] = time.monotonic()
             self._bars[event.job] = self._progress.add_task(f"  {event.job}", total=None, note="")
         elif event.what == "progress" and event.job in self._bars:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import socket
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,16 @@ from prunelab.launch.mirror import Mirror
 from prunelab.plan.graph import Job
 from prunelab.plan.stage import Stage
 from prunelab.plan.study import Plan, load_plan
-from prunelab.store.artefact import begin, commit, quarantine, stage_lock, verified_record
-from prunelab.store.context import Context, Input
+from prunelab.store.artefact import (
+    Superseded,
+    begin,
+    check_owner,
+    commit,
+    quarantine,
+    stage_lock,
+    verified_record,
+)
+from prunelab.store.context import Context, Input, Interrupted, never
 from prunelab.store.layout import OUTPUTS, is_done, locate, write_atomic
 from prunelab.store.provenance import provenance
 from prunelab.store.record import Record
@@ -41,6 +50,8 @@ class Runner:
     runtime: Mapping[str, Any]
     send: Send
     mirror: Mirror | None = None
+    interrupted: Callable[[], bool] = never
+    owner: str = field(default_factory=lambda: owner())
 
     def ensure(self, key: str) -> None:
         """Run a stage unless the store has it; wait if another process is at it."""
@@ -49,6 +60,8 @@ class Runner:
             return
 
         def waiting() -> None:
+            if self.interrupted():
+                raise Interrupted(f"ended while another process made {stage.label}")
             self.send(
                 "progress", {"what": f"waiting for another process: {stage.label}", "done": 0, "total": 0}
             )
@@ -94,17 +107,23 @@ class Runner:
 
     def _run(self, stage: Stage, folder: Path, inputs: Mapping[str, Input]) -> None:
         spec = {"kind": stage.kind, "key": stage.key, "identity": stage.identity, "inputs": stage.inputs}
-        work = begin(folder, spec)
+        work = begin(folder, spec, self.owner)
         started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         context = Context(
             folder, work, work / OUTPUTS, inputs, {**stage.runtime, **self.runtime}, self._previous(stage),
             lambda what, done, total: self.send("progress", {"what": what, "done": done, "total": total}),
-            self.mirror.log if self.mirror else lambda row: None,
+            self.mirror.log if self.mirror else lambda row: None, self.interrupted,
         )  # fmt: skip
         context.resume()
         clock = time.perf_counter()
         run = importlib.import_module(f"prunelab.stages.{stage.kind}").run
-        result = run(stage.identity, context)
+        try:
+            result = run(stage.identity, context)
+        except Exception:
+            check_owner(
+                folder, self.owner
+            )  # files vanish under a process that was replaced; that is its reason
+            raise
         cost = {**result.cost, "seconds": time.perf_counter() - clock, "threads": self.runtime.get("threads")}
         commit(
             folder,
@@ -123,17 +142,30 @@ class Runner:
                     "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 },
             ),
+            self.owner,
         )
 
     def _folder(self, stage: Stage) -> Path:
         return locate(self.plan.store, stage.kind, stage.key, stage.folder)
 
 
-def run_job(plan: Plan, job: Job, runtime: Mapping[str, Any], send: Send) -> bool:
-    """Run a job's stages in order; report ``done``, or ``failed`` with the reason. Returns whether it succeeded."""
+def owner() -> str:
+    """Name this attempt: two processes never share a name, nor do two starts of one SLURM job."""
+    job = os.environ.get("SLURM_JOB_ID")
+    here = f"{socket.gethostname()}-{os.getpid()}"
+    return f"{job}.{os.environ.get('SLURM_RESTART_COUNT', '0')} {here}" if job else here
+
+
+def run_job(
+    plan: Plan, job: Job, runtime: Mapping[str, Any], send: Send, interrupted: Callable[[], bool] = never
+) -> bool:
+    """Run a job's stages in order; report ``done``, or ``failed`` with the reason. Returns whether it succeeded.
+
+    Raises Interrupted at the next safe point once ``interrupted()`` says so.
+    """
     send("started", {"pid": os.getpid()})
     mirror = Mirror(plan, plan.trials[job.trial], skip=job.stages) if job.trial is not None else None
-    runner = Runner(plan, runtime, send, mirror)
+    runner = Runner(plan, runtime, send, mirror, interrupted)
     key = ""
     try:
         for key in job.stages:
@@ -141,6 +173,12 @@ def run_job(plan: Plan, job: Job, runtime: Mapping[str, Any], send: Send) -> boo
             failure_path(plan, key).unlink(missing_ok=True)
             if mirror:
                 mirror.stage_done(key)
+            if interrupted() and key != job.stages[-1]:
+                raise Interrupted(f"ended after stage {plan.stages[key].kind}")
+    except Superseded as error:  # another process does this job; its result is the one that counts
+        print(f"superseded: {error}", flush=True)
+        send("failed", {"reason": str(error), "superseded": True, "log": str(log_path(plan, job.name))})
+        return False
     except Exception as error:  # whatever it is, it is recorded, and other jobs go on
         traceback.print_exc()
         reason = " ".join(str(error).split()) or repr(error)
@@ -160,6 +198,17 @@ def run_job(plan: Plan, job: Job, runtime: Mapping[str, Any], send: Send) -> boo
         mirror.finish(True)
     send("done", {})
     return True
+
+
+def worker_environment(threads: int) -> dict[str, str]:
+    """Return what a process that runs jobs needs: number of threads, deterministic kernels, where this prunelab is."""
+    path = os.pathsep.join(
+        dict.fromkeys(str(Path(p).absolute()) for p in sys.path if Path(p or ".").is_dir())
+    )
+    return {
+        "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONPATH": path,
+    }  # fmt: skip
 
 
 def failure_path(plan: Plan, key: str) -> Path:
@@ -188,7 +237,7 @@ def main() -> int:
         def send(what: str, values: Mapping[str, Any], name: str = job.name) -> None:
             events.write(json.dumps({"what": what, "job": name, "values": dict(values)}) + "\n")
 
-        _log_to(log_path(plan, job.name))
+        log_to(log_path(plan, job.name), f"pid {os.getpid()}")
         run_job(plan, job, order["runtime"], send)
     return 0
 
@@ -208,14 +257,15 @@ def _lines_until_orphaned() -> Callable[[], str | None]:
     return waiting.get
 
 
-def _log_to(path: Path) -> None:
+def log_to(path: Path, what: str) -> None:
+    """Send all that this process and its libraries print to a job's log, from now on."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
     with path.open("a", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} pid {os.getpid()}", flush=True)
+    print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {what}", flush=True)
 
 
 if __name__ == "__main__":

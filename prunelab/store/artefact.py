@@ -24,39 +24,68 @@ from prunelab.store.layout import DONE, OUTPUTS, RECORD, SPEC, WORK, lock_path, 
 from prunelab.store.record import Record, read_record
 
 _CHUNK = 1 << 22
+_OWNER = "owner"
 
 
 @contextmanager
 def stage_lock(store: Path, key: str, waiting: Any = None) -> Iterator[None]:
-    """Hold the lock of a stage; call ``waiting()`` once if another process has it."""
+    """Hold the lock of a stage; while another process has it, call ``waiting()`` every second."""
     path = lock_path(store, key)
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        if waiting is not None:
-            waiting()
-        lock.acquire(poll_interval=0.2)
+    patience = 0.0
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=patience, poll_interval=0.2)
+        except Timeout:
+            patience = 1.0
+            if waiting is not None:
+                waiting()
     try:
         yield
     finally:
         lock.release()
 
 
-def begin(folder: Path, spec: Mapping[str, Any]) -> Path:
-    """Prepare the folder of a stage that is not finished; return its ``work`` folder, progress kept."""
+class Superseded(StoreError):
+    """Another process has taken a stage over; what this one made of it is void."""
+
+
+def begin(folder: Path, spec: Mapping[str, Any], owner: str = "") -> Path:
+    """Prepare the folder of a stage that is not finished; return its ``work`` folder, progress kept.
+
+    From here on the stage belongs to ``owner``: an earlier owner that still runs can commit nothing.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / SPEC, json.dumps(spec, indent=1, sort_keys=True).encode("utf-8"))
     shutil.rmtree(folder / OUTPUTS, ignore_errors=True)  # of an attempt that was killed before DONE
     work = folder / WORK
     shutil.rmtree(work / OUTPUTS, ignore_errors=True)
     (work / OUTPUTS).mkdir(parents=True, exist_ok=True)
+    write_atomic(work / _OWNER, owner.encode("utf-8"))
     return work
 
 
-def commit(folder: Path, record: Record) -> Record:
-    """Move outputs into place, write record and DONE; return the record with the outputs' digests."""
+def check_owner(folder: Path, owner: str) -> None:
+    """Raise Superseded unless the unfinished stage in ``folder`` still belongs to ``owner``.
+
+    The lock says so already where locks work between machines. Where they do not, a task that outlived its
+    node's daemon may run beside the copy that was queued again; the copy, which began later, is the owner.
+    """
+    try:
+        now = (folder / WORK / _OWNER).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        now = "nobody: it is finished or was moved away"
+    if now != owner:
+        raise Superseded(f"{folder.name} was taken over by {now}; what {owner} made of it is not used.")
+
+
+def commit(folder: Path, record: Record, owner: str = "") -> Record:
+    """Move outputs into place, write record and DONE; return the record with the outputs' digests.
+
+    Raises Superseded, and changes nothing, if the stage belongs to another owner by now.
+    """
+    check_owner(folder, owner)
     outputs = folder / WORK / OUTPUTS
     digests = {
         path.relative_to(outputs).as_posix(): {"sha256": sha256(path), "bytes": path.stat().st_size}
@@ -67,6 +96,7 @@ def commit(folder: Path, record: Record) -> Record:
     for path in outputs.rglob("*"):
         if path.is_file():
             _sync(path)
+    check_owner(folder, owner)
     outputs.replace(folder / OUTPUTS)
     write_atomic(folder / RECORD, whole.to_bytes())
     write_atomic(folder / DONE, f"{record.key}\n".encode("ascii"))

@@ -15,6 +15,15 @@ from prunelab.tracking.jsonl import JsonlWriter
 _PROGRESS = "progress.json"
 
 
+class Interrupted(BaseException):
+    """A signal asked the job to end and progress is safe. No error: ``except Exception`` must not swallow it."""
+
+
+def never() -> bool:
+    """Say that nobody asked the work to end."""
+    return False
+
+
 @dataclass(frozen=True)
 class Result:
     """What a stage found. ``metrics`` and ``tables`` repeat bit for bit; ``cost`` need not."""
@@ -49,6 +58,7 @@ class Context:
     previous: Input | None
     progress: Callable[[str, int, int], None]
     listen: Callable[[Mapping[str, Any]], None]
+    interrupted: Callable[[], bool] = never
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one row to metrics.jsonl, on disk before this returns, and show it to the tracker."""
@@ -57,11 +67,16 @@ class Context:
         self.listen(row)
 
     def checkpoint(self, step: int, values: Mapping[str, Any] | None = None) -> None:
-        """Note that ``step`` steps are safe in ``work``; rows logged after this are dropped if the job is killed."""
+        """Note that ``step`` steps are safe in ``work``; rows logged after this are dropped if the job is killed.
+
+        Raises Interrupted, the note written, if the job was asked to end (preemption, time limit).
+        """
         metrics = self.folder / METRICS
         size = metrics.stat().st_size if metrics.exists() else 0
         note = {"step": step, "metrics_bytes": size, "values": dict(values or {})}
         write_atomic(self.work / _PROGRESS, json.dumps(note).encode("utf-8"))
+        if self.interrupted():
+            raise Interrupted(f"ended after step {step}")
 
     def resume(self) -> tuple[int, dict[str, Any]]:
         """Return the last checkpoint's step and values (0 and {} at the start); cut metrics.jsonl back to it."""

@@ -1,0 +1,60 @@
+"""Which variables of the submitting shell a job may see: an allow-list, and never a secret."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+
+from prunelab.errors import ConfigError
+from prunelab.launch.worker import worker_environment
+
+# found in a job's environment, batch script or accounting by anyone who may look there
+_SECRET = re.compile(
+    r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|SECRETS|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE
+)
+_NEVER = ("SBATCH_EXPORT", "SLURM_EXPORT_ENV")  # they would open the list again
+
+
+def job_environment(
+    allowed: Sequence[str], threads: int, environ: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Return the variables that cross, plus those that fix threads and determinism as the local pool does.
+
+    ``allowed`` holds names and patterns such as ``LC_*``. A pattern never takes a name that looks like a secret
+    (``*_TOKEN``, ``*_API_KEY``, ...), unless it ends in ``_PATH`` or ``_FILE``; raises ConfigError if one is named outright.
+    """
+    for name in allowed:
+        if is_secret(name):
+            raise ConfigError(
+                "hydra.launcher.environment", name, "names of variables that are no secrets",
+                "A job reads keys from ~/.netrc (wandb login) or from a file whose path crosses (HF_TOKEN_PATH).",
+            )  # fmt: skip
+    found = {
+        name: value
+        for name, value in (os.environ if environ is None else environ).items()
+        if any(fnmatchcase(name, pattern) for pattern in allowed)
+        and not is_secret(name)
+        and name not in _NEVER
+    }
+    return found | worker_environment(threads)
+
+
+def is_secret(name: str) -> bool:
+    """Say whether a variable's name looks like that of a secret; a path to one is none."""
+    return bool(_SECRET.search(name)) and not name.upper().endswith(("_PATH", "_FILE"))
+
+
+@contextmanager
+def only(variables: Mapping[str, str]) -> Iterator[None]:
+    """Run a block whose child processes see these variables and no others."""
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

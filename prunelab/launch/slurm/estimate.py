@@ -1,0 +1,101 @@
+"""What a job needs: what the user says, else a guess from the model's size, the stages and their shots."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from prunelab.launch.slurm.settings import Settings
+from prunelab.plan.graph import Job, longest_planned
+from prunelab.plan.stage import Stage
+from prunelab.plan.study import Plan
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_SMALL = 0.3  # GiB of weights; below this one core and no GPU are enough
+_BASE_GIB = 2.0  # Python, torch, tokenizer, text
+# per GiB of weights: memory in GiB and minutes on one GPU; pruning holds factors and gradients of a block beside them
+_COST = {
+    "calibrate": (0.0, 0.0),
+    "dense": (1.3, 1.0),
+    "prune": (3.0, 4.0),
+    "reconstruct": (3.0, 4.0),
+    "evaluate": (1.6, 2.0),
+}
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one job asks for. ``threads`` is what torch gets of the CPUs."""
+
+    time_min: int
+    mem_gib: float
+    gpus: int
+    cpus: int
+    nodes: int
+    threads: int
+
+    def __str__(self) -> str:
+        gpus = f"{self.gpus} GPU{'s' if self.gpus != 1 else ''}, " if self.gpus else ""
+        nodes = f"{self.nodes} nodes of " if self.nodes > 1 else ""
+        return f"{nodes}{gpus}{self.cpus} CPU{'s' if self.cpus != 1 else ''}, {self.mem_gib:g} GiB, {self.time_min} min"
+
+
+def need(plan: Plan, job: Job, settings: Settings) -> Need:
+    """Return what a job asks for; the settings win over the estimate."""
+    stages = [plan.stages[key] for key in job.stages]
+    weights = max((weights_gib(stage.runtime["model"]) for stage in stages), default=0.0)
+    runtime = plan.trials[0].config["runtime"]
+    small = weights < _SMALL
+    memory = _BASE_GIB + max((_COST[stage.kind][0] * weights for stage in stages), default=0.0)
+    minutes = 15.0 + sum(_COST[stage.kind][1] * weights * _shots(stage, plan) for stage in stages)
+    gpus = (
+        settings.gpus
+        if settings.gpus is not None
+        else int(not small and runtime["device"] in ("auto", "cuda"))
+    )
+    cpus = settings.cpus or runtime["threads"] or (1 if small else 8)
+    return Need(
+        settings.time_min or ceil(minutes / 15) * 15,
+        settings.mem_gib or float(ceil(memory)),
+        gpus, cpus, settings.nodes, runtime["threads"] or cpus,
+    )  # fmt: skip
+
+
+def _shots(stage: Stage, plan: Plan) -> int:
+    if stage.kind != "prune":
+        return 1
+    previous = longest_planned(stage, plan.stages)
+    return len(stage.identity["schedule"]) - (
+        len(plan.stages[previous].identity["schedule"]) if previous else 0
+    )
+
+
+def weights_gib(model: Mapping[str, Any]) -> float:
+    """Return the size of a model's weights in memory: from its files if they are here, else from its name (``7b``)."""
+    return _weights(str(model["source"]), str(model["id"]), str(model["dtype"]))
+
+
+@lru_cache(maxsize=256)
+def _weights(source: str, name: str, dtype: str) -> float:
+    if source in ("embedded", "random"):
+        return 0.01
+    if source == "local":
+        return _files_gib(Path(name).expanduser())
+    cache = os.environ.get("HF_HUB_CACHE") or f"{os.environ.get('HF_HOME', '~/.cache/huggingface')}/hub"
+    snapshots = Path(cache).expanduser() / f"models--{name.replace('/', '--')}" / "snapshots"
+    found = max((_files_gib(folder) for folder in snapshots.glob("*")), default=0.0)
+    sizes = re.findall(r"(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", name.lower())
+    if not found and sizes:
+        count, unit = sizes[-1]
+        found = float(count) * (1e9 if unit == "b" else 1e6) * _BYTES.get(dtype, 4) / 2**30
+    return found or 14.0  # nothing is known: as much as 7 billion parameters in half precision
+
+
+def _files_gib(folder: Path) -> float:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 2**30
