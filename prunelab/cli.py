@@ -1,4 +1,4 @@
-"""``prunelab status|report|retry STUDY``: reads plans and the store; torch is never imported here.
+"""``prunelab status|attach|cancel|retry|logs|report STUDY``: reads plans and the store; torch is never imported here.
 
 Sweeps themselves are started by ``python -m prunelab``, so that Hydra's overrides, help and completion apply.
 """
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from prunelab.errors import PrunelabError, StoreError, nearest
+from prunelab.errors import LaunchError, PrunelabError, StoreError, nearest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,27 +42,83 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     words = {
-        "status": "a line per trial: what is done, running, failed and why",
+        "status": "a line per trial: what is done, running, failed and why; where and as which job on a cluster",
+        "attach": "follow a study's jobs on the cluster; Ctrl-C leaves them running",
+        "cancel": "cancel a study's jobs on the cluster, or those of single trials",
+        "retry": "run what failed or is missing, from the study's plan, where it ran before",
+        "logs": "the end of a job's log, or the last line of every job's",
         "report": "HTML, Markdown, CSV and PNG from what the store has",
-        "retry": "run what failed or is missing, from the study's plan",
     }
     for name, what in words.items():
         command = commands.add_parser(name, help=what, description=what)
         command.add_argument("study", help="a study's name, or its folder")
+        if name in ("cancel", "logs"):
+            command.add_argument("jobs", nargs="*", help="names of trials or jobs, as status shows them")
         command.add_argument(
             "--root", type=Path, default=None, help="where studies are (default: $PRUNELAB_HOME or ./outputs)"
         )
-        if name == "status":
-            command.add_argument(
-                "--all", action="store_true", help="every trial, not only the first of each state"
-            )
-        if name == "report":
-            command.add_argument(
-                "--out", type=Path, default=None, help="folder to write to (default: STUDY/report)"
-            )
-        if name == "retry":
-            command.add_argument("--inline", action="store_true", help="in this process, for a debugger")
+        _options(name, command)
     return parser
+
+
+def _options(name: str, command: argparse.ArgumentParser) -> None:
+    if name == "status":
+        command.add_argument(
+            "--all", action="store_true", help="every trial, not only the first of each state"
+        )
+    elif name == "report":
+        command.add_argument(
+            "--out", type=Path, default=None, help="folder to write to (default: STUDY/report)"
+        )
+    elif name == "logs":
+        command.add_argument("-n", type=int, default=20, help="lines of each log (default: 20)")
+    elif name == "retry":
+        command.add_argument("--inline", action="store_true", help="in this process, for a debugger")
+        command.add_argument(
+            "--local", action="store_true", help="in this machine's pool, wherever it ran before"
+        )
+        command.add_argument(
+            "--wait", action="store_true", help="on a cluster: follow the jobs (default: submit and return)"
+        )
+        command.add_argument(
+            "--mem", type=_gib, default=None, metavar="64G", help="memory of each job on the cluster"
+        )
+        command.add_argument(
+            "--time", type=_minutes, default=None, metavar="MIN|H:MM:SS", help="time of each job"
+        )
+        command.add_argument("--gpus", type=int, default=None, help="GPUs of each job")
+        command.add_argument("--cpus", type=int, default=None, help="CPUs of each job")
+        command.add_argument("--partition", default=None, help="another partition")
+
+
+def _gib(text: str) -> float:
+    units = {"M": 1 / 1024, "G": 1.0, "T": 1024.0}
+    number = text.upper().removesuffix("B").removesuffix("I")
+    unit = number[-1:] if number[-1:] in units else "G"
+    try:
+        value = float(number.removesuffix(unit)) * units[unit]
+    except ValueError:
+        value = 0.0
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: allowed is a size such as 64G or 500M")
+    return value
+
+
+def _minutes(text: str) -> int:
+    try:
+        days, _, clock = text.rpartition("-")
+        parts = [int(part) for part in clock.split(":")]
+        if len(parts) == 1:
+            minutes = parts[0]
+        else:
+            hours, minute = parts[:2] if len(parts) == 3 or days else (0, parts[0])
+            minutes = 60 * hours + minute
+        minutes += 24 * 60 * int(days or 0)
+    except ValueError:
+        minutes = 0
+    if minutes <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: allowed are minutes, H:MM:SS or D-HH:MM:SS")
+    return minutes
 
 
 def study_folder(name: str, root: Path | None) -> Path:
@@ -80,13 +136,52 @@ def study_folder(name: str, root: Path | None) -> Path:
 def _status(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from prunelab.launch.slurm import command
     from prunelab.launch.status import status_table, trial_states
     from prunelab.plan.study import load_plan
 
     plan = load_plan(study_folder(arguments.study, arguments.root))
+    if command.is_submitted(plan.folder):
+        return command.status(plan, Console(), whole=arguments.all)
     states = trial_states(plan)
     Console().print(status_table(plan, states, whole=arguments.all))
     return 1 if any(state.failed for state in states) else 0
+
+
+def _attach(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from prunelab.launch.slurm import command
+    from prunelab.plan.study import load_plan
+
+    return command.attach(load_plan(study_folder(arguments.study, arguments.root)), Console())
+
+
+def _cancel(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from prunelab.launch.slurm import command
+    from prunelab.plan.study import load_plan
+
+    folder = study_folder(arguments.study, arguments.root)
+    if not command.is_submitted(folder):
+        raise LaunchError(f"{folder} has no jobs on a cluster; Ctrl-C stops a study that runs here.")
+    return command.cancel(load_plan(folder), Console(), arguments.jobs)
+
+
+def _logs(arguments: argparse.Namespace) -> int:
+    folder = study_folder(arguments.study, arguments.root)
+    found = {path.stem: path for path in sorted((folder / "logs").glob("*.log"))}
+    for name in arguments.jobs:
+        if name not in found:
+            raise StoreError(f"{folder} has no log of {name!r}. {nearest(name, found)}".rstrip())
+    for name in arguments.jobs or found:
+        lines = found[name].read_text(encoding="utf-8", errors="replace").splitlines()
+        if arguments.jobs:
+            print(f"==> {found[name]}", *lines[-arguments.n :], sep="\n")
+        else:
+            print(f"{name}: {lines[-1] if lines else ''}")
+    return 0
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -102,13 +197,23 @@ def _retry(arguments: argparse.Namespace) -> int:
     from prunelab.launch.drive import drive
     from prunelab.launch.inline import Inline
     from prunelab.launch.pool import Pool
+    from prunelab.launch.slurm import command
+    from prunelab.launch.slurm.settings import Settings
     from prunelab.plan.study import load_plan
 
     plan = load_plan(study_folder(arguments.study, arguments.root))
+    if command.is_submitted(plan.folder) and not arguments.inline and not arguments.local:
+        settings = Settings.load(plan.folder / "slurm").changed(
+            mem_gib=arguments.mem, time_min=arguments.time, gpus=arguments.gpus, cpus=arguments.cpus,
+            partition=arguments.partition,
+        )  # fmt: skip
+        return command.retry(plan, Console(), settings, wait=arguments.wait)
     return drive(plan, Inline() if arguments.inline else Pool(), Console(), dry_run=False, report=True)
 
 
-_COMMANDS = {"status": _status, "report": _report, "retry": _retry}
+_COMMANDS = {
+    "status": _status, "attach": _attach, "cancel": _cancel, "retry": _retry, "logs": _logs, "report": _report,
+}  # fmt: skip
 
 
 if __name__ == "__main__":

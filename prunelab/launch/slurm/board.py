@@ -96,11 +96,8 @@ def read_board(plan: Plan, files: Files, done: Collection[str], *, ask: bool = T
         row, task = rows.get((attempt.uid, attempt.index)), files.task(attempt)
         job = files.id_of(attempt.uid)
         state: State
-        if (
-            (attempt.stages
-            and set(attempt.stages) <= set(done))
-            or (not attempt.stages
-            and task.get("state") == "done")
+        if (attempt.stages and set(attempt.stages) <= set(done)) or (
+            not attempt.stages and task.get("state") == "done"
         ):
             state = "done"
         elif row is not None and row.live:
@@ -157,8 +154,7 @@ def why(view: JobView, plan: Plan, files: Files) -> str:
     if view.task.get("reason"):
         return str(view.task["reason"])
     if (
-        (view.row is not None
-        and view.row.exit.endswith(":9"))
+        (view.row is not None and view.row.exit.endswith(":9"))
         or "Killed" in words
         or "signal 9" in words.lower()
     ):

@@ -25,8 +25,8 @@ _LOCK_S = 600
 class Slurm(Launcher):
     """Submits what is neither in the store nor on the cluster; follows all of it if ``wait``."""
 
-    def __init__(self, settings: Settings, *, wait: bool, new: bool = True, only: Sequence[str] = ()) -> None:
-        self._settings, self._new, self._only = settings, new, set(only)
+    def __init__(self, settings: Settings, *, wait: bool, new: bool = True) -> None:
+        self._settings, self._new = settings, new
         self.detached = not wait
         self.stopped = "Stopped looking. The jobs go on: prunelab attach, status, cancel."
 
@@ -38,9 +38,7 @@ class Slurm(Launcher):
             done = finished(plan)
             jobs = open_jobs(plan, done)
             cover = covered(jobs, read_board(plan, files, done), done)
-            missing = [
-                job for job in jobs if job.name not in cover and (not self._only or job.name in self._only)
-            ]
+            missing = [job for job in jobs if job.name not in cover]
             if self._new and missing:
                 self._settings.save(files.slurm)
                 needs = {job.name: need(plan, job, self._settings) for job in missing}
@@ -90,8 +88,3 @@ def covered(jobs: Sequence[Job], views: Mapping[str, JobView], done: set[str]) -
         elif not job.stages and job.name in views and views[job.name].live:
             found[job.name] = [views[job.name].attempt]
     return found
-
-
-def follow_only(settings: Settings) -> Slurm:
-    """Return a launcher that submits nothing: ``prunelab attach``."""
-    return Slurm(settings, wait=True, new=False)

@@ -109,6 +109,7 @@ def _sbatch(
     dependency: str,
 ) -> str:
     import submitit  # late: 0.3 s that status and attach do not owe
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     environment = job_environment(settings.environment, need.threads)
     try:
@@ -125,7 +126,7 @@ def _sbatch(
             return executor._submit_command(
                 f"{python} -u -m prunelab.launch.slurm.task {shlex.quote(str(task_file))}"
             ).job_id
-    except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+    except (FailedJobError, FailedSubmissionError) as error:
         raise LaunchError(_refusal(str(error), need, settings)) from None
 
 

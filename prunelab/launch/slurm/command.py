@@ -1,0 +1,64 @@
+"""What ``prunelab status|attach|cancel|retry`` do for a study on a cluster. Files first, SLURM asked once; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from filelock import FileLock
+from rich.console import Console
+
+from prunelab.errors import LaunchError, nearest
+from prunelab.launch.drive import drive
+from prunelab.launch.runner import finished
+from prunelab.launch.slurm import overview, scheduler
+from prunelab.launch.slurm.board import read_board
+from prunelab.launch.slurm.files import Files
+from prunelab.launch.slurm.launcher import Slurm
+from prunelab.launch.slurm.settings import Settings
+from prunelab.plan.study import Plan
+
+
+def is_submitted(study: Path) -> bool:
+    """Say whether a study was ever sent to a cluster."""
+    return (study / "slurm" / "settings.json").is_file()
+
+
+def status(plan: Plan, console: Console, *, whole: bool) -> int:
+    """Print the table; return 1 if anything failed. Without an answer from SLURM it says what the files say."""
+    files, done, note = Files(plan.folder), finished(plan), ""
+    try:
+        views = read_board(plan, files, done)
+    except LaunchError as error:
+        views, note = read_board(plan, files, done, ask=False), f"states from files only: {error}"
+    found = overview.lines(plan, views, done)
+    console.print(overview.table(plan, files, found, whole=whole, note=note))
+    return 1 if any(line.state in ("failed", "skipped") for line in found) else 0
+
+
+def attach(plan: Plan, console: Console) -> int:
+    """Follow what is on the cluster until it is over, then report; submits nothing."""
+    launcher = Slurm(Settings.load(plan.folder / "slurm"), wait=True, new=False)
+    return drive(plan, launcher, console, dry_run=False, report=True)
+
+
+def retry(plan: Plan, console: Console, settings: Settings, *, wait: bool) -> int:
+    """Submit what is neither done nor on the cluster, under ``settings``."""
+    return drive(plan, Slurm(settings, wait=wait), console, dry_run=False, report=True)
+
+
+def cancel(plan: Plan, console: Console, names: Sequence[str]) -> int:
+    """Cancel a study's jobs, or those of the trials named."""
+    files = Files(plan.folder)
+    with FileLock(files.slurm / "lock", timeout=600):
+        views = read_board(plan, files, finished(plan))
+    for name in names:
+        if name not in views:
+            raise LaunchError(f"{plan.study} has no job {name!r}. {nearest(name, views)}".rstrip())
+    live = {name: view.id for name, view in views.items() if view.live and (not names or name in names)}
+    scheduler.cancel(live.values())
+    console.print(
+        f"cancelled {len(live)} jobs" + (f": {', '.join(live)}" if 0 < len(live) <= 10 else ""),
+        highlight=False,
+    )
+    return 0
