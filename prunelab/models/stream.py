@@ -59,11 +59,11 @@ def open_stream(decoder: Decoder, tokens: Tensor, batch_size: int) -> Stream:
     Batches hold ``batch_size`` sequences, the last one what is left. Raises DataError for tokens of another
     shape or dtype, outside the vocabulary, or longer than the decoder takes.
     """
-    _check_tokens(decoder, tokens, batch_size)
+    check_tokens(decoder, tokens, batch_size)
     stream = Stream(batches=[], tokens=[], arguments={})
     for batch in tokens.split(batch_size):
         batch = batch.to(decoder.device)
-        hidden, arguments = _capture(decoder, batch)
+        hidden, arguments = capture(decoder, batch)
         stream.batches.append(hidden)
         stream.tokens.append(batch)
         stream.arguments.setdefault((batch.shape[0], batch.shape[1]), arguments)
@@ -82,7 +82,14 @@ def call_block(decoder: Decoder, index: int, stream: Stream, i: int, hidden: Ten
     Autograd works through it: ``hidden`` may require a gradient.
     """
     rows, seq_len = stream.tokens[i].shape
-    captured = stream.arguments[rows, seq_len][index]
+    return run_block(decoder, index, stream.arguments[rows, seq_len], hidden)
+
+
+def run_block(decoder: Decoder, index: int, arguments: tuple[Arguments, ...], hidden: Tensor) -> Tensor:
+    """Output (b, seq_len, d) of block ``index`` on ``hidden`` (b, seq_len, d), with what ``capture`` found for
+    that shape.
+    """
+    captured = arguments[index]
     block = decoder.blocks[index]
     if captured.keyword is None:
         output = block(hidden, *captured.args, **captured.kwargs)
@@ -182,7 +189,8 @@ def _losses(decoder: Decoder, hidden: Tensor, tokens: Tensor, at: int, columns: 
     return loss.view(targets.shape), leaf
 
 
-def _check_tokens(decoder: Decoder, tokens: Tensor, batch_size: int) -> None:
+def check_tokens(decoder: Decoder, tokens: Tensor, batch_size: int) -> None:
+    """Raise DataError unless ``tokens`` are int64 (n, seq_len) that the decoder can take."""
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: allowed is 1 or more")
     if tokens.dim() != 2 or tokens.dtype != torch.int64 or tokens.numel() == 0:
@@ -236,7 +244,7 @@ def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Argum
 
 
 @torch.no_grad()
-def _capture(decoder: Decoder, tokens: Tensor) -> tuple[Tensor, tuple[Arguments, ...]]:
+def capture(decoder: Decoder, tokens: Tensor) -> tuple[Tensor, tuple[Arguments, ...]]:
     """Input of block 0 (b, seq_len, d) and every block's other arguments, from one forward that runs no
     block.
     """

@@ -25,7 +25,7 @@ from prunelab.models.block import LinearSite
 from prunelab.models.decoder import Decoder
 from prunelab.models.stream import Stream, advance, fork, open_stream
 from prunelab.passes.decision import decide, states, write
-from prunelab.passes.inputs import Sums, collect_inputs, groups
+from prunelab.models.inputs import Sums, collect_inputs, groups
 from prunelab.sparsity.element import select_global
 from prunelab.sparsity.mask import Elementwise
 from prunelab.sparsity.pattern import Pattern, check_shape

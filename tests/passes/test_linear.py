@@ -17,7 +17,7 @@ from prunelab.evaluation.integrity import check
 from prunelab.models.decoder import Decoder
 from prunelab.models.random import random_decoder
 from prunelab.models.stream import advance, open_stream
-from prunelab.passes.inputs import collect_inputs, groups
+from prunelab.models.inputs import collect_inputs, groups
 from prunelab.passes.linear import BlockReport, prune_linear, prune_ratios
 from prunelab.sparsity.element import removed_in_matrix, removed_in_row
 from prunelab.sparsity.mask import Elementwise

@@ -1,0 +1,272 @@
+"""Repairing a pruned state block by block with one model in memory (arXiv:2406.15524, section 2).
+
+Two streams of hidden states walk beside each other, the dense model's and the repaired one's. A block's dense
+weights stay at hand while a unit that contains it is at work, at most ``window`` blocks of them; then they are
+freed. With windows of k blocks and stride s, units start at block ``-(k - s)``, so that the first and the last
+blocks take part in as many units as the others; blocks outside the model are left out. For k = 2, s = 1 these
+are the B + 1 rounds of the paper's cross-block reconstruction, each block trained in two of them. Masks are those
+of the state and never chosen again.
+
+Three roles of text: ``tokens`` (targets and training), ``held_out`` (measured, never anything else) and
+``stopping`` (decides when training ends, if the spec asks for it).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunelab.errors import ConfigError, ModelError
+from prunelab.models.activation import Placement, Shelf, open_shelf
+from prunelab.models.decoder import Decoder
+from prunelab.reconstruction.base import Layer, Reconstruction, Unit, dense_weights, put
+from prunelab.reconstruction.streams import Streams, open_streams
+from prunelab.sparsity.mask import Mask
+from prunelab.stats.linear import site_generator
+from prunelab.structures.state import SiteState, State, StateReader, read_state
+
+Progress = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class RepairReport:
+    """What one step of the walk did. ``done``: blocks finished so far, the ``start_block`` to resume with.
+
+    ``blocks``: one row per newly finished block and stream: {block, stream, error_before, error, mse_before,
+    mse, overfitting}, stream being 'calibration' or 'held_out/<name>'. error: squared Frobenius norm of
+    dense - repaired block output over that of the dense one; mse: the same difference per element
+    (arXiv:2406.15524); before: the same with the block as pruned, after repaired blocks. overfitting: error
+    over the calibration's error. ``fit``: what the repair says of its work. ``seconds``: wall time.
+    """
+
+    done: int
+    blocks: list[dict[str, Any]]
+    fit: dict[str, float]
+    seconds: float
+
+
+@torch.no_grad()
+def reconstruct(
+    decoder: Decoder,
+    state: StateReader,
+    tokens: Tensor,
+    spec: Reconstruction,
+    *,
+    seed: int,
+    batch_size: int,
+    held_out: Mapping[str, Tensor] | None = None,
+    stopping: Tensor | None = None,
+    placement: Placement | None = None,
+    start: StateReader | None = None,
+    start_block: int = 0,
+    on_block: Callable[[RepairReport, State], None] | None = None,
+    progress: Progress | None = None,
+) -> State:
+    """Repair ``state`` on ``tokens`` (n, seq_len) int64 and return the new state, with the same masks.
+
+    ``decoder`` is dense on entry and the repaired model on return; its other parameters are never touched.
+    ``batch_size``: sequences per forward of the walk; training has its own. ``on_block(report, part)``:
+    ``part`` holds every layer whose weights the step changed or finished; parts laid over each other are the
+    ``start`` from which, with ``start_block = report.done``, the rest gives the same bits. Save or clone
+    before returning. Raises ConfigError for what does not fit together, ModelError where training diverges.
+    """
+    _check(decoder, spec, stopping, start, start_block)
+    with open_shelf(placement or Placement(), decoder.dtype, decoder.device) as shelf:
+        walk = _Walk(
+            decoder=decoder,
+            state=state,
+            spec=spec,
+            seed=seed,
+            shelf=shelf,
+            calibration=open_streams(decoder, tokens, batch_size, shelf),
+            held_out={
+                name: open_streams(decoder, text, batch_size, shelf)
+                for name, text in (held_out or {}).items()
+            },
+            stopping=None if stopping is None else open_streams(decoder, stopping, batch_size, shelf),
+            layers={},
+            masks={},
+            progress=progress,
+        )
+        n_blocks = len(decoder.blocks)
+        for first in range(spec.stride - spec.window, n_blocks, spec.stride):
+            began = time.perf_counter()
+            window = range(max(first, 0), min(first + spec.window, n_blocks))
+            finished = range(max(first, 0), min(first + spec.stride, n_blocks))
+            past = 0 < min(first + spec.stride, n_blocks) <= start_block
+            past |= start_block > 0 and not finished  # a round at the edge, before the first block is done
+            walk.enter(window, start if start_block else None)
+            fit = {} if past else walk.repair(window)
+            rows = walk.leave(finished, tell=on_block is not None and not past)
+            if finished and not past and on_block is not None:
+                part = walk.part(window)
+                seconds = time.perf_counter() - began
+                on_block(RepairReport(finished[-1] + 1, rows, fit, seconds), part)
+            for index in finished:
+                walk.release(index)
+    return read_state(decoder, walk.masks)
+
+
+@dataclass(eq=False)
+class _Walk:
+    """The streams; the layers of blocks whose dense weights are still at hand; the masks met so far."""
+
+    decoder: Decoder
+    state: StateReader
+    spec: Reconstruction
+    seed: int
+    shelf: Shelf
+    calibration: Streams
+    held_out: dict[str, Streams]
+    stopping: Streams | None
+    layers: dict[int, tuple[Layer, ...]]
+    masks: dict[str, Mask]
+    progress: Progress | None
+
+    def enter(self, window: range, start: StateReader | None) -> None:
+        """Keep the dense weights of blocks new in ``window`` and put the pruned ones in place."""
+        for index in window:
+            if index in self.layers:
+                continue
+            found = []
+            for site in self.decoder.sites(index):
+                linear, pruned = site.linear, self.state.site(site.name)
+                bias = None if linear.bias is None else linear.bias.data
+                self.masks[site.name] = pruned.mask
+                found.append(Layer(site, pruned.mask, linear.weight.data, bias))
+                if start is not None and site.name in start.names:
+                    pruned = start.site(site.name)
+                _check_fits(found[-1], pruned, self.state.model)
+                put(linear, pruned.weight.to(linear.weight, copy=True), _copy(pruned.bias, linear.weight))
+            self.layers[index] = tuple(found)
+
+    def repair(self, window: range) -> dict[str, float]:
+        layers = tuple(layer for index in window for layer in self.layers[index])
+        if not any(mask.removed for mask in self.masks.values()):
+            return {}  # rounding alone must not move the weights of a dense model
+        unit = Unit(
+            decoder=self.decoder,
+            blocks=window,
+            layers=layers,
+            calibration=self.calibration,
+            stopping=self.stopping,
+            generator=site_generator(self.seed, f"blocks {window[0]} to {window[-1]}", 1),
+            shelf=self.shelf,
+        )
+        return self.spec.repair(unit, self._say(window[0]))
+
+    def leave(self, finished: range, *, tell: bool) -> list[dict[str, Any]]:
+        """Move all streams through the finished blocks; return the report's rows if asked to ``tell``."""
+        rows = []
+        for index in finished:
+            one, layers = range(index, index + 1), self.layers[index]
+            pruned = tuple(self._as_pruned(layer) for layer in layers) if tell else ()
+            for name, streams in self._streams():
+                with dense_weights(layers):
+                    streams.transform(streams.dense, streams.dense, one)
+                if tell and streams is not self.stopping:
+                    rows.append({"block": index, "stream": name} | _measure(streams, one, pruned))
+                streams.transform(streams.pruned, streams.pruned, one)
+        calibration = {row["block"]: row["error"] for row in rows if row["stream"] == "calibration"}
+        return [row | {"overfitting": _over(row["error"], calibration[row["block"]])} for row in rows]
+
+    def _as_pruned(self, layer: Layer) -> Layer:
+        """The layer with the weights of the state in the place of the dense ones."""
+        stored, like = self.state.site(layer.site.name), layer.weight
+        return replace(layer, weight=stored.weight.to(like), bias=_copy(stored.bias, like))
+
+    def release(self, index: int) -> None:
+        """Let the dense weights of a finished block go."""
+        del self.layers[index]
+
+    def part(self, window: range) -> State:
+        items = {}
+        for index in window:
+            for layer in self.layers[index]:
+                linear = layer.linear
+                bias = None if linear.bias is None else linear.bias.detach()
+                items[layer.site.name] = SiteState(linear.weight.detach(), bias, layer.mask)
+        return State(self.state.model, items)
+
+    def _streams(self) -> list[tuple[str, Streams]]:
+        found = [("calibration", self.calibration)]
+        found += [(f"held_out/{name}", streams) for name, streams in self.held_out.items()]
+        return found + ([("stopping", self.stopping)] if self.stopping is not None else [])
+
+    def _say(self, block: int) -> Progress:
+        progress = self.progress
+        if progress is None:
+            return lambda row: None
+        total = len(self.decoder.blocks)
+        return lambda row: progress({**row, "block": block, "blocks": total})
+
+
+def _measure(streams: Streams, one: range, pruned: tuple[Layer, ...]) -> dict[str, float]:
+    """Errors of a block against the dense stream, already moved on; the pruned stream stays."""
+
+    def run(hidden: Tensor) -> Tensor:
+        return streams.run(one, hidden)
+
+    with dense_weights(pruned):
+        before, norm = streams.compare(run, streams.dense)
+    after, _ = streams.compare(run, streams.dense)
+    count = math.prod(streams.dense.shape)
+    return {
+        "error_before": _over(before, norm),
+        "error": _over(after, norm),
+        "mse_before": before / count,
+        "mse": after / count,
+    }
+
+
+def _over(error: float, norm: float) -> float:
+    """``error / norm``; 0 for 0 / 0 and ``inf`` for what is not finite."""
+    if error == 0:
+        return 0.0
+    value = error / norm if norm > 0 else math.inf
+    return value if math.isfinite(value) else math.inf
+
+
+def _copy(bias: Tensor | None, like: Tensor) -> Tensor | None:
+    return None if bias is None else bias.to(like, copy=True)
+
+
+def _check(
+    decoder: Decoder,
+    spec: Reconstruction,
+    stopping: Tensor | None,
+    start: StateReader | None,
+    start_block: int,
+) -> None:
+    if not 1 <= spec.stride <= spec.window:
+        raise ConfigError("reconstruction.stride", spec.stride, f"1 to {spec.window}, the window")
+    if spec.early_stop and stopping is None:
+        raise ConfigError("stopping", None, "tokens of their own", "Or set reconstruction.patience=null.")
+    if not spec.early_stop and stopping is not None:
+        raise ConfigError("stopping", "tokens", "None unless reconstruction.patience is set")
+    if start_block and start is None:
+        raise ConfigError("start", None, f"the parts of blocks 0 to {start_block - 1}", "Or start_block=0.")
+    n_blocks = len(decoder.blocks)
+    firsts = range(spec.stride - spec.window, n_blocks, spec.stride)
+    steps = {min(first + spec.stride, n_blocks) for first in firsts}
+    if start_block not in steps | {0}:
+        raise ConfigError("start_block", start_block, f"one of {sorted(steps | {0})}, where a step ended")
+
+
+def _check_fits(layer: Layer, pruned: SiteState, model: str) -> None:
+    same_bias = (layer.bias is None) == (pruned.bias is None)
+    if (
+        layer.weight.shape != pruned.weight.shape
+        or layer.weight.dtype != pruned.weight.dtype
+        or not same_bias
+    ):
+        raise ModelError(
+            f"{layer.site.name} is {tuple(layer.weight.shape)} {layer.weight.dtype}, in the state of {model} "
+            f"{tuple(pruned.weight.shape)} {pruned.weight.dtype}; load the model it was pruned from."
+        )
