@@ -1,0 +1,55 @@
+"""Pruned states of random decoders, and repairs from their YAML files."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from prunelab.models.random import random_decoder
+from prunelab.passes.linear import prune_linear
+from prunelab.sparsity.pattern import build_pattern
+from prunelab.structures.state import State
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def build(group: str, name: str, **changes: Any) -> Any:
+    config = yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
+    module, _, cls = config.pop("_target_").rpartition(".")
+    return replace(getattr(importlib.import_module(module), cls)(**config), **changes)
+
+
+@pytest.fixture
+def spec() -> Callable[..., Any]:
+    """Build a repair by name; keyword arguments replace fields. Gradient repairs are short."""
+
+    def make(name: str, **changes: Any) -> Any:
+        short = {} if name == "layer" else {"epochs": 2, "batch": 2, "learning_rate": 1e-3}
+        return build("reconstruction", name, **short | changes)
+
+    return make
+
+
+@pytest.fixture
+def pruned() -> Callable[..., State]:
+    """Prune a fresh random decoder at 50 % by a method's name; the state shares nothing with it."""
+
+    def make(
+        family: str, tokens: Tensor, method: str = "magnitude", ratio: float = 0.5, **config: Any
+    ) -> State:
+        dtype = config.pop("dtype", torch.float32)
+        decoder = random_decoder(family, dtype=dtype, **config)
+        return prune_linear(
+            decoder, build("method", method), tokens, pattern=build_pattern("unstructured"),
+            ratio=ratio, seed=0, batch_size=2,
+        ).clone()  # fmt: skip
+
+    return make

@@ -1,0 +1,185 @@
+"""Fitting alone: the exact solver against direct solves, gradient against exact, schedule, counts, overflow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from prunelab.errors import ModelError
+from prunelab.models.inputs import catch_inputs, groups
+from prunelab.models.random import random_decoder
+from prunelab.reconstruction.tuning import fit, mean_square, rate
+from prunelab.reconstruction.walk import reconstruct
+from prunelab.sparsity.mask import Elementwise
+from prunelab.stats.masked import descend_masked, solve_masked
+
+Make = Callable[..., Any]
+
+
+def problem(R: int = 7, C: int = 24, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Dense weights V (R, C), an ill-conditioned Gram matrix H (C, C), a random mask; float64."""
+    generator = torch.Generator().manual_seed(seed)
+    spectrum = torch.arange(1, C + 1, dtype=torch.float64) ** -1.0
+    basis = torch.linalg.qr(torch.randn(C, C, generator=generator, dtype=torch.float64)).Q
+    H = basis @ torch.diag(spectrum) @ basis.T
+    V = torch.randn(R, C, generator=generator, dtype=torch.float64)
+    return V, H, torch.rand(R, C, generator=generator) < 0.5
+
+
+def direct(V: Tensor, H: Tensor, keep: Tensor) -> Tensor:
+    """One float64 solve per row on its kept columns."""
+    X = torch.zeros_like(V)
+    for r in range(V.shape[0]):
+        kept = keep[r].nonzero()[:, 0]
+        X[r, kept] = torch.linalg.solve(H[kept][:, kept], H[kept] @ V[r])
+    return X
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_conjugate_gradients_equal_direct_solves_of_every_row(seed: int) -> None:
+    V, H, keep = problem(seed=seed)
+    keep[0] = False  # nothing kept
+    keep[1] = True  # nothing removed
+    found = solve_masked(V * keep, V @ H, H, keep, tolerance=1e-12, iterations=500, name="x")
+    torch.testing.assert_close(found.X, direct(V, H, keep), rtol=1e-8, atol=1e-9)
+    assert not bool(found.X[~keep].any())
+    assert found.residual < 1e-10
+    assert found.iterations < 60
+
+
+def test_a_solved_start_keeps_its_bits_and_descent_gets_there_too() -> None:
+    V, H, keep = problem()
+    full = torch.ones_like(keep)
+    found = solve_masked(V, V @ H, H, full, tolerance=1e-6, iterations=50, name="x")
+    assert found.iterations == 0
+    assert torch.equal(found.X, V)
+    best = direct(V, H, keep)
+    slow = descend_masked(V * keep, V @ H, H, keep, learning_rate=0.05, iterations=1500)
+    assert not bool(slow.X[~keep].any())
+
+    def loss(X: Tensor) -> float:
+        return float((((X - V) @ H) * (X - V)).sum())
+
+    assert loss(best) <= loss(slow.X) < 1.01 * loss(best) < loss(V * keep)
+
+
+def test_a_singular_gram_matrix_is_named() -> None:
+    V, H, keep = problem()
+    with pytest.raises(ModelError, match=r"fc1.*reconstruction\.damping"):
+        solve_masked(V, V @ H, torch.zeros_like(H), keep, tolerance=1e-6, iterations=9, name="fc1")
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_layer_repair_equals_direct_solves_on_the_layers_inputs(
+    family: str, tokens: Tensor, spec: Make, pruned: Make
+) -> None:
+    state = pruned(family, tokens)
+    dense = random_decoder(family)
+    members, caught = groups(dense, 0), {}
+
+    def take(at: int) -> Callable[[Tensor], None]:
+        return lambda x: caught.setdefault(at, []).append(x.reshape(-1, x.shape[-1]).double())
+
+    with catch_inputs(members, [take(i) for i in range(len(members))]), torch.no_grad():
+        dense.model(input_ids=tokens, use_cache=False)
+    decoder = random_decoder(family)
+    found = reconstruct(
+        decoder, state, tokens, spec("layer", damping=0.01, tolerance=1e-10), seed=0, batch_size=2
+    )
+    for i, group in enumerate(members):
+        x = torch.cat(caught[i])
+        for site in group:
+            bias = site.linear.bias is not None
+            V, keep = site.linear.weight.double(), state.site(site.name).mask.keep()
+            own = torch.cat([x, torch.ones(len(x), 1)], 1) if bias else x
+            if bias:
+                V = torch.cat([V, site.linear.bias.double()[:, None]], 1)
+                keep = torch.cat([keep, torch.ones_like(keep[:, :1])], 1)
+            H = own.T @ own / len(own)
+            H += 0.01 * H.diagonal()[: site.linear.in_features].mean() * torch.eye(H.shape[0])
+            best, repaired = direct(V, H, keep), found.site(site.name)
+            torch.testing.assert_close(
+                repaired.weight.double(), best[:, : site.linear.in_features], rtol=2e-3, atol=2e-4
+            )
+            if bias:
+                assert repaired.bias is not None
+                torch.testing.assert_close(repaired.bias.double(), best[:, -1], rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("target", ["local", "global"])
+@pytest.mark.parametrize("solver", ["exact", "gradient"])
+def test_layer_repair_lowers_the_error_whatever_target_and_solver(
+    target: str, solver: str, tokens: Tensor, spec: Make, pruned: Make
+) -> None:
+    rows: list[dict[str, Any]] = []
+    text = torch.randint(3, 64, (24, 20), generator=torch.Generator().manual_seed(1))
+    reconstruct(
+        random_decoder("llama"), pruned("llama", text), text,
+        spec("layer", target=target, solver=solver, learning_rate=0.01), seed=0, batch_size=8,
+        on_block=lambda report, _: rows.extend(report.blocks),
+    )  # fmt: skip
+    assert all(row["error"] < row["error_before"] for row in rows)
+
+
+def toy(n: int = 64, R: int = 6, C: int = 12) -> tuple[nn.Linear, Elementwise, Tensor, Tensor]:
+    """One linear layer as a block: inputs (n, 5, C) and the dense outputs."""
+    generator = torch.Generator().manual_seed(5)
+    mixing = torch.randn(C, C, generator=generator)
+    x = torch.randn(n, 5, C, generator=generator) @ mixing * 0.3
+    linear = nn.Linear(C, R, bias=False).requires_grad_(False)
+    linear.weight.copy_(torch.randn(R, C, generator=generator))
+    y = linear(x)
+    mask = Elementwise(torch.rand(R, C, generator=generator) < 0.5)
+    linear.weight.mul_(mask.keep_weight)
+    return linear, mask, x, y
+
+
+def test_a_linear_block_trained_by_gradient_reaches_masked_least_squares(spec: Make) -> None:
+    linear, mask, x, y = toy()
+    X, Y = x.flatten(0, 1).double(), y.flatten(0, 1).double()
+    H = X.T @ X
+    best = torch.zeros(linear.weight.shape, dtype=torch.float64)
+    for r in range(best.shape[0]):
+        kept = mask.keep_weight[r].nonzero()[:, 0]
+        best[r, kept] = torch.linalg.solve(H[kept][:, kept], X[:, kept].T @ Y[:, r])
+    optimum = float((X @ best.T - Y).square().mean())
+    settings = spec("block", epochs=150, batch=8, learning_rate=0.02)
+    before = float(mean_square(linear(x), y))
+    updates = fit(
+        [(linear, mask)], lambda rows: mean_square(linear(x[rows]), y[rows]), 64, settings, torch.Generator()
+    )
+    after = float(mean_square(linear(x), y))
+    assert updates == 150 * 8
+    assert optimum * (1 - 1e-4) <= after < 1.01 * optimum < before
+    assert not bool(linear.weight[~mask.keep_weight].any())
+
+
+@pytest.mark.parametrize(("n", "batch", "updates"), [(20, 8, 6), (16, 8, 6), (5, 8, 3), (7, 3, 6)])
+def test_updates_are_epochs_times_whole_batches(n: int, batch: int, updates: int, spec: Make) -> None:
+    linear, mask, x, y = toy()
+    sizes: list[int] = []
+
+    def loss(rows: Tensor) -> Tensor:
+        sizes.append(len(rows))
+        return mean_square(linear(x[rows]), y[rows])
+
+    assert fit([(linear, mask)], loss, n, spec("block", epochs=3, batch=batch), torch.Generator()) == updates
+    assert sizes == [min(batch, n)] * updates
+
+
+def test_the_learning_rate_falls_to_zero(spec: Make) -> None:
+    settings = spec("block", learning_rate=0.1)
+    assert rate(settings, 0, 10) == 0.1
+    assert rate(settings, 5, 10) == pytest.approx(0.05)
+    assert rate(settings, 10, 10) == 0
+
+
+def test_the_loss_cannot_overflow_where_half_precision_would() -> None:
+    high = torch.full((2, 2), 6e4, dtype=torch.float16)
+    assert float(mean_square(high, -high)) == pytest.approx((2 * 59_980) ** 2, rel=1e-2)
+    big = torch.full((2, 2), 1e18, dtype=torch.bfloat16)
+    assert torch.isfinite(mean_square(big, -big))
