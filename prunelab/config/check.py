@@ -12,10 +12,11 @@ from prunelab.config.files import check_model_folder, check_text_file
 from prunelab.errors import ConfigError, PrunelabError, nearest
 
 _SCHEMA = "prunelab.config.schema"
+STRUCTURED = "rows_columns"
 GROUPS = (
     "model", "calibration", "sparsity", "allocation", "reconstruction", "evaluation", "tracking", "runtime", "paths",
 )  # fmt: skip
-_OWN_CLASS = ("method",)
+_OPEN = ("allocation", "reconstruction")  # options may bring a class of their own, as methods do
 
 
 def check_trial(config: Config, composer: Composer) -> tuple[Config, dict[str, Config], list[ConfigError]]:
@@ -24,9 +25,12 @@ def check_trial(config: Config, composer: Composer) -> tuple[Config, dict[str, C
     config = _checked("", config, read_class(f"{_SCHEMA}.Trial"), errors)
     for group in GROUPS:
         if isinstance(config.get(group), Mapping):
-            config[group] = _checked(group, config[group], read_class(f"{_SCHEMA}.{group.title()}"), errors)
+            config[group] = _checked(group, config[group], _class_of(group, config[group], errors), errors)
     if isinstance(config.get("method"), Mapping):
         config["method"] = _check_method(config, errors)
+    if isinstance(config.get("allocation"), Mapping) and config["allocation"].get("name") == "by_pattern":
+        structured = config["sparsity"].get("pattern") == STRUCTURED
+        config["allocation"] = {"name": "global" if structured else "uniform"}
     corpora = _corpora(config, composer, errors)
     if not errors:
         errors += _crossed(config, corpora)
@@ -36,6 +40,15 @@ def check_trial(config: Config, composer: Composer) -> tuple[Config, dict[str, C
 def method_source(method: Mapping[str, Any]) -> ClassSource:
     """Return fields, ``needs`` and ``supports`` of a method's class, read from its source."""
     return read_class(str(method.get("_target_", "")), "method._target_")
+
+
+def _class_of(group: str, values: Mapping[str, Any], errors: list[ConfigError]) -> ClassSource:
+    if group in _OPEN and "_target_" in values:
+        try:
+            return read_class(str(values["_target_"]), f"{group}._target_")
+        except ConfigError as error:
+            errors.append(error)
+    return read_class(f"{_SCHEMA}.{group.title()}")
 
 
 def _checked(group: str, values: Mapping[str, Any], source: ClassSource, errors: list[ConfigError]) -> Config:
@@ -138,6 +151,7 @@ def _across_groups(config: Config, corpora: Mapping[str, Config]) -> Iterator[Co
         yield ConfigError("study", config["study"], "letters, digits, '.', '_', '-' (it names a folder)")
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config["runtime"]["device"]):
         yield ConfigError("runtime.device", config["runtime"]["device"], "auto, cpu, cuda, cuda:N or mps")
+    yield from _about_sparsity(config)
     longest = config["model"]["max_len"]
     for key in ("calibration", "evaluation"):
         length = config[key]["seq_len"]
@@ -158,3 +172,30 @@ def _across_groups(config: Config, corpora: Mapping[str, Config]) -> Iterator[Co
         yield error
     except PrunelabError as error:
         yield ConfigError("paths", "?", "readable files", str(error))
+
+
+def _about_sparsity(config: Config) -> Iterator[ConfigError]:
+    sparsity, allocation, method = config["sparsity"], config["allocation"]["name"], config["method"]
+    n, m, within = (sparsity.get(key) for key in ("n", "m", "within"))
+    if sparsity["pattern"] == STRUCTURED:
+        if allocation not in ("global", "uniform"):
+            yield ConfigError("allocation", allocation, f"global or uniform with sparsity.pattern={STRUCTURED}")
+        for key, value in (("n", n), ("m", m), ("within", within)):
+            if value is not None:
+                yield ConfigError(f"sparsity.{key}", value, f"null with sparsity.pattern={STRUCTURED}")
+        return
+    if method["step"] is not None:
+        hint = "Single weights are pruned in one shot: method.step=null."
+        yield ConfigError("method.step", method["step"], f"null with sparsity.pattern={sparsity['pattern']}", hint)
+    if sparsity["pattern"] == "unstructured":
+        if (n, m) != (None, None):
+            yield ConfigError("sparsity.n, sparsity.m", (n, m), "null with sparsity.pattern=unstructured")
+    elif n is None or m is None or not n < m:
+        yield ConfigError("sparsity.n, sparsity.m", (n, m), "n < m: n of every m consecutive inputs are kept")
+    else:
+        if abs(sparsity["ratio"] - (1 - n / m)) > 1e-9:
+            yield ConfigError("sparsity.ratio", sparsity["ratio"], f"{1 - n / m:g}, what {n}:{m} removes")
+        if allocation != "uniform":
+            yield ConfigError("allocation", allocation, "uniform with n:m, which fixes every layer's ratio")
+        if within is not None:
+            yield ConfigError("sparsity.within", within, "null with n:m, where groups of m compete")

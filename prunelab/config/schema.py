@@ -66,15 +66,19 @@ class Calibration:
 class Sparsity:
     """What is removed together, and which fraction of the prunable weights goes."""
 
-    pattern: Annotated[str, "rows_columns"]
+    pattern: Annotated[str, "rows_columns | unstructured | n:m"]
     ratio: Annotated[float, "0 <= x < 1"]
+    n: Annotated[int | None, "x >= 1"] = None  # kept of every m consecutive inputs
+    m: Annotated[int | None, "x >= 2"] = None
+    within: Annotated[str | None, "row | matrix"] = None  # where scores compete; null: as the method's paper
+    propagation: Annotated[str, "pruned | dense"] = "pruned"  # which stream gives a block its statistics
 
 
 @dataclass(frozen=True)
 class Allocation:
     """How the ratio is spread over the layers."""
 
-    name: Annotated[str, "global | uniform"]
+    name: Annotated[str, "by_pattern | global | uniform"]
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,7 @@ class Runtime:
     workers: Annotated[int | None, "x >= 1"]
     threads: Annotated[int | None, "x >= 1"]
     batch_tokens: Annotated[int, "x >= 1"]
+    activation_gib: Annotated[float | None, "x > 0"]
 
 
 @dataclass(frozen=True)

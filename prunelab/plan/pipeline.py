@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prunelab.config.check import method_source
+from prunelab.config.check import STRUCTURED, method_source
 from prunelab.config.files import content_digest
 from prunelab.plan.fingerprint import fingerprint
 from prunelab.plan.schedule import schedule
@@ -22,7 +22,7 @@ def trial_stages(config: Config, corpora: Mapping[str, Config]) -> dict[str, Sta
     """Return a trial's stages by role, in an order in which they could run.
 
     Roles: ``calibrate`` (tokens the mask is chosen on), ``test/<corpus>``, ``held_out/<corpus>``,
-    ``dense``, ``prune``, ``evaluate``. ``corpora`` holds the full specs of the evaluation's corpora.
+    ``dense``, ``prune``, ``reconstruct`` (unless there is none), ``evaluate``. ``corpora`` holds the full specs of the evaluation's corpora.
     """
     evaluation, stages = config["evaluation"], {}
     stages["calibrate"] = _tokens(config, config["calibration"], "mask")
@@ -35,14 +35,18 @@ def trial_stages(config: Config, corpora: Mapping[str, Config]) -> dict[str, Sta
     model = model_identity(config["model"])
     stages["dense"] = Stage("dense", {"model": model}, tests, _runtime(config), config["model"]["name"])
     stages["prune"] = _prune(config, stages["calibrate"].key)
+    last = "prune"
+    if config["reconstruction"]["name"] != "none":
+        last = "reconstruct"
+        stages[last] = _reconstruct(config, stages)
     stages["evaluate"] = Stage(
         "evaluate",
         {"model": model, "error_samples": evaluation["error_samples"]},
-        {"dense": stages["dense"].key, "prune": stages["prune"].key, "calibrate": stages["calibrate"].key}
+        {"dense": stages["dense"].key, last: stages[last].key, "calibrate": stages["calibrate"].key}
         | tests
         | held_out,
         _runtime(config),
-        stages["prune"].label,
+        stages[last].label,
     )
     return stages
 
@@ -82,33 +86,52 @@ def _tokens(config: Config, corpus: Config, role: str) -> Stage:
 
 
 def _prune(config: Config, calibrate: str) -> Stage:
-    method = config["method"]
-    targets = schedule(config["sparsity"]["ratio"], method["step"])
-    identity = {
+    method, sparsity, allocation = config["method"], config["sparsity"], config["allocation"]
+    structured = sparsity["pattern"] == STRUCTURED
+    identity: dict[str, Any] = {
         "model": model_identity(config["model"]),
-        "method": {key: value for key, value in method.items() if key != "_target_"},
-        "pattern": config["sparsity"]["pattern"],
-        "allocation": config["allocation"]["name"],
+        "method": _without_target(method),
+        "pattern": sparsity["pattern"],
+        "allocation": allocation["name"] if "_target_" not in allocation else _without_target(allocation),
         "seed": config["seed"],
     }
+    if not structured:
+        identity |= {key: sparsity.get(key) for key in ("n", "m", "within")}
+        identity["propagation"] = sparsity.get("propagation", "pruned")
     # a method that looks at no data is the same work for every calibration source
-    inputs = {"calibrate": calibrate} if method_source(method).literals["needs"] else {}
+    looks = method_source(method).literals["needs"] or "_target_" in allocation
+    inputs = {"calibrate": calibrate} if looks else {}
+    targets = schedule(sparsity["ratio"], method["step"] if structured else None)
     prefixes = [targets[:n] for n in range(len(targets) - 1, 0, -1)]
     source = config["calibration"]["name"] if inputs else config["model"]["name"]
+    pattern = "" if structured else f"-{sparsity['n']}:{sparsity['m']}" if sparsity.get("m") else "-unstructured"
     return Stage(
         "prune",
         identity | {"schedule": list(targets)},
         inputs,
-        _runtime(config) | {"method": dict(method)},
-        f"{method['name']}-{config['sparsity']['ratio']:g}-{source}-s{config['seed']}",
+        _runtime(config) | {"method": dict(method), "allocation": dict(allocation)},
+        f"{method['name']}-{sparsity['ratio']:g}{pattern}-{source}-s{config['seed']}",
         tuple(fingerprint("prune", identity | {"schedule": list(prefix)}, inputs) for prefix in prefixes),
     )
 
 
+def _reconstruct(config: Config, stages: Mapping[str, Stage]) -> Stage:
+    reconstruction = config["reconstruction"]
+    identity = {
+        "model": model_identity(config["model"]),
+        "reconstruction": _without_target(reconstruction),
+        "seed": config["seed"],
+    }
+    inputs = {"prune": stages["prune"].key, "calibrate": stages["calibrate"].key}
+    label = f"{reconstruction['name']}-{stages['prune'].label}"
+    return Stage("reconstruct", identity, inputs, _runtime(config) | {"reconstruction": dict(reconstruction)}, label)
+
+
+def _without_target(option: Config) -> dict[str, Any]:
+    return {key: value for key, value in option.items() if key != "_target_"}
+
+
 def _runtime(config: Config) -> dict[str, Any]:
     runtime = config["runtime"]
-    return {
-        "model": dict(config["model"]),
-        "device": runtime["device"],
-        "batch_tokens": runtime["batch_tokens"],
-    }
+    kept = {key: runtime[key] for key in ("device", "batch_tokens", "activation_gib")}
+    return {"model": dict(config["model"]), **kept}

@@ -90,14 +90,11 @@ def _named(trials: Iterable[Trial]) -> list[Trial]:
 
 
 def _name(config: Mapping[str, Any]) -> str:
-    return "-".join(
-        (
-            config["method"]["name"],
-            f"{config['sparsity']['ratio']:g}",
-            config["calibration"]["name"],
-            f"s{config['seed']}",
-        )
-    )
+    sparsity, repair = config["sparsity"], config["reconstruction"]["name"]
+    pattern = {"rows_columns": "", "unstructured": "u"}.get(sparsity["pattern"], f"{sparsity.get('n')}of{sparsity.get('m')}")
+    parts = (config["method"]["name"], f"{sparsity['ratio']:g}", pattern, repair if repair != "none" else "",
+             config["calibration"]["name"], f"s{config['seed']}")  # fmt: skip
+    return "-".join(part for part in parts if part)
 
 
 def save_plan(plan: Plan) -> Path:

@@ -11,7 +11,7 @@ from prunelab.evaluation.integrity import check
 from prunelab.evaluation.walk import measure
 from prunelab.models.load import load_decoder
 from prunelab.stages import calibrate, setting
-from prunelab.stages.prune import STATE
+from prunelab.stages.part import STATE
 from prunelab.store.context import Context, Result, steps
 from prunelab.structures.state import apply_state, open_state
 
@@ -25,7 +25,8 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
     with metered() as cost:
         device = setting.prepare(context.runtime)
         decoder = load_decoder(context.runtime["model"], device=device)
-        state = open_state(context.inputs["prune"].folder / STATE)
+        last = "reconstruct" if "reconstruct" in context.inputs else "prune"
+        state = open_state(context.inputs[last].folder / STATE)
         texts, streams = {}, {}
         for role, found in context.inputs.items():
             if role.startswith("test/"):

@@ -1,62 +1,43 @@
-"""Stage prune: shots of a method on the calibration tokens; progress is one state per shot."""
+"""Stage prune: a method on the calibration tokens. Progress is one state per shot, or one part per block."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from prunelab.config.build import build
 from prunelab.evaluation.cost import metered
 from prunelab.evaluation.integrity import check
 from prunelab.evaluation.ratios import ratios
+from prunelab.models.decoder import Decoder
 from prunelab.models.load import load_decoder
+from prunelab.passes.linear import BlockReport, prune_linear
 from prunelab.passes.structured import ShotReport, prune
+from prunelab.sparsity.pattern import build_pattern
 from prunelab.stages import calibrate, setting
+from prunelab.stages.part import STATE, Parts
 from prunelab.store.context import Context, Result
 from prunelab.structures.state import State, StateReader, apply_state, open_state, save_state
 from prunelab.structures.surgery import compact_parameters
 
-STATE = "state.safetensors"
+Tables = dict[str, list[dict[str, Any]]]
 
 
 def run(identity: Mapping[str, Any], context: Context) -> Result:
     """Prune to the schedule's last target, from the longest finished prefix; writes ``state.safetensors``.
 
-    Metrics: the three ratios, parameters before and after, ``shots`` of the whole schedule. The shots that this
-    stage ran itself are counted in ``cost.shots``; both lists are in the tables.
+    Metrics: the three ratios, parameters before and after, ``shots`` of the whole schedule, ``integrity/*``.
+    The shots that this stage ran itself are counted in ``cost.shots``. Tables: ``shots`` and ``sites``.
     """
-    schedule = identity["schedule"]
     with metered() as cost:
         device = setting.prepare(context.runtime)
         decoder = load_decoder(context.runtime["model"], device=device)
-        method = build(context.runtime["method"], "method")
         tokens = calibrate.read(context.inputs["calibrate"].folder) if "calibrate" in context.inputs else None
-        shots, start, first = _start(context)
-        last_sites: list[Mapping[str, Any]] = list(shots.pop("sites", []))
-        rows: list[dict[str, Any]] = list(shots["shots"])
-
-        def on_shot(report: ShotReport, state: State) -> None:
-            nonlocal last_sites
-            row = {
-                "shot": report.shot,
-                "target": report.target,
-                "achieved": report.achieved,
-                "threshold": report.threshold,
-            }
-            rows.append(row)
-            last_sites = [dict(site) for site in report.sites]
-            context.log({"event": "shot", **row})
-            if report.shot < len(schedule):  # the last one is the result itself
-                save_state(state, context.work / f"shot-{report.shot}.safetensors")
-                context.checkpoint(report.shot, {"shots": rows, "sites": last_sites})
-                (context.work / f"shot-{report.shot - 1}.safetensors").unlink(missing_ok=True)
-
-        state = prune(
-            decoder, method, tokens, schedule, seed=identity["seed"],
-            batch_size=setting.batch_size(context.runtime, tokens.shape[1]) if tokens is not None else 1,
-            allocation=identity["allocation"], start=start, start_shot=first, on_shot=on_shot,
-            progress=lambda row: context.progress(row["phase"], row["done"], row["total"]),
-        )  # fmt: skip
+        tokens = None if tokens is None else tokens.to(device)
+        structured = identity["pattern"] == "rows_columns"
+        state, tables, n_shots = (_rows_columns if structured else _single)(identity, context, decoder, tokens)
         apply_state(decoder, state)
         integrity = check(decoder, state)
         save_state(state, context.outputs / STATE)
@@ -64,15 +45,43 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
             **ratios(state, decoder),
             "parameters/dense": decoder.n_parameters(),
             "parameters/compact": compact_parameters(state, decoder),
-            "shots": len(schedule),
+            "shots": len(identity["schedule"]),
             **integrity,
         }
-        n_shots = len(schedule) - first
-        cost.tokens = tokens.numel() * n_shots if tokens is not None else 0
-    return Result(metrics, {"shots": rows, "sites": last_sites}, {**cost.values(), "shots": n_shots})
+        cost.tokens = 0 if tokens is None else tokens.numel() * n_shots
+    return Result(metrics, tables, {**cost.values(), "shots": n_shots})
 
 
-def _start(context: Context) -> tuple[dict[str, Any], StateReader | None, int]:
+def _rows_columns(
+    identity: Mapping[str, Any], context: Context, decoder: Decoder, tokens: torch.Tensor | None
+) -> tuple[State, Tables, int]:
+    schedule = identity["schedule"]
+    tables, start, first = _start(context)
+
+    def on_shot(report: ShotReport, state: State) -> None:
+        row = {
+            "shot": report.shot,
+            "target": report.target,
+            "achieved": report.achieved,
+            "threshold": report.threshold,
+        }
+        tables["shots"].append(row)
+        tables["sites"] = [dict(site) for site in report.sites]
+        context.log({"event": "shot", **row})
+        if report.shot < len(schedule):  # the last one is the result itself
+            save_state(state, context.work / f"shot-{report.shot}.safetensors")
+            context.checkpoint(report.shot, tables)
+            (context.work / f"shot-{report.shot - 1}.safetensors").unlink(missing_ok=True)
+
+    state = prune(
+        decoder, build(context.runtime["method"], "method"), tokens, schedule,
+        seed=identity["seed"], batch_size=_batch_size(context, tokens), allocation=identity["allocation"],
+        start=start, start_shot=first, on_shot=on_shot, progress=_say(context),
+    )  # fmt: skip
+    return state, tables, len(schedule) - first
+
+
+def _start(context: Context) -> tuple[Tables, StateReader | None, int]:
     """Return tables so far, the state to start from and its shot: this stage's own progress, else a finished prefix."""
     step, values = context.resume()
     if step:
@@ -83,4 +92,37 @@ def _start(context: Context) -> tuple[dict[str, Any], StateReader | None, int]:
         for row in tables["shots"]:
             context.log({"event": "shot", **row})
         return tables, open_state(context.previous.folder / STATE), len(tables["shots"])
-    return {"shots": []}, None, 0
+    return {"shots": [], "sites": []}, None, 0
+
+
+def _single(
+    identity: Mapping[str, Any], context: Context, decoder: Decoder, tokens: torch.Tensor | None
+) -> tuple[State, Tables, int]:
+    parts = Parts(context, {"sites": []})
+    (ratio,) = identity["schedule"] or (0.0,)
+
+    def on_block(report: BlockReport, part: State) -> None:
+        parts.tables["sites"] += [dict(site) for site in report.sites]
+        context.log({"event": "pruned", "block": report.block, "ratio": report.ratio, "achieved": report.achieved})
+        parts.save(report.block + 1, part)
+
+    allocation = context.runtime["allocation"]
+    state = prune_linear(
+        decoder, build(context.runtime["method"], "method"), tokens,
+        pattern=build_pattern(identity["pattern"], n=identity["n"], m=identity["m"], within=identity["within"]),
+        ratio=ratio, seed=identity["seed"], batch_size=_batch_size(context, tokens),
+        allocation=build(allocation, "allocation") if "_target_" in allocation else allocation["name"],
+        propagation=identity["propagation"], start=parts.start, start_block=parts.done, on_block=on_block,
+        progress=_say(context),
+    )  # fmt: skip
+    removed, total = (sum(row[key] for row in parts.tables["sites"]) for key in ("removed", "total"))
+    shots = [{"shot": 1, "target": ratio, "achieved": removed / total, "threshold": None}]
+    return state, {**parts.tables, "shots": shots}, 1
+
+
+def _batch_size(context: Context, tokens: torch.Tensor | None) -> int:
+    return 1 if tokens is None else setting.batch_size(context.runtime, tokens.shape[1])
+
+
+def _say(context: Context) -> Any:
+    return lambda row: context.progress(row["phase"], row["done"], row["total"])

@@ -1,0 +1,58 @@
+"""Stage reconstruct: kept weights fitted to the dense model on the calibration tokens; masks stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prunelab.config.build import build
+from prunelab.evaluation.cost import metered
+from prunelab.evaluation.integrity import check
+from prunelab.models.activation import Placement
+from prunelab.models.load import load_decoder
+from prunelab.reconstruction.walk import RepairReport, reconstruct
+from prunelab.stages import calibrate, setting
+from prunelab.stages.part import STATE, Parts
+from prunelab.store.context import Context, Result
+from prunelab.structures.state import State, apply_state, open_state, save_state
+
+_STOPPING = 8  # one sequence in eight decides when training ends, where a repair asks for that
+
+
+def run(identity: Mapping[str, Any], context: Context) -> Result:
+    """Repair the pruned state; writes ``state.safetensors``. Table ``repair``: error per block before and after.
+
+    With ``patience`` the last eighth of the calibration sequences is kept from training and decides when it ends;
+    text of other roles never comes in here.
+    """
+    with metered() as cost:
+        device = setting.prepare(context.runtime)
+        decoder = load_decoder(context.runtime["model"], device=device)
+        pruned = open_state(context.inputs["prune"].folder / STATE)
+        spec = build(context.runtime["reconstruction"], "reconstruction")
+        tokens = calibrate.read(context.inputs["calibrate"].folder).to(device)
+        stopping = None
+        if spec.early_stop:
+            held_back = max(1, len(tokens) // _STOPPING)
+            tokens, stopping = tokens[:-held_back], tokens[-held_back:]
+        parts = Parts(context, {"repair": []})
+
+        def on_block(report: RepairReport, part: State) -> None:
+            rows = [{**row, "unit": report.done, **report.fit} for row in report.blocks]
+            parts.tables["repair"] += rows
+            for row in rows:
+                context.log({"event": "repair", **row})
+            parts.save(report.done, part)
+
+        state = reconstruct(
+            decoder, pruned, tokens, spec, seed=identity["seed"],
+            batch_size=setting.batch_size(context.runtime, tokens.shape[1]), stopping=stopping,
+            placement=Placement("auto", context.runtime["activation_gib"], context.work),
+            start=parts.start, start_block=parts.done, on_block=on_block,
+            progress=lambda row: context.progress(row["phase"], row["done"], row["total"]),
+        )  # fmt: skip
+        apply_state(decoder, state)
+        integrity = check(decoder, state)
+        save_state(state, context.outputs / STATE)
+        cost.tokens = tokens.numel()
+    return Result(dict(integrity), parts.tables, cost.values())
