@@ -14,7 +14,9 @@ import pytest
 
 def _load(name: str) -> ModuleType:
     # tests are imported by path (importmode importlib), so helpers beside them have to be, too
-    spec = importlib.util.spec_from_file_location(f"slurm_tests_{name}", Path(__file__).with_name(f"{name}.py"))
+    spec = importlib.util.spec_from_file_location(
+        f"slurm_tests_{name}", Path(__file__).with_name(f"{name}.py")
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -62,7 +64,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
     site = site_module.Site(folder, site_module.Cluster(folder))
     for method in ("slow", "magnitude,random"):
-        done = site.run(f"method={method}", f"sparsity.ratio={'0.4' if method == 'slow' else '0.1,0.2'}", launcher=[])
+        done = site.run(
+            f"method={method}", f"sparsity.ratio={'0.4' if method == 'slow' else '0.1,0.2'}", launcher=[]
+        )
         assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -88,4 +92,6 @@ def site(tmp_path: Path, cluster: object, base: Path) -> object:
 def expected(base: Path) -> dict[str, dict]:
     """Metrics of every pruned model and its evaluation, by key, as the local pool found them."""
     site = site_module.Site(base, site_module.Cluster(base))
-    return {record["key"]: record["metrics"] for kind in ("prune", "evaluate") for record in site.records(kind)}
+    return {
+        record["key"]: record["metrics"] for kind in ("prune", "evaluate") for record in site.records(kind)
+    }

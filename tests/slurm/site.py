@@ -69,20 +69,26 @@ class Cluster:
     def control(self, *words: str, **more: str) -> str:
         """Run the script, which must succeed."""
         env = {**os.environ, **self.settings, **more}
-        done = subprocess.run([SCRIPT, *words], env=env, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(
+            [SCRIPT, *words], env=env, capture_output=True, text=True, timeout=300, check=False
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     def call(self, *words: str) -> str:
         """Run one of SLURM's commands and return what it says."""
-        done = subprocess.run(words, env={**os.environ, **self.env}, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            words, env={**os.environ, **self.env}, capture_output=True, text=True, timeout=60, check=False
+        )
         assert done.returncode == 0, f"{words}: {done.stderr}"
         return done.stdout.strip()
 
     def wait_idle(self) -> None:
         """Cancel everything and wait until both nodes are free."""
         self.call("scancel", "-u", os.environ.get("USER", "root"))
-        until(lambda: self.call("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N").count("n") == 2, 60)
+        until(
+            lambda: self.call("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N").count("n") == 2, 60
+        )
 
 
 @dataclass
@@ -119,10 +125,17 @@ class Site:
     def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
         """Start a driver and leave it running."""
         return subprocess.Popen(
-            self.words(*words), cwd=self.folder, env=self.env(**env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            self.words(*words),
+            cwd=self.folder,
+            env=self.env(**env),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
 
-    def run(self, *words: str, launcher: list[str] | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *words: str, launcher: list[str] | None = None, **env: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run a study to its end."""
         return subprocess.run(
             self.words(*words, launcher=launcher), cwd=self.folder, env=self.env(**env), capture_output=True, text=True,
@@ -133,7 +146,13 @@ class Site:
         """Run ``prunelab WORDS``."""
         command = [sys.executable, "-m", "prunelab.cli", *words]
         return subprocess.run(
-            command, cwd=self.folder, env=self.env(**env), capture_output=True, text=True, timeout=280, check=False
+            command,
+            cwd=self.folder,
+            env=self.env(**env),
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
         )
 
     @property

@@ -100,7 +100,9 @@ def test_preemption(site: Any, at: Any, correct: Any) -> None:
     site.flag("pause", 0.5)
     driver = site.start(*at.SLOW)
     site.at_shot(2)
-    site.cluster.call("sbatch", "-p", "high", "-N2", "--exclusive", "-t2", "-o", "/dev/null", "--wrap", "sleep 3")
+    site.cluster.call(
+        "sbatch", "-p", "high", "-N2", "--exclusive", "-t2", "-o", "/dev/null", "--wrap", "sleep 3"
+    )
     out = driver.communicate(timeout=250)[0]
     assert driver.returncode == 0, out
     (note,) = site.notes().values()
@@ -135,14 +137,19 @@ def test_time_limit_too_short_for_a_shot(site: Any, at: Any, correct: Any) -> No
 
 
 def test_slurmd_killed_and_the_orphan_beside_the_copy(site: Any, at: Any, correct: Any) -> None:
-    site.flag("pause", 3)
+    site.flag("pause", 10)  # longer than the controller needs to give the node up
     driver = site.start(*at.SLOW)
     site.at_shot(1)
-    node = site.running()[1]["starts"][-1]["node"]
+    name, note = site.running()
+    node, orphan = note["starts"][-1]["node"], note["starts"][-1]["pid"]
     os.kill(int((site.cluster.folder / "run" / f"slurmd-{node}.pid").read_text()), signal.SIGKILL)
-    at.until(lambda: any(len(n.get("starts", ())) == 2 for n in site.notes().values()), 120)
-    out = driver.communicate(timeout=200)[0]
-    site.cluster.control("node", node)
+    try:
+        at.until(lambda: len(site.notes()[name]["starts"]) == 2, 120)
+        os.kill(orphan, 0)  # it is still there, beside the copy
+        site.flag("pause", 0)
+        out = driver.communicate(timeout=100)[0]
+    finally:
+        site.cluster.control("node", node)
     assert driver.returncode == 0, out
     (note,) = site.notes().values()
     assert len({start["node"] for start in note["starts"]}) == 2
@@ -216,7 +223,9 @@ def test_reused_ids_after_a_wiped_controller(site: Any, at: Any, correct: Any) -
     site.at_shot(1)
     site.cluster.control("wipe")
     site.cluster.control("start", FIRST_JOB_ID=job)
-    site.cluster.call("sbatch", "--array=0-0", "-J", "somebody-else", "-o", "/dev/null", "--wrap", "sleep 100")
+    site.cluster.call(
+        "sbatch", "--array=0-0", "-J", "somebody-else", "-o", "/dev/null", "--wrap", "sleep 100"
+    )
     assert f"{job}_0" in site.cluster.call("squeue", "-h", "-r", "-o", "%i")
     assert "1 failed" in site.cli("status", "s").stdout
     site.flag("pause", 0)

@@ -62,12 +62,10 @@ def _of(
         for role, key in trial.stages.items()
     }
     view = own if own is not None and own.state != "done" else (working[0] if working else own)
-    found = {v.state for v in working} | ({view.state} if view else set())
-    state = next((word for word in _ORDER if word in found), "waiting")
-    worst = next((v for v in (view, *working) if v and v.state == state), view)
-    return Line(
-        trial.name, state if state != "done" else "waiting", stages, view, worst.reason if worst else "", True
-    )
+    candidates = [view] if own is not None and view is own else [v for v in (view, *working) if v]
+    worst = min(candidates, key=lambda v: _ORDER.index(v.state), default=None)
+    state = worst.state if worst is not None and worst.state != "done" else "waiting"
+    return Line(trial.name, state, stages, worst, worst.reason if worst else "", True)
 
 
 def _state(view: JobView | None, key: str, done: Collection[str]) -> str:
