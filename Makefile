@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: sweep test slow check format clean
+.PHONY: sweep test slow slurm check format clean
 
 sweep: $(VENV)/ready           ## the main job: LLM Surgeon against its baselines on the embedded model
 	$(BIN)/python -m prunelab +exp=surgeon_sweep -m
@@ -14,6 +14,9 @@ test: $(VENV)/ready            ## the default tests
 
 slow: $(VENV)/ready            ## the tests that take minutes
 	$(BIN)/python -m pytest -m "slow and not gpu and not network and not slurm"
+
+slurm: $(VENV)/ready          ## the launcher on a real SLURM on this machine (Debian; installs it as root)
+	$(BIN)/python -m pytest -m slurm tests/slurm
 
 check: $(VENV)/ready           ## format, lint, types, import layers
 	$(BIN)/ruff format --check prunelab tests experiments

@@ -251,7 +251,8 @@ def test_resources_by_size_and_by_word(tmp_path: Path) -> None:
     ("values", "says"),
     [
         ({"partitoin": "x"}, "Did you mean 'partition'"), ({"time_min": 2.5}, "an integer"), ({"gpus": -1}, "x >= 0"),
-        ({"mem_gib": "64G"}, "a number"), ({"setup": "module load"}, "a list"), ({"extra": {"array": "0-3"}}, "does not set itself"),
+        ({"mem_gib": "64G"}, "a number"), ({"setup": "module load"}, "a list"),
+        ({"extra": {"array": "0-3"}}, "does not set itself"),
     ],
 )  # fmt: skip
 def test_settings_are_checked(values: dict, says: str) -> None:
@@ -289,7 +290,7 @@ def test_status_of_a_thousand_trials(tmp_path: Path, fake: Fake) -> None:
         *(f"{ids[a.uid]}_{a.index}|PENDING|s-{a.uid}|0:00||Priority" for a in files.latest().values())
     )
     (fake.folder / "squeue-calls").unlink(missing_ok=True)
-    code = "import sys; from prunelab.cli import main; code = main(sys.argv[1:]); assert 'torch' not in sys.modules; sys.exit(code)"
+    code = "import sys; from prunelab.cli import main; c = main(sys.argv[1:]); assert 'torch' not in sys.modules; sys.exit(c)"
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     began = time.process_time()
     done = subprocess.run(
