@@ -21,6 +21,7 @@ _SMALL = 0.3  # GiB of weights; below this one core and no GPU are enough
 _BASE_GIB = 2.0  # Python, torch, tokenizer, text
 # per GiB of weights: memory in GiB and minutes on one GPU; pruning holds factors and gradients of a block beside them
 _COST = {
+    "generate": (1.6, 4.0),  # the dense model writes text
     "calibrate": (0.0, 0.0),
     "dense": (1.3, 1.0),
     "prune": (3.0, 4.0),
@@ -52,8 +53,8 @@ def need(plan: Plan, job: Job, settings: Settings) -> Need:
     weights = max((weights_gib(stage.runtime["model"]) for stage in stages), default=0.0)
     runtime = plan.trials[0].config["runtime"]
     small = weights < _SMALL
-    memory = _BASE_GIB + max((_COST[stage.kind][0] * weights for stage in stages), default=0.0)
-    minutes = 15.0 + sum(_COST[stage.kind][1] * weights * _shots(stage, plan) for stage in stages)
+    memory = _BASE_GIB + max((_cost(stage)[0] * weights for stage in stages), default=0.0)
+    minutes = 15.0 + sum(_cost(stage)[1] * weights * _shots(stage, plan) for stage in stages)
     gpus = (
         settings.gpus
         if settings.gpus is not None
@@ -65,6 +66,10 @@ def need(plan: Plan, job: Job, settings: Settings) -> Need:
         settings.mem_gib or float(ceil(memory)),
         gpus, cpus, settings.nodes, runtime["threads"] or cpus,
     )  # fmt: skip
+
+
+def _cost(stage: Stage) -> tuple[float, float]:
+    return _COST["generate" if "recipe" in stage.identity else stage.kind]
 
 
 def _shots(stage: Stage, plan: Plan) -> int:

@@ -61,11 +61,14 @@ def _of(
         role: "done" if key in done else _state(by_key.get(key), key, done)
         for role, key in trial.stages.items()
     }
-    view = own if own is not None and own.state != "done" else (working[0] if working else own)
-    candidates = [view] if own is not None and view is own else [v for v in (view, *working) if v]
-    worst = min(candidates, key=lambda v: _ORDER.index(v.state), default=None)
-    state = worst.state if worst is not None and worst.state != "done" else "waiting"
-    return Line(trial.name, state, stages, worst, worst.reason if worst else "", True)
+    # its own job knows best why it waits or failed; without one, the shared jobs that it needs
+    candidates = [own] if own is not None and own.state != "done" else working
+    worst = min(candidates, key=lambda view: _ORDER.index(view.state), default=None)
+    if worst is None:
+        return Line(trial.name, "waiting", stages, own, "", True)
+    return Line(
+        trial.name, worst.state if worst.state != "done" else "waiting", stages, worst, worst.reason, True
+    )
 
 
 def _state(view: JobView | None, key: str, done: Collection[str]) -> str:
@@ -87,7 +90,7 @@ def table(plan: Plan, files: Files, found: Sequence[Line], *, whole: bool, note:
     roles = [role for role in _ROLES if any(role in trial.stages for trial in plan.trials)]
     shown = list(found) if whole else sorted(found, key=lambda line: _ORDER.index(line.state))[:_SHOWN]
     shown = sorted(shown, key=lambda line: found.index(line)) if not whole else shown
-    columns = [Column(role[:5], justify="center") for role in roles]
+    columns = [Column(role, justify="center") for role in roles]
     right = [Column(name, justify="right") for name in ("try", "elapsed")]
     grid = Table(
         "trial",
