@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from prunelab.sparsity.element import select
+from prunelab.sparsity.mask import erase
 from prunelab.sparsity.pattern import Budget
 from prunelab.stats.linear import LinearView
 
@@ -70,7 +71,8 @@ class SparseGPT:
                     W[last:stop] -= U[first:last, last:stop].T @ inner
             if stop < W.shape[0]:
                 W[stop:] -= U[start:stop, stop:].T @ errors
-        return keep.T, W.masked_fill_(~keep, 0).T
+        erase(W, keep)
+        return keep.T, W.T
 
     def _columns(
         self, W: Tensor, U: Tensor, keep: Tensor, errors: Tensor, first: int, last: int,
@@ -85,7 +87,7 @@ class SparseGPT:
                 self._choose(W[c : c + m], scale, view, budgets, keep[c : c + m])
             error = errors[c - first]
             torch.div(W[c], U[c, c], out=error)
-            error.masked_fill_(keep[c], 0)
+            erase(error, ~keep[c])
             if c + 1 < last:
                 W[c + 1 : last].addr_(U[c, c + 1 : last], error, alpha=-1)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import cast
 
 import torch
@@ -11,31 +10,37 @@ from torch import Tensor
 
 from prunelab.methods.base import LinearMethod, ScoringMethod, UpdatingMethod
 from prunelab.models.block import LinearSite
-from prunelab.sparsity.element import select
-from prunelab.sparsity.mask import Elementwise
+from prunelab.sparsity.element import select, select_ratios
+from prunelab.sparsity.mask import Elementwise, erase
 from prunelab.sparsity.pattern import Budget, Pattern
 from prunelab.stats.linear import LinearView
 from prunelab.structures.state import SiteState
 
+Decision = tuple[Tensor, Tensor | None]  # keep (R, C) bool; new weights (R, C), None = as they are
+
 
 def decide(
-    view: LinearView, method: LinearMethod, pattern: Pattern, ratio: float
-) -> tuple[Tensor, Tensor | None]:
-    """Return keep (R, C) bool and new weights (R, C), or None where the kept ones stay as they are."""
-    if ratio == 0:
-        return torch.ones_like(view.W, dtype=torch.bool), None
+    view: LinearView, method: LinearMethod, pattern: Pattern, ratios: Sequence[float]
+) -> list[Decision]:
+    """Return what ``method`` decides for each ratio; a scoring method's scores are taken and ordered once."""
     if not hasattr(method, "score"):
-        budget = Budget(ratio, pattern.n, pattern.m)
-        return cast(UpdatingMethod, method).prune(view, [budget] * len(view.rows))
+        method = cast(UpdatingMethod, method)
+        return [
+            (torch.ones_like(view.W, dtype=torch.bool), None)
+            if ratio == 0
+            else method.prune(view, [Budget(ratio, pattern.n, pattern.m)] * len(view.rows))
+            for ratio in ratios
+        ]
     method = cast(ScoringMethod, method)
-    fresh = [torch.Generator().set_state(generator.get_state()) for generator in view.generators]
-    score = method.score(replace(view, generators=tuple(fresh)))  # the same draws for every ratio
+    score = method.score(view)
     if pattern.n is not None and pattern.m is not None:
-        return select(score, (pattern.n, pattern.m)), None
+        keep = select(score, (pattern.n, pattern.m))
+        return [(keep, None) for _ in ratios]
     within = pattern.within or method.within
     if within == "row":
-        return select(score, ratio, "row"), None
-    return torch.cat([select(score[part], ratio, "matrix") for part in view.parts()]), None
+        return [(keep, None) for keep in select_ratios(score, ratios)]
+    parts = [select_ratios(score[part], ratios, "matrix") for part in view.parts()]
+    return [(torch.cat(keeps), None) for keeps in zip(*parts, strict=True)]
 
 
 def states(
@@ -45,7 +50,8 @@ def states(
     items = {}
     for site, part in zip(group, view.parts(), strict=True):
         own = (view.W if weight is None else weight)[part].to(view.W.dtype, copy=True)
-        own = own.contiguous().masked_fill_(~keep[part], 0)
+        own = own.contiguous()
+        erase(own, keep[part])
         bias = site.linear.bias
         mask = Elementwise(keep[part].cpu().contiguous())
         items[site.name] = SiteState(own, None if bias is None else bias.detach().clone(), mask)
@@ -60,6 +66,6 @@ def write(
     for site, part in zip(group, view.parts(), strict=True):
         if weight is not None:
             site.linear.weight.copy_(weight[part])
-        site.linear.weight.masked_fill_(~keep[part], 0)
+        erase(site.linear.weight, keep[part])
         masks[site.name] = Elementwise(keep[part].cpu().contiguous())
     return masks

@@ -23,11 +23,11 @@ from prunelab.errors import ConfigError, ModelError
 from prunelab.methods.base import LinearMethod, ScoringMethod
 from prunelab.models.block import LinearSite
 from prunelab.models.decoder import Decoder
+from prunelab.models.inputs import Sums, collect_inputs, groups
 from prunelab.models.stream import Stream, advance, fork, open_stream
 from prunelab.passes.decision import decide, states, write
-from prunelab.models.inputs import Sums, collect_inputs, groups
 from prunelab.sparsity.element import select_global
-from prunelab.sparsity.mask import Elementwise
+from prunelab.sparsity.mask import Elementwise, erase
 from prunelab.sparsity.pattern import Pattern, check_shape
 from prunelab.stats.linear import Hessian, LinearView, site_generator
 from prunelab.structures.state import SiteState, State, StateReader, apply_state, read_state
@@ -102,7 +102,8 @@ def prune_linear(
         else:
             views = plan.views(index, stream, go_on=propagation == "dense")
             for group, view in zip(groups(decoder, index), views, strict=True):
-                masks |= write(group, view, *plan.decide(view, ratios[index]))
+                decision = decide(view, method, pattern, [ratios[index]])[0]
+                masks |= write(group, view, *decision)
         if more and propagation == "pruned":
             advance(decoder, index, cast(Stream, stream))
         if index >= start_block:
@@ -135,8 +136,8 @@ def prune_ratios(
     for index in range(len(decoder.blocks)):
         views = plan.views(index, stream, go_on=True)
         for group, view in zip(groups(decoder, index), views, strict=True):
-            for ratio, found in zip(ratios, items, strict=True):
-                found |= states(group, view, *plan.decide(view, ratio))
+            for decision, found in zip(decide(view, method, pattern, ratios), items, strict=True):
+                found |= states(group, view, *decision)
         _say(progress, "prune", index + 1, len(decoder.blocks))
     return [State(decoder.name, found) for found in items]
 
@@ -212,9 +213,6 @@ class _Plan:
             generators=tuple(site_generator(self.seed, name, 1) for name in names),
         )
 
-    def decide(self, view: LinearView, ratio: float) -> tuple[Tensor, Tensor | None]:
-        return decide(view, self.method, self.pattern, ratio)
-
 
 def _prune_global(
     plan: _Plan, tokens: Tensor | None, ratio: float, batch_size: int,
@@ -236,7 +234,7 @@ def _prune_global(
     for index in range(len(decoder.blocks)):
         began = time.perf_counter()
         for site in decoder.sites(index):
-            site.linear.weight.masked_fill_(~keep[site.name], 0)
+            erase(site.linear.weight, keep[site.name])
             masks[site.name] = Elementwise(keep[site.name].cpu())
         _tell(decoder, index, None, masks, began, on_block, progress)
     return read_state(decoder, masks)

@@ -1,9 +1,9 @@
 """Which single weights go: exact counts by score. The lowest go, ties to the lower index.
 
 Published codes compare with a threshold taken from the sorted scores, which removes one weight more or, with
-ties, many. Here the count is exact and what goes is what a stable sort would put first, found by selection
-in linear time: ``kthvalue`` inside rows or matrices, and for a whole model two histograms over the bits of
-the scores, so that no list of all scores is ever built.
+ties, many. Here the count is exact and what goes is what a stable sort would put first. It is found by
+selection in linear time inside rows or matrices, by one sort for many ratios, and for a whole model by two
+histograms over the bits of the scores, so that no list of all scores is ever built.
 
 Counts for a removed fraction s: a row of C inputs keeps ``floor(C (1 - s))`` (arXiv:2306.11695 as in the code
 of arXiv:2406.15524); a matrix or model of n weights loses ``floor(n s)``.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,33 +40,55 @@ def select(score: Tensor, ratio: float | tuple[int, int], within: Within = "row"
     ``ratio``: removed fraction, or (n, m) = keep the n highest of every m consecutive inputs. Raises
     ConfigError for a bad ratio or width, ModelError for scores that are not finite.
     """
-    _check_finite(score)
     if isinstance(ratio, tuple):
+        _check_finite(score)
         return _select_nm(score, *ratio)
-    _check_ratio(ratio)
-    if within == "row":
-        return ~lowest(score, removed_in_row(score.shape[1], ratio))
-    if within == "matrix":
-        flat = score.reshape(1, -1)
-        return ~lowest(flat, removed_in_matrix(flat.shape[1], ratio)).view(score.shape)
-    raise ConfigError("sparsity.within", within, "row | matrix")
+    return select_ratios(score, [ratio], within)[0]
 
 
-def lowest(score: Tensor, count: int) -> Tensor:
-    """Mark the ``count`` lowest of each row of ``score`` (R, C), ties from the left; (R, C) bool."""
-    if count <= 0:
-        return torch.zeros_like(score, dtype=torch.bool)
-    if score.is_cuda:  # kthvalue is not deterministic there, and sorting is fast
-        order = torch.sort(score, dim=1, stable=True).indices[:, :count]
-        return torch.zeros_like(score, dtype=torch.bool).scatter_(1, order, True)
-    last = torch.kthvalue(score, count, dim=1, keepdim=True).values
-    mark = score <= last
-    if bool((mark.sum(1) == count).all()):
-        return mark
-    below = score < last
-    tied = mark & ~below
-    room = count - below.sum(1, keepdim=True)
-    return below | (tied & (tied.cumsum(1) <= room))
+def select_ratios(score: Tensor, ratios: Sequence[float], within: Within = "row") -> list[Tensor]:
+    """Return one keep mask (R, C) per removed fraction, as :func:`select` does; scores are ordered once."""
+    _check_finite(score)
+    for ratio in ratios:
+        _check_ratio(ratio)
+    if within not in ("row", "matrix"):
+        raise ConfigError("sparsity.within", within, "row | matrix")
+    rows = score if within == "row" else score.reshape(1, -1)
+    size = rows.shape[1]
+    removed = removed_in_row if within == "row" else removed_in_matrix
+    counts = [removed(size, ratio) for ratio in ratios]
+    return [mark.logical_not_().view(score.shape) for mark in lowest(rows, counts)]
+
+
+def lowest(score: Tensor, counts: Sequence[int]) -> list[Tensor]:
+    """Mark the lowest of each row of ``score`` (R, C), ties from the left; one mask (R, C) per count."""
+    wanted = sorted({count for count in counts if count > 0})
+    order = dict(zip(wanted, _order_statistics(score, wanted), strict=True)) if wanted else {}
+    found = []
+    for count in counts:
+        if count <= 0:
+            found.append(torch.zeros(score.shape, dtype=torch.bool, device=score.device))
+            continue
+        last = order[count]
+        mark = score <= last
+        if int(torch.count_nonzero(mark)) != count * score.shape[0]:
+            below = score < last
+            tied = mark & ~below
+            mark = below | (tied & (tied.cumsum(1) <= count - below.sum(1, keepdim=True)))
+        found.append(mark)
+    return found
+
+
+def _order_statistics(score: Tensor, counts: Sequence[int]) -> list[Tensor]:
+    """Return the ``count``-th lowest of every row, (R, 1), for each count."""
+    if score.device.type != "cpu":
+        values = torch.sort(score, dim=1).values
+    elif len(counts) == 1:
+        # NumPy's selection and sorting use wide registers: 4 and 10 times as fast as torch's here
+        values = torch.from_numpy(np.partition(score.numpy(), counts[0] - 1, axis=1))
+    else:
+        values = torch.from_numpy(np.sort(score.numpy(), axis=1))
+    return [values[:, count - 1 : count] for count in counts]
 
 
 def _select_nm(score: Tensor, n: int, m: int) -> Tensor:
@@ -128,7 +151,7 @@ def _check_ratio(ratio: float) -> None:
 
 
 def _check_finite(score: Tensor) -> None:
-    if not bool(torch.isfinite(score).all()):
+    if score.numel() and not all(math.isfinite(float(value)) for value in score.aminmax()):
         raise ModelError(
             "a score is not finite. Check the checkpoint and the calibration text, or use model.dtype=float32."
         )

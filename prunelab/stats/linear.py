@@ -75,9 +75,21 @@ def _inverse_factor(matrix: Tensor, damping: float, name: str) -> tuple[Tensor, 
             f"{name}: the damped Hessian ({H.shape[0]} wide) is not positive definite (pivot {int(info)}). "
             "Raise method.damping (0.01 is usual) or calibrate on more tokens."
         )
-    identity = torch.eye(H.shape[0], dtype=H.dtype, device=H.device)
-    inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
-    return inverse.flip(0, 1).float().contiguous(), dead
+    return _inverse_of_lower(lower).flip(0, 1).float().contiguous(), dead
+
+
+def _inverse_of_lower(lower: Tensor) -> Tensor:
+    """Inverse of a lower triangular matrix by halves: products instead of a solve against the identity."""
+    n = lower.shape[0]
+    if n <= 192:
+        identity = torch.eye(n, dtype=lower.dtype, device=lower.device)
+        return torch.linalg.solve_triangular(lower, identity, upper=False)
+    half = n // 2
+    inverse = torch.zeros_like(lower)
+    inverse[:half, :half] = _inverse_of_lower(lower[:half, :half])
+    inverse[half:, half:] = _inverse_of_lower(lower[half:, half:])
+    inverse[half:, :half] = -inverse[half:, half:] @ (lower[half:, :half] @ inverse[:half, :half])
+    return inverse
 
 
 @dataclass(frozen=True, eq=False)

@@ -141,19 +141,19 @@ def test_the_first_block_has_one_target_either_way(tokens: Tensor, spec: Make, p
     assert state_digest(local) != state_digest(world)
 
 
+@pytest.mark.parametrize("name", ["block", "block_gp"])
 def test_the_logged_error_is_the_training_loss_under_gp_only(
-    tokens: Tensor, spec: Make, pruned: Make
+    name: str, tokens: Tensor, spec: Make, pruned: Make
 ) -> None:
     state = pruned("llama", tokens, **DEEP)
-    for name in ("block", "block_gp"):
-        reports: list[RepairReport] = []
-        decoder = random_decoder("llama", **DEEP)
-        run(decoder, state, tokens, spec(name), on_block=lambda report, _: reports.append(report))
-        for report in reports:
-            row = report.blocks[0]
-            same = row["mse"] == pytest.approx(report.fit["loss_after"], rel=1e-9)
-            assert same == (name == "block_gp" or row["block"] == 0)
-            assert report.fit["loss_after"] < report.fit["loss_before"]
+    reports: list[RepairReport] = []
+    decoder = random_decoder("llama", **DEEP)
+    run(decoder, state, tokens, spec(name), on_block=lambda report, _: reports.append(report))
+    for report in reports:
+        row = report.blocks[0]
+        same = row["mse"] == pytest.approx(report.fit["loss_after"], rel=1e-9)
+        assert same == (name == "block_gp" or row["block"] == 0)
+        assert report.fit["loss_after"] < report.fit["loss_before"]
 
 
 @each_repair
@@ -298,7 +298,7 @@ def test_what_does_not_fit_together_is_named(tokens: Tensor, spec: Make, pruned:
         with pytest.raises(ConfigError, match=message):
             run(random_decoder("llama"), state, tokens, spec("block", **changes), **options)
     half = pruned("llama", tokens, dtype=torch.float16)
-    with pytest.raises(ConfigError, match="bfloat16 | float32"):
+    with pytest.raises(ConfigError, match=r"bfloat16 \| float32"):
         run(random_decoder("llama", dtype=torch.float16), half, tokens, spec("block"))
 
 

@@ -21,8 +21,10 @@ def by_sorting(score: Tensor, count: int) -> Tensor:
 def test_lowest_is_a_stable_sort_with_and_without_ties(levels: int) -> None:
     generator = torch.Generator().manual_seed(levels)
     score = torch.randint(0, levels, (7, 33), generator=generator).float()
-    for count in (0, 1, 16, 32, 33):
-        assert torch.equal(lowest(score, count), by_sorting(score, count))
+    counts = (0, 1, 16, 32, 33)
+    for count, together in zip(counts, lowest(score, counts), strict=True):
+        assert torch.equal(together, by_sorting(score, count))
+        assert torch.equal(lowest(score, [count])[0], together)
 
 
 def test_counts_mean_what_decimals_say() -> None:
