@@ -1,9 +1,10 @@
 """Spec + tokenizer + role + seed -> token set. The one entry that stages and notebooks call.
 
-Roles are explicit and never share text: ``mask`` (what a method calibrates on), ``held_out`` (reconstruction
-error outside the calibration set) and ``test`` (perplexity) read different splits of a corpus. No special
-token is added anywhere: windows are pieces of one joined stream, as in the papers, where a BOS would stand
-only in the first. The sampler of role ``test`` is always ``sequential``.
+Roles are explicit, and what fits never meets what judges: ``mask`` (what a method calibrates on), ``held_out`` (reconstruction
+error outside the calibration set) and ``test`` (perplexity) read different splits of a corpus;
+``reconstruction`` (what kept weights are fitted to) reads the mask's split with a draw of its own. No special
+token is added anywhere: windows are pieces of one joined stream, as in the papers, where a BOS would stand only
+in the first. The sampler of role ``test`` is always ``sequential``.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def split_of(spec: Mapping, role: str) -> str:
         raise ConfigError(
             "calibration.split", splits, "a different split for each role", "Roles never share text."
         )
-    return splits[role]
+    return splits["mask" if role == "reconstruction" else role]
 
 
 def collect_tokens(
@@ -71,7 +72,7 @@ def collect_tokens(
 ) -> TokenSet:
     """Return the token set (n, seq_len) of one role.
 
-    ``mask`` and ``held_out`` give exactly ``n_samples`` windows by the spec's sampler; ``test`` gives the
+    ``mask``, ``reconstruction`` and ``held_out`` give exactly ``n_samples`` windows by the spec's sampler; ``test`` gives the
     first ``n_samples`` full windows of its split, fewer if the text is shorter, all if ``n_samples`` is
     None. For source ``tokens`` see `_token_rows`; ``tokenizer`` may then be None. The same arguments give
     the same bytes. Raises DataError for data that are missing, malformed, changed or too short, ConfigError

@@ -21,14 +21,14 @@ import numpy as np
 from prunelab.errors import ConfigError, DataError, nearest
 
 SAMPLERS = ("random_windows", "sequential", "documents")
-ROLES = ("mask", "held_out", "test")
+ROLES = ("mask", "held_out", "test", "reconstruction")
 
 
-def random_state(seed: int, role: str) -> np.random.RandomState:
-    """Return the random state of (seed, role); roles with the same seed draw differently."""
+def random_state(seed: int, role: str, *parts: int) -> np.random.RandomState:
+    """Return the random state of (seed, role, parts); roles with the same seed draw differently."""
     if not 0 <= seed < 2**32:
         raise ConfigError("seed", seed, "0 <= seed < 2**32")
-    return np.random.RandomState([seed, ROLES.index(role)])
+    return np.random.RandomState([seed, ROLES.index(role), *parts])
 
 
 def check_sampler(sampler: str) -> None:

@@ -20,7 +20,7 @@ SCHEMA = 1
 class TokenSet:
     """Windows of token ids.
 
-    ``tokens`` int32 (n, seq_len); ``digest`` of them (`token_digest`); ``role`` mask, held_out or test;
+    ``tokens`` int32 (n, seq_len); ``digest`` of them (`token_digest`); ``role`` mask, reconstruction, held_out or test;
     ``source`` plain data that says where they came from (corpus, split, digests, sampler, joiner, seed,
     tokenizer).
     """

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from prunelab.config.compose import Composer, Config, missing_keys
+from prunelab.config.data import SAME, check_parts, corpora_of
 from prunelab.config.field import ClassSource, read_class
 from prunelab.config.files import check_model_folder, check_text_file
 from prunelab.errors import ConfigError, PrunelabError, nearest
@@ -14,7 +15,8 @@ from prunelab.errors import ConfigError, PrunelabError, nearest
 _SCHEMA = "prunelab.config.schema"
 STRUCTURED = "rows_columns"
 GROUPS = (
-    "model", "calibration", "sparsity", "allocation", "reconstruction", "evaluation", "tracking", "runtime", "paths",
+    "model", "calibration", "sparsity", "allocation", "reconstruction", "reconstruction_data", "evaluation",
+    "tracking", "runtime", "paths",
 )  # fmt: skip
 _OPEN = ("allocation", "reconstruction")  # options may bring a class of their own, as methods do
 
@@ -31,6 +33,10 @@ def check_trial(config: Config, composer: Composer) -> tuple[Config, dict[str, C
     if isinstance(config.get("allocation"), Mapping) and config["allocation"].get("name") == "by_pattern":
         structured = config["sparsity"].get("pattern") == STRUCTURED
         config["allocation"] = {"name": "global" if structured else "uniform"}
+    if isinstance(config.get("reconstruction"), Mapping) and config["reconstruction"].get("name") == "none":
+        config["reconstruction_data"] = {
+            "name": SAME
+        }  # nothing is fitted: trials that differ only here are one
     corpora = _corpora(config, composer, errors)
     if not errors:
         errors += _crossed(config, corpora)
@@ -48,7 +54,7 @@ def _class_of(group: str, values: Mapping[str, Any], errors: list[ConfigError]) 
             return read_class(str(values["_target_"]), f"{group}._target_")
         except ConfigError as error:
             errors.append(error)
-    return read_class(f"{_SCHEMA}.{group.title()}")
+    return read_class(f"{_SCHEMA}.{group.title().replace('_', '')}")
 
 
 def _checked(group: str, values: Mapping[str, Any], source: ClassSource, errors: list[ConfigError]) -> Config:
@@ -135,11 +141,20 @@ def _corpora(config: Config, composer: Composer, errors: list[ConfigError]) -> d
                     )
                 )
                 continue
-            spec = composer.option("calibration", name)
-            found[name] = _checked(f"calibration/{name}", spec, read_class(f"{_SCHEMA}.Calibration"), errors)
+            found[name] = _corpus(name, composer, errors)
     if isinstance(evaluation.get("corpora"), list) and not evaluation["corpora"]:
         errors.append(ConfigError("evaluation.corpora", [], "at least one corpus"))
+    known = composer.options("calibration")
+    for name in corpora_of(config.get("reconstruction_data")):
+        if name in known and name not in found:
+            found[name] = _corpus(name, composer, errors)
+    errors += check_parts(config, known)
     return found
+
+
+def _corpus(name: str, composer: Composer, errors: list[ConfigError]) -> Config:
+    spec = composer.option("calibration", name)
+    return _checked(f"calibration/{name}", spec, read_class(f"{_SCHEMA}.Calibration"), errors)
 
 
 def _crossed(config: Config, corpora: Mapping[str, Config]) -> list[ConfigError]:
@@ -179,14 +194,18 @@ def _about_sparsity(config: Config) -> Iterator[ConfigError]:
     n, m, within = (sparsity.get(key) for key in ("n", "m", "within"))
     if sparsity["pattern"] == STRUCTURED:
         if allocation not in ("global", "uniform"):
-            yield ConfigError("allocation", allocation, f"global or uniform with sparsity.pattern={STRUCTURED}")
+            yield ConfigError(
+                "allocation", allocation, f"global or uniform with sparsity.pattern={STRUCTURED}"
+            )
         for key, value in (("n", n), ("m", m), ("within", within)):
             if value is not None:
                 yield ConfigError(f"sparsity.{key}", value, f"null with sparsity.pattern={STRUCTURED}")
         return
     if method["step"] is not None:
         hint = "Single weights are pruned in one shot: method.step=null."
-        yield ConfigError("method.step", method["step"], f"null with sparsity.pattern={sparsity['pattern']}", hint)
+        yield ConfigError(
+            "method.step", method["step"], f"null with sparsity.pattern={sparsity['pattern']}", hint
+        )
     if sparsity["pattern"] == "unstructured":
         if (n, m) != (None, None):
             yield ConfigError("sparsity.n, sparsity.m", (n, m), "null with sparsity.pattern=unstructured")

@@ -22,6 +22,7 @@ class Trial:
     allocation: dict
     method: dict
     reconstruction: dict
+    reconstruction_data: dict
     evaluation: dict
     tracking: dict
     runtime: dict
@@ -86,6 +87,28 @@ class Reconstruction:
     """What is repaired after pruning."""
 
     name: Annotated[str, "none"]
+
+
+@dataclass(frozen=True)
+class ReconstructionData:
+    """Which tokens a repair fits to. ``parts``: windows of each source; null: the mask's own tokens.
+
+    A part is ``same`` (the mask's tokens, null: all of them), ``self_generated``, or a calibration option. The
+    other fields say how the dense model writes: see :mod:`prunelab.calibration.generated`.
+    """
+
+    name: str
+    parts: dict | None = None
+    revision: Annotated[int | None, "x >= 1"] = None
+    random_tokens: Annotated[int | None, "x >= 1"] = None
+    greedy_tokens: Annotated[int | None, "x >= 0"] = None
+    temperature: Annotated[float | None, "x > 0"] = None
+    top_k: Annotated[int | None, "x >= 1"] = None
+    top_p: Annotated[float | None, "0 < x <= 1"] = None
+    language: Annotated[str | None, "english | any"] = None
+    min_distinct: Annotated[float | None, "0 <= x <= 1"] = None
+    text_len: Annotated[int | None, "x >= 2"] = None
+    batch: Annotated[int | None, "x >= 1"] = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prunelab.config.check import STRUCTURED, method_source
+from prunelab.config.data import GENERATED, SAME, parts_of, recipe_of
 from prunelab.config.files import content_digest
 from prunelab.plan.fingerprint import fingerprint
 from prunelab.plan.schedule import schedule
@@ -22,7 +23,8 @@ def trial_stages(config: Config, corpora: Mapping[str, Config]) -> dict[str, Sta
     """Return a trial's stages by role, in an order in which they could run.
 
     Roles: ``calibrate`` (tokens the mask is chosen on), ``test/<corpus>``, ``held_out/<corpus>``,
-    ``dense``, ``prune``, ``reconstruct`` (unless there is none), ``evaluate``. ``corpora`` holds the full specs of the evaluation's corpora.
+    ``dense``, ``prune``, ``reconstruct`` (unless there is none), ``evaluate``; where a repair fits to other tokens
+    than the mask's, ``reconstruction`` and its parts ``reconstruction/<name>``. ``corpora`` holds full specs by name.
     """
     evaluation, stages = config["evaluation"], {}
     stages["calibrate"] = _tokens(config, config["calibration"], "mask")
@@ -38,6 +40,7 @@ def trial_stages(config: Config, corpora: Mapping[str, Config]) -> dict[str, Sta
     last = "prune"
     if config["reconstruction"]["name"] != "none":
         last = "reconstruct"
+        stages |= _reconstruction_tokens(config, corpora, stages["calibrate"])
         stages[last] = _reconstruct(config, stages)
     stages["evaluate"] = Stage(
         "evaluate",
@@ -66,23 +69,64 @@ def _corpus_identity(corpus: Config) -> dict[str, Any]:
     return identity
 
 
-def _tokens(config: Config, corpus: Config, role: str) -> Stage:
-    # Only the mask's samples are drawn at random by the trial's seed; test and held-out text is the
+def _tokens(config: Config, corpus: Config, role: str, n_samples: int | None = None) -> Stage:
+    # Only what masks and repairs see is drawn at random by the trial's seed; test and held-out text is the
     # same for every trial, from the start of its split.
     evaluation = config["evaluation"]
     count, length, seed = {
         "mask": (config["calibration"]["n_samples"], config["calibration"]["seq_len"], config["seed"]),
+        "reconstruction": (n_samples, config["calibration"]["seq_len"], config["seed"]),
         "held_out": (evaluation["error_samples"], evaluation["seq_len"], 0),
         "test": (evaluation["max_samples"], evaluation["seq_len"], 0),
     }[role]
-    tokenizer = {key: value for key, value in model_identity(config["model"]).items() if key != "dtype"}
+    drawn = role in ("mask", "reconstruction")
     identity = {
-        "tokenizer": tokenizer, "corpus": _corpus_identity(corpus), "role": role,
-        "sampler": corpus["sampler"] if role == "mask" else "sequential",
+        "tokenizer": _tokenizer(config), "corpus": _corpus_identity(corpus), "role": role,
+        "sampler": corpus["sampler"] if drawn else "sequential",
         "n_samples": count, "seq_len": length, "seed": seed,
     }  # fmt: skip
-    label = f"{corpus['name']}-{role}-{count}x{length}" + (f"-s{seed}" if role == "mask" else "")
+    label = f"{corpus['name']}-{role}-{count}x{length}" + (f"-s{seed}" if drawn else "")
     return Stage("calibrate", identity, {}, {"model": dict(config["model"]), "corpus": dict(corpus)}, label)
+
+
+def _tokenizer(config: Config) -> dict[str, Any]:
+    return {key: value for key, value in model_identity(config["model"]).items() if key != "dtype"}
+
+
+def _reconstruction_tokens(config: Config, corpora: Mapping[str, Config], mask: Stage) -> dict[str, Stage]:
+    """Return ``reconstruction`` and, for a mixture, the stages of its parts; nothing if a repair takes the mask's tokens."""
+    counts = parts_of(config)
+    if counts == {SAME: config["calibration"]["n_samples"]}:
+        return {}
+    parts: dict[str, Stage] = {}
+    for name, count in counts.items():
+        if name == SAME:
+            parts[name] = mask
+        elif name == GENERATED:
+            parts[name] = _generated(config, count)
+        else:
+            parts[name] = _tokens(config, corpora[name], "reconstruction", count)
+    if len(parts) == 1 and SAME not in parts:
+        return {"reconstruction": next(iter(parts.values()))}
+    identity = {
+        "tokenizer": _tokenizer(config), "parts": counts, "role": "reconstruction",
+        "seq_len": config["calibration"]["seq_len"],
+    }  # fmt: skip
+    label = "+".join(f"{name}-{count}" for name, count in counts.items())
+    inputs = {name: stage.key for name, stage in parts.items()}
+    mix = Stage("calibrate", identity, inputs, {"model": dict(config["model"])}, label)
+    own = {f"reconstruction/{name}": stage for name, stage in parts.items() if name != SAME}
+    return own | {"reconstruction": mix}
+
+
+def _generated(config: Config, n_samples: int) -> Stage:
+    # The weights that write are the dense ones, in the dtype of the trial.
+    identity = {
+        "model": model_identity(config["model"]), "recipe": recipe_of(config), "role": "reconstruction",
+        "n_samples": n_samples, "seq_len": config["calibration"]["seq_len"], "seed": config["seed"],
+    }  # fmt: skip
+    label = f"self_generated-{config['model']['name']}-{n_samples}x{identity['seq_len']}-s{config['seed']}"
+    return Stage("calibrate", identity, {}, _runtime(config), label)
 
 
 def _prune(config: Config, calibrate: str) -> Stage:
@@ -104,7 +148,9 @@ def _prune(config: Config, calibrate: str) -> Stage:
     targets = schedule(sparsity["ratio"], method["step"] if structured else None)
     prefixes = [targets[:n] for n in range(len(targets) - 1, 0, -1)]
     source = config["calibration"]["name"] if inputs else config["model"]["name"]
-    pattern = "" if structured else f"-{sparsity['n']}:{sparsity['m']}" if sparsity.get("m") else "-unstructured"
+    pattern = (
+        "" if structured else f"-{sparsity['n']}:{sparsity['m']}" if sparsity.get("m") else "-unstructured"
+    )
     return Stage(
         "prune",
         identity | {"schedule": list(targets)},
@@ -122,9 +168,12 @@ def _reconstruct(config: Config, stages: Mapping[str, Stage]) -> Stage:
         "reconstruction": _without_target(reconstruction),
         "seed": config["seed"],
     }
-    inputs = {"prune": stages["prune"].key, "calibrate": stages["calibrate"].key}
+    tokens = "reconstruction" if "reconstruction" in stages else "calibrate"
+    inputs = {"prune": stages["prune"].key, tokens: stages[tokens].key}
     label = f"{reconstruction['name']}-{stages['prune'].label}"
-    return Stage("reconstruct", identity, inputs, _runtime(config) | {"reconstruction": dict(reconstruction)}, label)
+    return Stage(
+        "reconstruct", identity, inputs, _runtime(config) | {"reconstruction": dict(reconstruction)}, label
+    )
 
 
 def _without_target(option: Config) -> dict[str, Any]:

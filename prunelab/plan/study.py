@@ -58,12 +58,13 @@ def build_plan(
     """Join checked configs into one plan; trials that differ in nothing that counts share all their stages."""
     stages: dict[str, Stage] = {}
     trials = []
-    for number, (config, specs, given) in enumerate(zip(configs, corpora, overrides, strict=True)):
+    for config, specs, given in zip(configs, corpora, overrides, strict=True):
         own = trial_stages(config, specs)
         stages |= {stage.key: stage for stage in own.values() if stage.key not in stages}
         roles = {role: stage.key for role, stage in own.items()}
         key = fingerprint("trial", {"study": config["study"]}, roles)
-        trials.append(Trial(number, "", key, tuple(given), config, roles))
+        if key not in {trial.key for trial in trials}:  # two ways to ask for the same thing are one trial
+            trials.append(Trial(len(trials), "", key, tuple(given), config, roles))
     first = configs[0]
     return Plan(
         first["study"],
@@ -91,8 +92,12 @@ def _named(trials: Iterable[Trial]) -> list[Trial]:
 
 def _name(config: Mapping[str, Any]) -> str:
     sparsity, repair = config["sparsity"], config["reconstruction"]["name"]
-    pattern = {"rows_columns": "", "unstructured": "u"}.get(sparsity["pattern"], f"{sparsity.get('n')}of{sparsity.get('m')}")
-    parts = (config["method"]["name"], f"{sparsity['ratio']:g}", pattern, repair if repair != "none" else "",
+    pattern = {"rows_columns": "", "unstructured": "u"}.get(
+        sparsity["pattern"], f"{sparsity.get('n')}of{sparsity.get('m')}"
+    )
+    data = config["reconstruction_data"]["name"]
+    repair = "" if repair == "none" else repair if data == "same" else f"{repair}-{data}"
+    parts = (config["method"]["name"], f"{sparsity['ratio']:g}", pattern, repair,
              config["calibration"]["name"], f"s{config['seed']}")  # fmt: skip
     return "-".join(part for part in parts if part)
 

@@ -20,7 +20,7 @@ from prunelab.report.label import label_trials
 from prunelab.store.layout import RECORD, index, is_done
 
 DONE, FAILED, UNFINISHED = "done", "failed", "unfinished"
-PREFIXED = ("dense", "calibrate")  # stages about the model and the text, not about the pruned model
+PREFIXED = ("dense", "calibrate", "reconstruction")  # stages about the model and the text, not about the pruned model
 DERIVED = ("mean/ppl", "mean/held_out", "mean/overfit")
 
 
@@ -166,7 +166,7 @@ def _row(trial: Mapping[str, Any], own: Mapping[str, Any], stages: Mapping[str, 
     row["seed"] = config.get("seed")
     for role, stage in own.items():
         record = stage["record"] or {}
-        prefix = f"{role}/" if role in PREFIXED else ""
+        prefix = f"{role}/" if role.partition("/")[0] in PREFIXED else ""
         row |= {prefix + name: number_or_text(value) for name, value in (record.get("metrics") or {}).items()}
     for role, stage in own.items():
         record = stage["record"] or {}
@@ -213,7 +213,7 @@ def _closure(own: Iterable[Mapping[str, Any]], stages: Mapping[str, Any]) -> lis
 def _tables(own: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
     tables: dict[str, list[Mapping[str, Any]]] = {}
     for role, stage in own.items():
-        if role not in PREFIXED:
+        if role.partition("/")[0] not in PREFIXED:
             tables |= (stage["record"] or {}).get("tables") or {}
     return tables
 

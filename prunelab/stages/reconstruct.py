@@ -1,4 +1,4 @@
-"""Stage reconstruct: kept weights fitted to the dense model on the calibration tokens; masks stay as they are."""
+"""Stage reconstruct: kept weights fitted to the dense model on the mask's tokens or on others; masks stay as they are."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _STOPPING = 8  # one sequence in eight decides when training ends, where a repai
 def run(identity: Mapping[str, Any], context: Context) -> Result:
     """Repair the pruned state; writes ``state.safetensors``. Table ``repair``: error per block before and after.
 
-    With ``patience`` the last eighth of the calibration sequences is kept from training and decides when it ends;
+    With ``patience`` the last eighth of the sequences is kept from training and decides when it ends;
     text of other roles never comes in here.
     """
     with metered() as cost:
@@ -30,7 +30,8 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
         decoder = load_decoder(context.runtime["model"], device=device)
         pruned = open_state(context.inputs["prune"].folder / STATE)
         spec = build(context.runtime["reconstruction"], "reconstruction")
-        tokens = calibrate.read(context.inputs["calibrate"].folder).to(device)
+        source = "reconstruction" if "reconstruction" in context.inputs else "calibrate"
+        tokens = calibrate.read(context.inputs[source].folder).to(device)
         stopping = None
         if spec.early_stop:
             held_back = max(1, len(tokens) // _STOPPING)

@@ -1,0 +1,127 @@
+"""What repairs fit to moves only the repairs: never a mask, never the keys of a trial without it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_automatic_config_search_path
+
+from prunelab.config.compose import Composer
+from prunelab.config.place import conf_folder
+from prunelab.launch.study import checked_trials, plan_study
+from prunelab.plan.pipeline import trial_stages
+from prunelab.plan.stage import Stage
+
+BASE = ["method=wanda", "sparsity=unstructured", "reconstruction=block"]
+
+
+@pytest.fixture(scope="module")
+def composer() -> Composer:
+    return Composer(ConfigLoaderImpl(create_automatic_config_search_path(None, None, str(conf_folder()))))
+
+
+def stages(composer: Composer, *extra: str) -> dict[str, Stage]:
+    configs, corpora, problems = checked_trials(composer, [[*BASE, *extra]])
+    assert not problems, problems
+    return trial_stages(configs[0], corpora[0])
+
+
+def test_by_default_a_repair_reads_the_tokens_of_the_mask(composer: Composer) -> None:
+    found = stages(composer)
+    assert found["reconstruct"].inputs == {"prune": found["prune"].key, "calibrate": found["calibrate"].key}
+    assert not [role for role in found if role.startswith("reconstruction")]
+    whole = stages(
+        composer, "reconstruction_data=self_generated_mix", "~reconstruction_data.parts.self_generated"
+    )
+    assert {role: s.key for role, s in whole.items()} == {role: s.key for role, s in found.items()}
+
+
+@pytest.mark.parametrize("data", ["self_generated", "self_generated_mix"])
+def test_masks_never_see_self_generated_text(composer: Composer, data: str) -> None:
+    before, after = stages(composer), stages(composer, f"reconstruction_data={data}")
+    moved = {role for role in before if before[role].key != after[role].key}
+    assert moved == {"reconstruct", "evaluate"}
+    assert after["reconstruct"].inputs == {
+        "prune": after["prune"].key, "reconstruction": after["reconstruction"].key
+    }  # fmt: skip
+    written = {after[role].key for role in after if role.startswith("reconstruction")}
+    assert not written & {key for role in ("prune", "dense") for key in after[role].inputs.values()}
+    assert after["reconstruction"].identity["role"] == "reconstruction"
+
+
+def test_a_mixture_shares_its_parts(composer: Composer) -> None:
+    given = ["reconstruction_data=self_generated_mix", "+reconstruction_data.parts.kjv=5"]
+    found = stages(composer, *given)
+    mix = found["reconstruction"]
+    assert mix.identity["parts"] == {"kjv": 5, "same": 32, "self_generated": 64}
+    assert mix.inputs["same"] == found["calibrate"].key
+    assert mix.inputs["kjv"] == found["reconstruction/kjv"].key != found["held_out/kjv"].key
+    less = stages(composer, *given, "reconstruction_data.parts.same=8")
+    assert less["reconstruction"].key != mix.key
+    assert less["reconstruction/self_generated"].key == found["reconstruction/self_generated"].key
+    alone = stages(
+        composer, "reconstruction_data=self_generated", "reconstruction_data.parts.self_generated=64"
+    )
+    assert alone["reconstruction"].key == found["reconstruction/self_generated"].key
+    assert alone["reconstruction"].identity["recipe"]["text_len"] == 256
+
+
+@pytest.mark.parametrize(
+    "override", ["temperature=0.9", "top_k=null", "language=any", "batch=8", "text_len=200"]
+)
+def test_every_field_of_the_recipe_counts(composer: Composer, override: str) -> None:
+    before = stages(composer, "reconstruction_data=self_generated")
+    after = stages(composer, "reconstruction_data=self_generated", f"reconstruction_data.{override}")
+    assert {r for r in before if before[r].key != after[r].key} == {
+        "reconstruction",
+        "reconstruct",
+        "evaluate",
+    }
+
+
+def test_without_a_repair_the_data_make_no_second_trial(composer: Composer, tmp_path: Path) -> None:
+    jobs = [
+        [f"paths.root={tmp_path}", *BASE, f"reconstruction={repair}", f"reconstruction_data={data}"]
+        for repair in ("none", "block")
+        for data in ("same", "self_generated_mix")
+    ]
+    plan = plan_study(composer, jobs, [])
+    assert [trial.number for trial in plan.trials] == [0, 1, 2]
+    assert [trial.name for trial in plan.trials] == [
+        "wanda-0.5-u-austen-s0", "wanda-0.5-u-block-austen-s0", "wanda-0.5-u-block-self_generated_mix-austen-s0"
+    ]  # fmt: skip
+
+
+DATA = "reconstruction_data=self_generated"
+MISTAKES = [
+    (["reconstruction_data=self_genrated"], ["reconstruction_data=", "Did you mean 'self_generated'?"]),
+    (
+        [DATA, "+reconstruction_data.parts.austn=4"],
+        ["reconstruction_data.parts='austn'", "Did you mean 'austen'?"],
+    ),
+    ([DATA, "reconstruction_data.parts.self_generated=0"], ["parts.self_generated=0", "an integer, x >= 1"]),
+    ([DATA, "reconstruction_data.parts.self_generated=null"], ["parts.self_generated=None", "an integer"]),
+    ([DATA, "+reconstruction_data.parts.same=33"], ["parts.same=33", "at most 32, calibration.n_samples"]),
+    ([DATA, "reconstruction_data.temperature=0"], ["reconstruction_data.temperature=0", "x > 0"]),
+    ([DATA, "reconstruction_data.top_p=1.5"], ["reconstruction_data.top_p=1.5", "0 < x <= 1"]),
+    ([DATA, "reconstruction_data.language=englsh"], ["reconstruction_data.language", "english, any"]),
+    (
+        [DATA, "reconstruction_data.batch=null"],
+        ["reconstruction_data.batch=None", "set, since self_generated"],
+    ),
+    ([DATA, "reconstruction_data.text_len=64"], ["text_len=64", "at least 128, the window"]),
+    ([DATA, "reconstruction_data.text_len=600"], ["text_len=600", "at most 512", "embedded_llama"]),
+    ([DATA, "reconstruction_data.greedy_tokens=127"], ["greedy_tokens=128", "fewer than the window"]),
+    (["+reconstruction_data.part=1"], ["reconstruction_data.part=1", "Did you mean 'parts'?"]),
+]
+
+
+@pytest.mark.parametrize(("words", "says"), MISTAKES, ids=lambda value: value[-1][:40])
+def test_mistakes_are_found_while_planning(composer: Composer, words: list[str], says: list[str]) -> None:
+    problems = checked_trials(composer, [[*BASE, *words]])[2]
+    text = "\n".join(str(problem.error) for problem in problems)
+    assert len(problems) == 1, text
+    for piece in says:
+        assert piece in text
