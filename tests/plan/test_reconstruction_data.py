@@ -55,15 +55,13 @@ def test_a_mixture_shares_its_parts(composer: Composer) -> None:
     given = ["reconstruction_data=self_generated_mix", "+reconstruction_data.parts.kjv=5"]
     found = stages(composer, *given)
     mix = found["reconstruction"]
-    assert mix.identity["parts"] == {"kjv": 5, "same": 32, "self_generated": 64}
+    assert mix.identity["parts"] == {"kjv": 5, "same": 32, "self_generated": 32}
     assert mix.inputs["same"] == found["calibrate"].key
     assert mix.inputs["kjv"] == found["reconstruction/kjv"].key != found["held_out/kjv"].key
     less = stages(composer, *given, "reconstruction_data.parts.same=8")
     assert less["reconstruction"].key != mix.key
     assert less["reconstruction/self_generated"].key == found["reconstruction/self_generated"].key
-    alone = stages(
-        composer, "reconstruction_data=self_generated", "reconstruction_data.parts.self_generated=64"
-    )
+    alone = stages(composer, "reconstruction_data=self_generated")
     assert alone["reconstruction"].key == found["reconstruction/self_generated"].key
     assert alone["reconstruction"].identity["recipe"]["text_len"] == 256
 
