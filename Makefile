@@ -10,7 +10,7 @@ sweep: $(VENV)/ready           ## the main job: LLM Surgeon against its baseline
 	$(BIN)/python -m prunelab +exp=surgeon_sweep -m
 
 test: $(VENV)/ready            ## the default tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 slow: $(VENV)/ready            ## the tests that take minutes
 	$(BIN)/python -m pytest -m "slow and not gpu and not network and not slurm"

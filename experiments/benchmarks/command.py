@@ -1,6 +1,6 @@
 """Seconds that a person waits for the command line: help with mistakes, status, a dry run, --cfg job.
 
-    python experiments/benchmarks/command.py
+python experiments/benchmarks/command.py
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def main() -> None:
             seconds = []
             for _ in range(3):
                 started = time.perf_counter()
-                subprocess.run([sys.executable, "-m", *words], env=environment, capture_output=True, check=False)
+                subprocess.run(
+                    [sys.executable, "-m", *words], env=environment, capture_output=True, check=False
+                )
                 seconds.append(time.perf_counter() - started)
             print(f"{min(seconds):6.2f} s  {name}")
 

@@ -64,7 +64,12 @@ def fetch(name: str, repo: str, revision: str, filename: str) -> tuple[Path, str
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    kind: dict[str, Any] = {"repo_id": repo, "filename": filename, "repo_type": "dataset", "revision": revision}
+    kind: dict[str, Any] = {
+        "repo_id": repo,
+        "filename": filename,
+        "repo_type": "dataset",
+        "revision": revision,
+    }
     try:
         path = hf_hub_download(**kind, local_files_only=True)
     except HFValidationError as error:

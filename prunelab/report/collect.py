@@ -20,7 +20,11 @@ from prunelab.report.label import label_trials
 from prunelab.store.layout import RECORD, index, is_done
 
 DONE, FAILED, UNFINISHED = "done", "failed", "unfinished"
-PREFIXED = ("dense", "calibrate", "reconstruction")  # stages about the model and the text, not about the pruned model
+PREFIXED = (
+    "dense",
+    "calibrate",
+    "reconstruction",
+)  # stages about the model and the text, not about the pruned model
 DERIVED = ("mean/ppl", "mean/held_out", "mean/overfit")
 
 

@@ -37,7 +37,9 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
         tokens = calibrate.read(context.inputs["calibrate"].folder) if "calibrate" in context.inputs else None
         tokens = None if tokens is None else tokens.to(device)
         structured = identity["pattern"] == "rows_columns"
-        state, tables, n_shots = (_rows_columns if structured else _single)(identity, context, decoder, tokens)
+        state, tables, n_shots = (_rows_columns if structured else _single)(
+            identity, context, decoder, tokens
+        )
         apply_state(decoder, state)
         integrity = check(decoder, state)
         save_state(state, context.outputs / STATE)
@@ -103,7 +105,9 @@ def _single(
 
     def on_block(report: BlockReport, part: State) -> None:
         parts.tables["sites"] += [dict(site) for site in report.sites]
-        context.log({"event": "pruned", "block": report.block, "ratio": report.ratio, "achieved": report.achieved})
+        context.log(
+            {"event": "pruned", "block": report.block, "ratio": report.ratio, "achieved": report.achieved}
+        )
         parts.save(report.block + 1, part)
 
     allocation = context.runtime["allocation"]

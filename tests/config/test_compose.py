@@ -14,6 +14,7 @@ from prunelab.config.check import check_trial, method_source
 from prunelab.config.compose import Composer
 from prunelab.config.place import conf_folder
 from prunelab.errors import ConfigError
+from prunelab.launch.study import checked_trials
 
 METHODS = sorted(path.stem for path in (conf_folder() / "method").glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (conf_folder() / "exp").glob("*.yaml"))
@@ -66,7 +67,9 @@ def test_every_method_is_checked_and_built(composer: Composer, method: str) -> N
     patterns = method_source(composer.option("method", method)).literals["supports"]
     sparsity = {"rows_columns": "rows_columns", "unstructured": "unstructured", "n:m": "2of4"}
     for pattern in patterns:
-        config, _, errors = check_trial(composer.trial([f"method={method}", f"sparsity={sparsity[pattern]}"]), composer)
+        config, _, errors = check_trial(
+            composer.trial([f"method={method}", f"sparsity={sparsity[pattern]}"]), composer
+        )
         # several shots are for rows and columns
         assert [error.key for error in errors] in ([], ["method.step"])
     built = build(config["method"], "method")
@@ -87,9 +90,14 @@ def test_every_option_is_checked(composer: Composer, group: str) -> None:
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_composes(composer: Composer, name: str) -> None:
-    _, _, errors = check_trial(composer.trial([f"+exp={name}"]), composer)
-    assert not errors
+def test_every_trial_of_every_experiment_is_right(composer: Composer, name: str) -> None:
+    config = OmegaConf.load(conf_folder() / "exp" / f"{name}.yaml")
+    axes = [
+        [f"{key}={value}" for value in str(values).split(",")]
+        for key, values in config.hydra.sweeper.params.items()
+    ]
+    jobs = [[f"+exp={name}", *job] for job in itertools.product(*axes)]
+    assert not checked_trials(composer, jobs)[2]
 
 
 def test_build_refuses_unknown_fields() -> None:

@@ -40,7 +40,7 @@ def prunelab(home: Path, tmp_path: Path) -> Run:
         *words: str, module: str = "prunelab", small: bool = True, **env: str
     ) -> subprocess.CompletedProcess[str]:
         home.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", module, *words, *(SMALL if small and module == "prunelab" else [])]
+        command = [sys.executable, "-m", module, *(SMALL if small and module == "prunelab" else []), *words]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env}
         return subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240

@@ -15,9 +15,9 @@ from prunelab.allocation.owl import OWL
 from prunelab.errors import ConfigError
 from prunelab.evaluation.integrity import check
 from prunelab.models.decoder import Decoder
+from prunelab.models.inputs import collect_inputs, groups
 from prunelab.models.random import random_decoder
 from prunelab.models.stream import advance, open_stream
-from prunelab.models.inputs import collect_inputs, groups
 from prunelab.passes.linear import BlockReport, prune_linear, prune_ratios
 from prunelab.sparsity.element import removed_in_matrix, removed_in_row
 from prunelab.sparsity.mask import Elementwise
