@@ -22,7 +22,8 @@ from prunelab.report.label import DATA, NO_REPAIR, REPAIR, label_trials
 from prunelab.store.layout import RECORD, index, is_done
 
 DONE, FAILED, UNFINISHED = "done", "failed", "unfinished"
-PREFIXED = ("dense", "calibrate", "reconstruction")  # about the model and the text, not the pruned model
+# about the model and the text, not the pruned model
+PREFIXED = ("dense", "calibrate", "test", "held_out", "reconstruction")
 
 
 TABLES = {  # tables of the records, and the columns that they have even when they are empty
