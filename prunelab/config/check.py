@@ -10,6 +10,7 @@ from prunelab.config.compose import Composer, Config, missing_keys
 from prunelab.config.data import SAME, check_parts, corpora_of
 from prunelab.config.field import ClassSource, read_class
 from prunelab.config.files import check_model_folder, check_text_file
+from prunelab.config.tasks import check_tasks
 from prunelab.errors import ConfigError, PrunelabError, nearest
 
 _SCHEMA = "prunelab.config.schema"
@@ -145,6 +146,9 @@ def _corpora(config: Config, composer: Composer, errors: list[ConfigError]) -> d
     if isinstance(evaluation.get("corpora"), list) and not evaluation["corpora"]:
         errors.append(ConfigError("evaluation.corpora", [], "at least one corpus"))
     known = composer.options("calibration")
+    if evaluation.get("tasks"):
+        embedded = [name for name in known if composer.option("calibration", name)["source"] == "embedded"]
+        errors += check_tasks(evaluation["tasks"], embedded)
     for name in corpora_of(config.get("reconstruction_data")):
         if name in known and name not in found:
             found[name] = _corpus(name, composer, errors)

@@ -35,7 +35,10 @@ def trial_stages(config: Config, corpora: Mapping[str, Config]) -> dict[str, Sta
     tests = {role: stage.key for role, stage in stages.items() if role.startswith("test/")}
     held_out = {role: stage.key for role, stage in stages.items() if role.startswith("held_out/")}
     model = model_identity(config["model"])
-    stages["dense"] = Stage("dense", {"model": model}, tests, _runtime(config), config["model"]["name"])
+    tasks = _tasks(evaluation)
+    stages["dense"] = Stage(
+        "dense", {"model": model} | tasks, tests, _runtime(config), config["model"]["name"]
+    )
     stages["prune"] = _prune(config, stages["calibrate"].key)
     last = "prune"
     if config["reconstruction"]["name"] != "none":
@@ -44,7 +47,7 @@ def trial_stages(config: Config, corpora: Mapping[str, Config]) -> dict[str, Sta
         stages[last] = _reconstruct(config, stages)
     stages["evaluate"] = Stage(
         "evaluate",
-        {"model": model, "error_samples": evaluation["error_samples"]},
+        {"model": model, "error_samples": evaluation["error_samples"]} | tasks,
         {"dense": stages["dense"].key, last: stages[last].key, "calibrate": stages["calibrate"].key}
         | tests
         | held_out,
@@ -52,6 +55,12 @@ def trial_stages(config: Config, corpora: Mapping[str, Config]) -> dict[str, Sta
         stages[last].label,
     )
     return stages
+
+
+def _tasks(evaluation: Config) -> dict[str, Any]:
+    if not evaluation["tasks"]:
+        return {}
+    return {"tasks": sorted(evaluation["tasks"]), "task_limit": evaluation["task_limit"]}
 
 
 def model_identity(model: Config) -> dict[str, Any]:

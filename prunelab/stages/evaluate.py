@@ -11,6 +11,7 @@ from prunelab.evaluation.integrity import check
 from prunelab.evaluation.walk import measure
 from prunelab.models.load import load_decoder
 from prunelab.stages import calibrate, setting
+from prunelab.stages.accuracy import accuracies
 from prunelab.stages.part import STATE
 from prunelab.store.context import Context, Result, steps
 from prunelab.structures.state import apply_state, open_state
@@ -20,7 +21,7 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
     """Measure the pruned state in one walk beside the dense model.
 
     Metrics: ``ppl/<corpus>``, ``delta/ppl/<corpus>`` (pruned / dense - 1), ``error/calibration`` and
-    ``error/held_out/<corpus>`` (last block), ``integrity/*``. Table ``blocks``: error after each block.
+    ``error/held_out/<corpus>`` (last block), ``acc/<task>``, ``integrity/*``. Table ``blocks``: error after each block.
     """
     with metered() as cost:
         device = setting.prepare(context.runtime)
@@ -40,6 +41,7 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
         size = setting.batch_size(context.runtime, seq_len)
         found = measure(decoder, partial(apply_state, decoder, state), texts, streams, size, say)
         cost.tokens = sum(t.numel() for t in texts.values()) + 2 * sum(t.numel() for t in streams.values())
+        scores = accuracies(identity, context, decoder, seq_len)
         integrity = check(decoder, state)
     dense = context.inputs["dense"].record.metrics
     metrics: dict[str, Any] = {f"ppl/{name}": value for name, value in found.perplexity.items()}
@@ -47,7 +49,7 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
         f"delta/ppl/{name}": value / float(dense[f"ppl/{name}"]) - 1
         for name, value in found.perplexity.items()
     }
-    metrics |= {f"error/{name}": value for name, value in found.errors.items()} | integrity
+    metrics |= {f"error/{name}": value for name, value in found.errors.items()} | scores | integrity
     blocks = [{"block": row["block"], "stream": row["stream"], "error": row["error"]} for row in found.blocks]
     for row in blocks:
         context.log({"event": "block", **row})
