@@ -171,7 +171,11 @@ def _across_groups(config: Config, corpora: Mapping[str, Config]) -> Iterator[Co
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config["runtime"]["device"]):
         yield ConfigError("runtime.device", config["runtime"]["device"], "auto, cpu, cuda, cuda:N or mps")
     yield from _about_sparsity(config)
-    longest = config["model"]["max_len"]
+    model = config["model"]
+    if model["source"] == "hub" and not re.fullmatch(r"[0-9a-f]{40}", model["revision"] or ""):
+        hint = "Branches and tags move, and with them the numbers."
+        yield ConfigError("model.revision", model["revision"], "a commit of the hub, 40 hex digits", hint)
+    longest = model["max_len"]
     for key in ("calibration", "evaluation"):
         length = config[key]["seq_len"]
         if longest is not None and length > longest:
