@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
     "calibration.n_samples=4", "calibration.seq_len=32", "evaluation.corpora=[austen]", "evaluation.held_out=[kjv]",
     "evaluation.seq_len=32", "evaluation.max_samples=4", "evaluation.error_samples=2",
+    "runtime.workers=1", "hydra.launcher.report=false",  # importing torch twice and drawing cost more than the study
 ]  # fmt: skip
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

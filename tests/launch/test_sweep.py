@@ -37,7 +37,7 @@ def numbers(folder: Path) -> str:
 
 
 def test_a_sweep_runs_once_and_grows(prunelab: Run, home: Path) -> None:
-    first = prunelab(*SWEEP)
+    first = prunelab(*SWEEP, "runtime.workers=2", "hydra.launcher.report=true")
     assert first.returncode == 0, first.stdout + first.stderr
     folder = home / "studies" / "s"
     assert (folder / "report" / "index.html").is_file()
