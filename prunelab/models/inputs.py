@@ -13,7 +13,7 @@ from prunelab.models.block import LinearSite
 from prunelab.models.decoder import Decoder
 from prunelab.models.stream import Stream, advance, call_block
 from prunelab.stats.kronecker import GramSum
-from prunelab.stats.linear import NormSum
+from prunelab.stats.linear import InputStatistics, NormSum
 
 KNOWN = ("input_norm", "input_gram")
 
@@ -32,6 +32,11 @@ class Sums:
             self.norm.add(x)
         if self.gram is not None:
             self.gram.add(x)
+
+    def finish(self) -> InputStatistics:
+        """Return the averages over all tokens. Uses up the sums."""
+        norm = None if self.norm is None else self.norm.finish()
+        return InputStatistics(norm, None if self.gram is None else self.gram.mean())
 
 
 class _Enough(Exception):

@@ -2,8 +2,9 @@
 
 At each block: one forward with the block's dense weights gives the statistics of all its layers; the method
 decides; a second forward, with the pruned weights, gives the next block's input (``propagation="pruned"``, as
-the papers do). With ``propagation="dense"`` statistics are those of the untouched model and one forward per
-block does. Biases, norms, embeddings and the head are never pruned.
+the papers do). With ``propagation="dense"`` statistics are those of the untouched model: one forward per block
+does, and none if they were collected before (passes.statistics). Biases, norms, embeddings and the head are
+never pruned.
 
 The core, ``passes.decision.decide``, knows layers with one input and their statistics, nothing of transformers.
 """
@@ -23,18 +24,20 @@ from prunelab.errors import ConfigError, ModelError
 from prunelab.methods.base import LinearMethod, ScoringMethod
 from prunelab.models.block import LinearSite
 from prunelab.models.decoder import Decoder
-from prunelab.models.inputs import Sums, collect_inputs, groups
+from prunelab.models.inputs import collect_inputs, groups
 from prunelab.models.stream import Stream, advance, fork, open_stream
 from prunelab.passes.decision import decide, states, write
+from prunelab.passes.statistics import Statistics
 from prunelab.sparsity.element import select_global
 from prunelab.sparsity.mask import Elementwise, erase
 from prunelab.sparsity.pattern import Pattern, check_shape
-from prunelab.stats.linear import Hessian, LinearView, site_generator
+from prunelab.stats.linear import Hessian, InputStatistics, LinearView, site_generator
 from prunelab.structures.state import SiteState, State, StateReader, apply_state, read_state
 
 Progress = Callable[[Mapping[str, Any]], None]
 Propagation = Literal["pruned", "dense"]
 Spread = Literal["uniform", "global"] | Allocation
+Source = Stream | Statistics | None  # of statistics: a stream to collect from, or what was collected
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ def prune_linear(
     batch_size: int,
     allocation: Spread = "uniform",
     propagation: Propagation = "pruned",
+    statistics: Statistics | None = None,
     start: StateReader | None = None,
     start_block: int = 0,
     on_block: OnBlock | None = None,
@@ -73,22 +77,23 @@ def prune_linear(
     """Prune ``decoder``, dense on entry, in place and return its state (it shares the model's memory).
 
     ``tokens`` (n, seq_len) int64: calibration; None will do where nothing is needed. ``ratio``: removed
-    fraction; with n:m it must be the pattern's own, 1 - n/m. ``on_block(report, part)``: ``part`` holds the
+    fraction; with n:m it must be the pattern's own, 1 - n/m. ``statistics``: of the dense model, instead of
+    tokens where ``propagation="dense"``; the bits are the same. ``on_block(report, part)``: ``part`` holds the
     layers of that block; save or clone it before returning. Given the parts of blocks 0 to
     ``start_block - 1`` as ``start``, the rest gives the same bits as one go. ``allocation="global"`` compares
     all layers at once, so it needs a scoring method and, if there are statistics, the dense stream. Raises
     ConfigError for what does not fit together, ModelError for activations that are not finite.
     """
     plan = _Plan(decoder, method, pattern, seed)
-    plan.check(ratio, allocation, propagation, tokens)
+    plan.check(ratio, allocation, propagation, tokens, statistics)
     n_blocks = len(decoder.blocks)
     if start_block and start is None:
         raise ConfigError("start", None, f"the state of blocks 0 to {start_block - 1}", "Or start_block=0.")
     if allocation == "global":
-        return _prune_global(plan, tokens, ratio, batch_size, on_block, progress)
-    streamed = bool(method.needs) or not isinstance(allocation, str)
+        return _prune_global(plan, tokens, statistics, ratio, batch_size, on_block, progress)
+    streamed = (bool(method.needs) or not isinstance(allocation, str)) and statistics is None
     stream = open_stream(decoder, cast(Tensor, tokens), batch_size) if streamed else None
-    ratios = _block_ratios(plan, allocation, ratio, stream, progress)
+    ratios = _block_ratios(plan, allocation, ratio, statistics or stream, progress)
     masks: dict[str, Elementwise] = {}
     for index in range(n_blocks):
         began = time.perf_counter()
@@ -100,7 +105,7 @@ def prune_linear(
             for site in decoder.sites(index):
                 masks[site.name] = _elementwise(cast(StateReader, start), site.name)
         else:
-            views = plan.views(index, stream, go_on=propagation == "dense")
+            views = plan.views(index, statistics or stream, go_on=propagation == "dense")
             for group, view in zip(groups(decoder, index), views, strict=True):
                 decision = decide(view, method, pattern, [ratios[index]])[0]
                 masks |= write(group, view, *decision)
@@ -130,7 +135,7 @@ def prune_ratios(
     """
     plan = _Plan(decoder, method, pattern, seed)
     for ratio in ratios:
-        plan.check(ratio, "uniform", "dense", tokens)
+        plan.check(ratio, "uniform", "dense", tokens, None)
     stream = open_stream(decoder, cast(Tensor, tokens), batch_size) if method.needs else None
     items: list[dict[str, SiteState]] = [{} for _ in ratios]
     for index in range(len(decoder.blocks)):
@@ -151,7 +156,10 @@ class _Plan:
     pattern: Pattern
     seed: int
 
-    def check(self, ratio: float, allocation: Spread, propagation: str, tokens: Tensor | None) -> None:
+    def check(
+        self, ratio: float, allocation: Spread, propagation: str, tokens: Tensor | None,
+        statistics: Statistics | None,
+    ) -> None:  # fmt: skip
         method, pattern = self.method, self.pattern
         if pattern.kind not in method.supports:
             raise ConfigError("sparsity.pattern", pattern.kind, " | ".join(method.supports), method.name)
@@ -178,25 +186,28 @@ class _Plan:
                 "propagation", propagation, "dense with allocation=global",
                 "All layers are compared before any is pruned.",
             )  # fmt: skip
-        if tokens is None and (method.needs or not isinstance(allocation, str)):
+        needs = set(method.needs) | (set() if isinstance(allocation, str) else {"input_norm"})
+        if statistics is None and tokens is None and needs:
             raise ConfigError("calibration", None, "a token set", "The method or the allocation needs one.")
+        if statistics is not None:
+            if propagation != "dense":
+                raise ConfigError("propagation", propagation, "dense with statistics of the dense model")
+            if not needs <= set(statistics.needs):
+                raise ConfigError("statistics", statistics.needs, f"{', '.join(sorted(needs))} among them")
         for site in self.decoder.sites():
             check_shape(pattern, site.name, site.linear.in_features)
 
-    def views(self, index: int, stream: Stream | None, *, go_on: bool) -> list[LinearView]:
-        """Return the views of block ``index``; ``go_on``: move the stream on with the weights in place."""
-        found: Sequence[Sums | None] = [None] * len(groups(self.decoder, index))
+    def views(self, index: int, source: Source, *, go_on: bool) -> list[LinearView]:
+        """Return the views of block ``index``; ``go_on``: move a stream on with the weights in place."""
+        members = groups(self.decoder, index)
+        found: Sequence[InputStatistics] = [InputStatistics(None, None)] * len(members)
         if self.method.needs:
-            assert stream is not None
-            found = collect_inputs(self.decoder, index, stream, self.method.needs, go_on=go_on)
-        return [
-            self.view(group, sums) for group, sums in zip(groups(self.decoder, index), found, strict=True)
-        ]
+            found = _found(self.decoder, index, source, self.method.needs, go_on)
+        return [self.view(group, statistics) for group, statistics in zip(members, found, strict=True)]
 
-    def view(self, group: Sequence[LinearSite], sums: Sums | None) -> LinearView:
+    def view(self, group: Sequence[LinearSite], statistics: InputStatistics) -> LinearView:
         names = tuple(site.name for site in group)
-        norm = sums.norm.finish() if sums is not None and sums.norm is not None else None
-        gram = sums.gram.mean() if sums is not None and sums.gram is not None else None
+        norm, gram = statistics.norm, statistics.gram
         for found in (norm, None if gram is None else gram.diagonal()):
             if found is not None and not bool(torch.isfinite(found).all()):
                 raise ModelError(
@@ -214,17 +225,28 @@ class _Plan:
         )
 
 
+def _found(
+    decoder: Decoder, index: int, source: Source, needs: Sequence[str], go_on: bool
+) -> Sequence[InputStatistics]:
+    """The statistics of a block: read, or collected from a stream, which ``go_on`` moves on."""
+    if isinstance(source, Stream):
+        return [sums.finish() for sums in collect_inputs(decoder, index, source, needs, go_on=go_on)]
+    return cast(Statistics, source).block(decoder, index)
+
+
 def _prune_global(
-    plan: _Plan, tokens: Tensor | None, ratio: float, batch_size: int,
+    plan: _Plan, tokens: Tensor | None, statistics: Statistics | None, ratio: float, batch_size: int,
     on_block: OnBlock | None, progress: Progress | None,
 ) -> State:  # fmt: skip
     """One threshold over all layers: scores of the dense model first, then the choice."""
     decoder, method = plan.decoder, cast(ScoringMethod, plan.method)
-    stream = open_stream(decoder, cast(Tensor, tokens), batch_size) if method.needs else None
+    source: Source = statistics
+    if method.needs and source is None:
+        source = open_stream(decoder, cast(Tensor, tokens), batch_size)
     names: list[str] = []
     scores: list[Tensor] = []
     for index in range(len(decoder.blocks)):
-        for view in plan.views(index, stream, go_on=True):
+        for view in plan.views(index, source, go_on=True):
             score = method.score(view)
             scores += [score[part] for part in view.parts()]
             names += view.names
@@ -241,19 +263,18 @@ def _prune_global(
 
 
 def _block_ratios(
-    plan: _Plan, allocation: Spread, ratio: float, stream: Stream | None, progress: Progress | None
+    plan: _Plan, allocation: Spread, ratio: float, source: Source, progress: Progress | None
 ) -> list[float]:
     """Return every block's ratio; an allocation with numbers walks the dense model once."""
     n_blocks = len(plan.decoder.blocks)
     if isinstance(allocation, str):
         return [ratio] * n_blocks
-    walk, shares = fork(cast(Stream, stream)), []
+    walk, shares = fork(source) if isinstance(source, Stream) else source, []
     for index in range(n_blocks):
-        found = collect_inputs(plan.decoder, index, walk, ("input_norm",), go_on=index < n_blocks - 1)
+        found = _found(plan.decoder, index, walk, ("input_norm",), index < n_blocks - 1)
         scores = []
-        for group, sums in zip(groups(plan.decoder, index), found, strict=True):
-            assert sums.norm is not None
-            norm = sums.norm.finish()
+        for group, statistics in zip(groups(plan.decoder, index), found, strict=True):
+            norm = cast(Tensor, statistics.norm)
             scores += [site.linear.weight.detach().abs().float() * norm for site in group]
         shares.append(allocation.share(scores))
         _say(progress, "allocation", index + 1, n_blocks)
