@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
@@ -97,9 +97,7 @@ def collect_inputs(
         if go_on:
             advance(decoder, index, stream)
             return sums
-        for i, hidden in enumerate(stream.batches):
-            try:
-                call_block(decoder, index, stream, i, hidden)
-            except _Enough:
-                continue
+        for rows in stream.batches():
+            with suppress(_Enough):
+                call_block(decoder, index, stream, stream.read(rows))
     return sums

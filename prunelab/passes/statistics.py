@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from prunelab.errors import StoreError
+from prunelab.models.activation import Placement, open_shelf
 from prunelab.models.block import LinearSite
 from prunelab.models.decoder import Decoder
 from prunelab.models.inputs import collect_inputs, groups
@@ -49,23 +50,30 @@ def collect_statistics(
     batch_size: int,
     on_block: Callable[[int, Found], None],
     *,
+    placement: Placement | None = None,
     start_block: int = 0,
     progress: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> None:
     """Give ``on_block(index, found)`` the statistics of every block from ``start_block`` on, in order.
 
-    ``tokens`` (n, seq_len) int64. ``found`` is valid during the call only. ``decoder`` stays dense. Raises
-    ConfigError for needs that are unknown.
+    ``tokens`` (n, seq_len) int64. ``placement``: where hidden states wait between blocks; None = on the model's
+    device. ``found`` is valid during the call only. ``decoder`` stays dense. Raises ConfigError for needs that
+    are unknown.
     """
-    stream, n_blocks = open_stream(decoder, tokens, batch_size), len(decoder.blocks)
-    for index in range(n_blocks):
-        if index < start_block:
-            advance(decoder, index, stream)
-            continue
-        found = collect_inputs(decoder, index, stream, needs, go_on=index < n_blocks - 1)
-        on_block(index, [sums.finish() for sums in found])
-        if progress is not None:
-            progress({"event": "progress", "phase": "statistics", "done": index + 1, "total": n_blocks})
+    n_blocks = len(decoder.blocks)
+    with open_shelf(placement or Placement("device"), decoder.dtype, decoder.device) as shelf:
+        stream = open_stream(decoder, tokens, batch_size, shelf)
+        for index in range(n_blocks):
+            if index < start_block:
+                advance(decoder, index, stream)
+                continue
+            go_on = index < n_blocks - 1
+            # no name for the sums: one would keep them until the next block's are there
+            on_block(
+                index, [sums.finish() for sums in collect_inputs(decoder, index, stream, needs, go_on=go_on)]
+            )
+            if progress is not None:
+                progress({"event": "progress", "phase": "statistics", "done": index + 1, "total": n_blocks})
 
 
 def save_block(decoder: Decoder, index: int, found: Found, path: Path) -> None:

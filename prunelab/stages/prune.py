@@ -118,6 +118,7 @@ def _single(
         ratio=ratio, seed=identity["seed"], batch_size=_batch_size(context, tokens),
         allocation=build(allocation, "allocation") if "_target_" in allocation else allocation["name"],
         propagation=identity["propagation"], statistics=_statistics(context),
+        placement=setting.placement(context.runtime, context.work),
         start=parts.start, start_block=parts.done, on_block=on_block, progress=_say(context),
     )  # fmt: skip
     removed, total = (sum(row[key] for row in parts.tables["sites"]) for key in ("removed", "total"))

@@ -15,7 +15,7 @@ from prunelab.allocation.owl import OWL
 from prunelab.errors import ConfigError, StoreError
 from prunelab.models.decoder import Decoder
 from prunelab.models.random import random_decoder
-from prunelab.passes import linear, statistics
+from prunelab.passes import linear, statistics, view
 from prunelab.passes.linear import prune_linear
 from prunelab.passes.statistics import (
     StatisticsFolder,
@@ -61,8 +61,8 @@ def test_every_family_prunes_to_the_same_bits_without_a_forward(
         )
         for ratio in (0.3, 0.6)
     ]
-    for function in ("open_stream", "collect_inputs", "advance"):
-        monkeypatch.delattr(linear, function)
+    for module, function in ((linear, "open_stream"), (linear, "advance"), (view, "collect_inputs")):
+        monkeypatch.delattr(module, function)
     kept = StatisticsFolder(tmp_path, method.needs)
     for ratio, expected in zip((0.3, 0.6), alone, strict=True):
         decoder = random_decoder(family_name, dtype=dtype)
@@ -135,9 +135,9 @@ def test_what_does_not_fit_is_named(tokens: Tensor, tmp_path: Path) -> None:
     options["propagation"] = "dense"
     with pytest.raises(ConfigError, match="input_gram among them"):
         prune_linear(decoder, build("sparsegpt"), None, statistics=norms, **options)
-    with pytest.raises(StoreError, match=r"needs gram \(16, 16\), it has none"):
+    with pytest.raises(StoreError, match=r"needs gram \(\d+, \d+\), it has none"):
         StatisticsFolder(tmp_path, BOTH).block(decoder, 0)
-    with pytest.raises(StoreError, match=r"opt needs norm \(16,\), it has none"):
+    with pytest.raises(StoreError, match=r"opt needs norm \(\d+,\), it has none"):
         norms.block(random_decoder("opt"), 0)
     with pytest.raises(StoreError, match="Delete its folder"):
         norms.block(decoder, 7)
