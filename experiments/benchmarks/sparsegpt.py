@@ -24,7 +24,7 @@ from prunelab.api import load_model, load_tokens
 from prunelab.methods.sparsegpt import SparseGPT
 from prunelab.methods.wanda import Wanda
 from prunelab.models.decoder import Decoder
-from prunelab.models.stream import advance, open_stream
+from prunelab.models.stream import advance, call_block, open_stream
 from prunelab.passes.linear import prune_linear, prune_ratios
 from prunelab.sparsity.pattern import build_pattern
 from prunelab.stats.kronecker import GramSum
@@ -43,9 +43,8 @@ def plain(decoder: Decoder, tokens: Tensor) -> None:
         sites = decoder.sites(index)
         H = {site.name: torch.zeros(site.linear.in_features, site.linear.in_features) for site in sites}
         handles = [site.linear.register_forward_hook(_adder(H[site.name], len(tokens))) for site in sites]
-        kept = list(stream.batches)
-        advance(decoder, index, stream)
-        stream.batches[:] = kept
+        for rows in stream.batches():
+            call_block(decoder, index, stream, stream.read(rows))
         for handle in handles:
             handle.remove()
         for site in sites:

@@ -214,6 +214,12 @@ def _about_sparsity(config: Config) -> Iterator[ConfigError]:
         yield ConfigError(
             "method.step", method["step"], f"null with sparsity.pattern={sparsity['pattern']}", hint
         )
+    looks = method_source(method).literals.get("needs")
+    if allocation == "global" and looks and sparsity["propagation"] != "dense":
+        yield ConfigError(
+            "sparsity.propagation", sparsity["propagation"], "dense with allocation=global",
+            "All layers are compared before any is pruned.",
+        )  # fmt: skip
     if sparsity["pattern"] == "unstructured":
         if (n, m) != (None, None):
             yield ConfigError("sparsity.n, sparsity.m", (n, m), "null with sparsity.pattern=unstructured")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from prunelab.models.block import LinearSite
 from prunelab.models.decoder import Decoder
 from prunelab.models.stream import Stream, advance, call_block
 from prunelab.stats.kronecker import GramSum
-from prunelab.stats.linear import NormSum
+from prunelab.stats.linear import InputStatistics, NormSum
 
 KNOWN = ("input_norm", "input_gram")
 
@@ -32,6 +32,11 @@ class Sums:
             self.norm.add(x)
         if self.gram is not None:
             self.gram.add(x)
+
+    def finish(self) -> InputStatistics:
+        """Return the averages over all tokens. Uses up the sums."""
+        norm = None if self.norm is None else self.norm.finish()
+        return InputStatistics(norm, None if self.gram is None else self.gram.mean())
 
 
 class _Enough(Exception):
@@ -92,9 +97,7 @@ def collect_inputs(
         if go_on:
             advance(decoder, index, stream)
             return sums
-        for i, hidden in enumerate(stream.batches):
-            try:
-                call_block(decoder, index, stream, i, hidden)
-            except _Enough:
-                continue
+        for rows in stream.batches():
+            with suppress(_Enough):
+                call_block(decoder, index, stream, stream.read(rows))
     return sums

@@ -63,17 +63,17 @@ def collect_factors(
     n_blocks = len(decoder.blocks)
     for index in range(n_blocks):
         if "output_gram" in needs:
-            entering.append([hidden.to(place) for hidden in stream.batches])
+            entering.append([stream.read(rows).to(place, copy=True) for rows in stream.batches()])
         with _catch_inputs(decoder, index, "input_gram" in needs) as sums:
             advance(decoder, index, stream)
-        _check(stream.batches, f"activations after block {index} of {decoder.name}")
+        _check(stream, f"activations after block {index} of {decoder.name}")
         inputs |= {(index, shared): gram.mean().to(place) for shared, gram in sums.items()}
         say({"event": "progress", "phase": "forward", "done": index + 1, "total": n_blocks})
     if "output_gram" in needs:
-        slopes = _loss_slopes(decoder, stream)
+        _start_back(decoder, stream)
         for index in reversed(range(n_blocks)):
-            _check(slopes, f"gradients at the output of block {index} of {decoder.name}")
-            sums = _walk_back(decoder, index, stream, entering.pop(), slopes)
+            _check(stream, f"gradients at the output of block {index} of {decoder.name}")
+            sums = _walk_back(decoder, index, stream, entering.pop())
             outputs |= {name: gram.mean().to(place) for name, gram in sums.items()}
             say({"event": "progress", "phase": "backward", "done": n_blocks - index, "total": n_blocks})
     return {
@@ -82,35 +82,30 @@ def collect_factors(
     }
 
 
-def _loss_slopes(decoder: Decoder, stream: Stream) -> list[Tensor]:
-    """Gradients of the summed token losses at the last block's output, per batch; the stream's batches are
-    spent."""
-    slopes = []
-    for i, tokens in enumerate(stream.tokens):
-        leaf = stream.batches[i].detach().requires_grad_()
-        losses = token_losses(decoder, leaf, tokens)
-        slopes.append(torch.autograd.grad(losses.sum(), leaf)[0])
-    stream.batches.clear()
-    return slopes
+def _start_back(decoder: Decoder, stream: Stream) -> None:
+    """Put the gradients of the summed token losses at the last block's output in the place of that output."""
+    for rows in stream.batches():
+        leaf = stream.read(rows).detach().requires_grad_()
+        losses = token_losses(decoder, leaf, stream.tokens[rows])
+        stream.write(rows, torch.autograd.grad(losses.sum(), leaf)[0])
 
 
-def _walk_back(
-    decoder: Decoder, index: int, stream: Stream, entering: list[Tensor], slopes: list[Tensor]
-) -> dict[str, GramSum]:
-    """Return the output sums of block ``index``; ``slopes`` become the gradients at its input (if not block
-    0)."""
+def _walk_back(decoder: Decoder, index: int, stream: Stream, entering: list[Tensor]) -> dict[str, GramSum]:
+    """Return the output sums of block ``index``; the stream's gradients become those at its input (if not
+    block 0)."""
     sums: dict[str, GramSum] = {}
-    for i, slope in enumerate(slopes):
-        leaf = entering[i].to(slope.device).detach().requires_grad_()
+    for rows, inputs in zip(stream.batches(), entering, strict=True):
+        slope = stream.read(rows)
+        leaf = inputs.to(slope.device).detach().requires_grad_()
         with _catch_outputs(decoder, index) as caught:
-            result = call_block(decoder, index, stream, i, leaf)
+            result = call_block(decoder, index, stream, leaf)
         wanted = list(caught.values())
         found = torch.autograd.grad(result, [*wanted, leaf] if index else wanted, slope, allow_unused=True)
         for name, output, at_output in zip(caught, wanted, found, strict=False):
             gram = sums.setdefault(name, _gram(output.shape[-1], output))
             gram.add(torch.zeros_like(output) if at_output is None else at_output)
         if index:
-            slopes[i] = found[-1]
+            stream.write(rows, found[-1])
     return sums
 
 
@@ -158,8 +153,8 @@ def _catch_outputs(decoder: Decoder, index: int) -> Iterator[dict[str, Tensor]]:
             handle.remove()
 
 
-def _check(tensors: list[Tensor], what: str) -> None:
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+def _check(stream: Stream, what: str) -> None:
+    if not all(bool(torch.isfinite(stream.read(rows)).all()) for rows in stream.batches()):
         raise ModelError(
             f"{what} are not finite. Check the checkpoint and the calibration text, "
             "or use model.dtype=float32."

@@ -25,6 +25,7 @@ from torch import Tensor
 from prunelab.errors import ConfigError, ModelError
 from prunelab.models.activation import Placement, Shelf, open_shelf
 from prunelab.models.decoder import Decoder
+from prunelab.models.stream import advance
 from prunelab.reconstruction.base import Layer, Reconstruction, Unit, dense_weights, put
 from prunelab.reconstruction.streams import Streams, open_streams
 from prunelab.sparsity.mask import Mask
@@ -169,10 +170,10 @@ class _Walk:
             pruned = tuple(self._as_pruned(layer) for layer in layers) if tell else ()
             for name, streams in self._streams():
                 with dense_weights(layers):
-                    streams.transform(streams.dense, streams.dense, one)
+                    advance(self.decoder, index, streams.dense)
                 if tell and streams is not self.stopping:
                     rows.append({"block": index, "stream": name} | _measure(streams, one, pruned))
-                streams.transform(streams.pruned, streams.pruned, one)
+                advance(self.decoder, index, streams.pruned)
         calibration = {row["block"]: row["error"] for row in rows if row["stream"] == "calibration"}
         return [row | {"overfitting": _over(row["error"], calibration[row["block"]])} for row in rows]
 
@@ -214,9 +215,9 @@ def _measure(streams: Streams, one: range, pruned: tuple[Layer, ...]) -> dict[st
         return streams.run(one, hidden)
 
     with dense_weights(pruned):
-        before, norm = streams.compare(run, streams.dense)
-    after, _ = streams.compare(run, streams.dense)
-    count = math.prod(streams.dense.shape)
+        before, norm = streams.compare(run, streams.dense.hidden)
+    after, _ = streams.compare(run, streams.dense.hidden)
+    count = math.prod(streams.shape)
     return {
         "error_before": _over(before, norm),
         "error": _over(after, norm),

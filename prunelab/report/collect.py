@@ -23,6 +23,7 @@ DONE, FAILED, UNFINISHED = "done", "failed", "unfinished"
 PREFIXED = (
     "dense",
     "calibrate",
+    "statistics",
     "reconstruction",
 )  # stages about the model and the text, not about the pruned model
 DERIVED = ("mean/ppl", "mean/held_out", "mean/overfit")

@@ -1,4 +1,4 @@
-"""Stage prune: a method on the calibration tokens. Progress is one state per shot, or one part per block."""
+"""Stage prune: a method on tokens, or on statistics of the dense model. Progress is a state per shot or a part per block."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from prunelab.evaluation.ratios import ratios
 from prunelab.models.decoder import Decoder
 from prunelab.models.load import load_decoder
 from prunelab.passes.linear import BlockReport, prune_linear
+from prunelab.passes.statistics import StatisticsFolder
 from prunelab.passes.structured import ShotReport, prune
 from prunelab.sparsity.pattern import build_pattern
 from prunelab.stages import calibrate, setting
@@ -116,12 +117,18 @@ def _single(
         pattern=build_pattern(identity["pattern"], n=identity["n"], m=identity["m"], within=identity["within"]),
         ratio=ratio, seed=identity["seed"], batch_size=_batch_size(context, tokens),
         allocation=build(allocation, "allocation") if "_target_" in allocation else allocation["name"],
-        propagation=identity["propagation"], start=parts.start, start_block=parts.done, on_block=on_block,
-        progress=_say(context),
+        propagation=identity["propagation"], statistics=_statistics(context),
+        placement=setting.placement(context.runtime, context.work),
+        start=parts.start, start_block=parts.done, on_block=on_block, progress=_say(context),
     )  # fmt: skip
     removed, total = (sum(row[key] for row in parts.tables["sites"]) for key in ("removed", "total"))
     shots = [{"shot": 1, "target": ratio, "achieved": removed / total, "threshold": None}]
     return state, {**parts.tables, "shots": shots}, 1
+
+
+def _statistics(context: Context) -> StatisticsFolder | None:
+    found = context.inputs.get("statistics")
+    return None if found is None else StatisticsFolder(found.folder, found.record.identity["statistics"])
 
 
 def _batch_size(context: Context, tokens: torch.Tensor | None) -> int:

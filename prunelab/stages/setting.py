@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from prunelab.errors import ConfigError
+from prunelab.models.activation import Placement
 
 
 def prepare(runtime: Mapping[str, Any]) -> str:
@@ -41,6 +43,13 @@ def choose_device(name: str) -> str:
     if name == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("runtime.device", name, "cpu: this machine has no MPS")
     return name
+
+
+def placement(runtime: Mapping[str, Any], folder: Path) -> Placement:
+    """Return where hidden states wait between blocks: on the device, or in memory up to
+    ``runtime.activation_gib`` and beyond it in files in ``folder``."""
+    limit = runtime["activation_gib"]
+    return Placement("device") if limit is None else Placement("auto", limit, folder)
 
 
 def batch_size(runtime: Mapping[str, Any], seq_len: int) -> int:

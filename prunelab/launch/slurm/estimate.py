@@ -24,6 +24,7 @@ _COST = {
     "generate": (1.6, 4.0),  # the dense model writes text
     "calibrate": (0.0, 0.0),
     "dense": (1.3, 1.0),
+    "statistics": (2.0, 2.0),  # one forward beside the sums of a block
     "prune": (3.0, 4.0),
     "reconstruct": (3.0, 4.0),
     "evaluate": (1.6, 2.0),
