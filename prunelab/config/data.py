@@ -17,10 +17,13 @@ _KEY = "reconstruction_data.parts"
 
 
 def parts_of(config: Mapping[str, Any]) -> dict[str, int]:
-    """Return windows per part of a checked trial, sorted by name; ``{same: n}`` if nothing else was asked for."""
+    """Return windows per part of a checked trial, sorted by name; ``{same: n}`` if nothing else was asked for.
+
+    A part with a count of 0 is left out, so that an axis of counts may begin at none.
+    """
     whole = config["calibration"]["n_samples"]
     parts = config["reconstruction_data"].get("parts") or {SAME: None}
-    return {name: whole if count is None else count for name, count in sorted(parts.items())}
+    return {name: whole if count is None else count for name, count in sorted(parts.items()) if count != 0}
 
 
 def recipe_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,7 +38,7 @@ def recipe_of(config: Mapping[str, Any]) -> dict[str, Any]:
 def corpora_of(data: Any) -> list[str]:
     """Return the names of calibration options among the parts of a ``reconstruction_data`` config."""
     parts = data.get("parts") if isinstance(data, Mapping) else None
-    return [str(name) for name in parts or () if name not in (SAME, GENERATED)] if _is_map(parts) else []
+    return [str(name) for name in parts if name not in (SAME, GENERATED)] if _is_map(parts) else []
 
 
 def check_parts(config: Mapping[str, Any], corpora: Sequence[str]) -> Iterator[ConfigError]:
@@ -47,15 +50,15 @@ def check_parts(config: Mapping[str, Any], corpora: Sequence[str]) -> Iterator[C
             yield ConfigError(_KEY, None, "windows of each part, e.g. {same: null, self_generated: 32}")
         return
     known = [SAME, GENERATED, *corpora]
-    if not parts:
-        yield ConfigError(_KEY, {}, "at least one part, e.g. {self_generated: 32}")
+    if all(_is_zero(count) for count in parts.values()):
+        yield ConfigError(_KEY, dict(parts), "at least one part with a window, e.g. {self_generated: 32}")
     for name, count in parts.items():
         if name not in known:
             yield ConfigError(_KEY, name, f"parts called {', '.join(known)}", nearest(str(name), known))
         elif count is None and name == SAME:
             continue
-        elif not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            allowed = "an integer, x >= 1" + (", or null: all of the mask's" if name == SAME else "")
+        elif not isinstance(count, int) or isinstance(count, bool) or count < 0:
+            allowed = "an integer, x >= 0" + (", or null: all of the mask's" if name == SAME else "")
             yield ConfigError(f"{_KEY}.{name}", count, allowed)
         elif name == SAME and _over(count, config["calibration"].get("n_samples")):
             whole = config["calibration"]["n_samples"]
@@ -88,6 +91,10 @@ def _check_recipe(config: Mapping[str, Any], data: Mapping[str, Any]) -> Iterato
 
 def _over(one: Any, other: Any) -> bool:
     return isinstance(one, int) and isinstance(other, int) and one > other
+
+
+def _is_zero(count: Any) -> bool:
+    return isinstance(count, int) and not isinstance(count, bool) and count == 0
 
 
 def _is_map(value: Any) -> bool:

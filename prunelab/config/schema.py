@@ -93,7 +93,8 @@ class Reconstruction:
 class ReconstructionData:
     """Which tokens a repair fits to. ``parts``: windows of each source; null: the mask's own tokens.
 
-    A part is ``same`` (the mask's tokens, null: all of them), ``self_generated``, or a calibration option. The
+    A part is ``same`` (the mask's tokens, null: all of them), ``self_generated``, or a calibration option; with 0
+    windows it is left out. The
     other fields say how the dense model writes: see :mod:`prunelab.calibration.generated`.
     """
 

@@ -7,7 +7,8 @@ states. The error of a block is
     ||h_dense - h_pruned||_F^2 / ||h_dense||_F^2
 
 over all tokens of a stream, h being the block's output: the cumulative error, as every earlier block is
-pruned too.
+pruned too. Beside it stands the mean of the same squares per element of h, in activation units
+(arXiv:2406.15524, "reconstruction error").
 """
 
 from __future__ import annotations
@@ -29,13 +30,14 @@ Progress = Callable[[Mapping[str, Any]], None]
 
 @dataclass(frozen=True)
 class Measurement:
-    """``perplexity``: per corpus. ``blocks``: rows {block, stream, error, error_sq, norm_sq}. ``errors``:
-    per stream, the last block's error. All floats; ``inf`` where a model gives no finite number.
+    """``perplexity``: per corpus. ``blocks``: rows {block, stream, error, mse, error_sq, norm_sq}. ``errors``
+    and ``mse``: per stream, the last block's. All floats; ``inf`` where a model gives no finite number.
     """
 
     perplexity: dict[str, float]
     blocks: list[dict[str, Any]] = field(default_factory=list)
     errors: dict[str, float] = field(default_factory=dict)
+    mse: dict[str, float] = field(default_factory=dict)
 
 
 def measure(
@@ -61,7 +63,9 @@ def measure(
         scores[corpus] = perplexity(decoder, tokens, batch_size)
         say({"event": "perplexity", "corpus": corpus, "perplexity": scores[corpus]})
     last = len(decoder.blocks) - 1
-    return Measurement(scores, rows, {row["stream"]: row["error"] for row in rows if row["block"] == last})
+    ends = {row["stream"]: row for row in rows if row["block"] == last}
+    errors, mse = ({name: row[key] for name, row in ends.items()} for key in ("error", "mse"))
+    return Measurement(scores, rows, errors, mse)
 
 
 @torch.no_grad()
@@ -82,10 +86,10 @@ def _walk(
         for name in streams:
             advance(decoder, index, pruned[name])
             error_sq, norm_sq = _squares(dense[name], pruned[name])
-            error = relative_error(error_sq, norm_sq)
-            rows.append(
-                {"block": index, "stream": name, "error": error, "error_sq": error_sq, "norm_sq": norm_sq}
-            )
+            count = sum(batch.numel() for batch in dense[name].batches)
+            error, mse = relative_error(error_sq, norm_sq), relative_error(error_sq, float(count))
+            row = {"block": index, "stream": name, "error": error, "mse": mse}
+            rows.append({**row, "error_sq": error_sq, "norm_sq": norm_sq})
             say({"event": "block", "block": index, "stream": name, "error": error})
     return rows
 

@@ -34,7 +34,7 @@ def trial_stages(config: Config, corpora: Mapping[str, Config]) -> dict[str, Sta
     for name in evaluation["held_out"]:
         stages[f"held_out/{name}"] = _tokens(config, corpora[name], "held_out")
     tests = {role: stage.key for role, stage in stages.items() if role.startswith("test/")}
-    held_out = {role: stage.key for role, stage in stages.items() if role.startswith("held_out/")}
+    errors = {role: stage.key for role, stage in stages.items() if role.startswith("held_out/")}
     model = model_identity(config["model"])
     tasks = _tasks(evaluation)
     stages["dense"] = Stage(
@@ -47,12 +47,14 @@ def trial_stages(config: Config, corpora: Mapping[str, Config]) -> dict[str, Sta
         last = "reconstruct"
         stages |= _reconstruction_tokens(config, corpora, stages["calibrate"])
         stages[last] = _reconstruct(config, stages)
+        if "reconstruction" in stages:  # over-fitting is measured against what the repair was fitted to
+            errors["reconstruction"] = stages["reconstruction"].key
     stages["evaluate"] = Stage(
         "evaluate",
         {"model": model, "error_samples": evaluation["error_samples"]} | tasks,
         {"dense": stages["dense"].key, last: stages[last].key, "calibrate": stages["calibrate"].key}
         | tests
-        | held_out,
+        | errors,
         _runtime(config),
         stages[last].label,
     )

@@ -1,4 +1,4 @@
-"""A study's folder and its store -> tidy rows: one per trial, beside them blocks, sites, costs, configs.
+"""A study's folder and its store -> tidy rows: one per trial, beside them blocks, repairs, sites, costs, configs.
 
 Reads JSON only and works while the study runs: a trial without its last record is a row with status
 ``failed`` or ``unfinished`` and a reason; the study's ``failures/<key>.json`` give ``reason`` and ``log``.
@@ -8,34 +8,40 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from prunelab.config.data import parts_of
 from prunelab.errors import StoreError
-from prunelab.report.label import label_trials
+from prunelab.report.derive import derived, derived_blocks
+from prunelab.report.label import DATA, NO_REPAIR, REPAIR, label_trials
 from prunelab.store.layout import RECORD, index, is_done
 
 DONE, FAILED, UNFINISHED = "done", "failed", "unfinished"
-PREFIXED = (
-    "dense",
-    "calibrate",
-    "statistics",
-    "reconstruction",
-)  # stages about the model and the text, not about the pruned model
-DERIVED = ("mean/ppl", "mean/held_out", "mean/overfit")
+# about the model and the text, not the pruned model
+PREFIXED = ("dense", "calibrate", "statistics", "reconstruction")
+
+
+TABLES = {  # tables of the records, and the columns that they have even when they are empty
+    "blocks": ("number", "block", "stream", "error"),
+    "repair": ("number", "block", "stream", "error_before", "error"),
+    "sites": ("number", "site", "block", "path", "removed", "total"),
+}
+_NUMBERS = ("block", "error", "error_before", "mse", "mse_before")
 
 
 @dataclass(frozen=True, eq=False)
 class Study:
     """Everything a report shows.
 
-    ``frame``: a row per trial (number, name, key, status, reason, log, axes, facet, variant, metrics, costs).
-    ``blocks``: number, block, stream, error. ``sites``: number, site, block, path, removed, total.
-    ``stages``: a row per stage of the plan: key, kind, slug, status, seconds, peak_gib.
+    ``frame``: a row per trial (number, name, key, status, reason, log, axes, the fields of its label, metrics,
+    costs). ``blocks``: number, block, stream, error, mse, and what `derived_blocks` adds. ``repairs``: number,
+    block, stream, error_before, error. ``sites``: number, site, block, path, removed, total. ``stages``: a row
+    per stage of the plan: key, kind, slug, status, seconds, peak_gib.
     ``trials``: number -> {config, overrides, stages, key} as planned.
     """
 
@@ -46,6 +52,7 @@ class Study:
     argv: tuple[str, ...]
     frame: pd.DataFrame
     blocks: pd.DataFrame
+    repairs: pd.DataFrame
     sites: pd.DataFrame
     stages: pd.DataFrame
     trials: Mapping[int, Mapping[str, Any]]
@@ -90,15 +97,16 @@ def collect(study_folder: Path | str) -> Study:
     stages = {key: _stage(folder, store, made, key, planned) for key, planned in plan["stages"].items()}
     trials = sorted(plan["trials"], key=lambda trial: trial["number"])
     labels = label_trials([trial["config"] for trial in trials])
-    rows, blocks, sites = [], [], []
+    rows, found = [], {name: list[dict[str, Any]]() for name in TABLES}
     for trial, label in zip(trials, labels, strict=True):
         number = trial["number"]
         own = {role: stages[key] for role, key in trial["stages"].items() if key in stages}
-        rows.append(_row(trial, own, stages) | {"facet": label.facet, "variant": label.variant})
+        rows.append(_row(trial, own, stages) | asdict(label))
         tables = _tables(own)
-        blocks += [{"number": number, **row} for row in tables.get("blocks", ())]
-        sites += [{"number": number, **row} for row in tables.get("sites", ())]
-    frame = _derived(pd.DataFrame(rows, dtype=object))  # object: whole numbers stay whole beside gaps
+        for name, into in found.items():
+            into += [{"number": number, **row} for row in tables.get(name, ())]
+    tables = {name: _table(found[name], least) for name, least in TABLES.items()}
+    frame = derived(pd.DataFrame(rows, dtype=object))  # object: whole numbers stay whole beside gaps
     return Study(
         name=str(plan.get("study", folder.name)),
         folder=folder,
@@ -106,12 +114,9 @@ def collect(study_folder: Path | str) -> Study:
         created=str(plan.get("created", "")),
         argv=tuple(str(word) for word in plan.get("argv", ())),
         frame=frame,
-        blocks=_numeric(
-            pd.DataFrame(blocks, columns=_columns(blocks, ("number", "block", "stream", "error")))
-        ),
-        sites=pd.DataFrame(
-            sites, columns=_columns(sites, ("number", "site", "block", "path", "removed", "total"))
-        ),
+        blocks=derived_blocks(tables["blocks"]),
+        repairs=tables["repair"],
+        sites=tables["sites"],
         stages=pd.DataFrame([_stage_row(stage) for stage in stages.values()]),
         trials={trial["number"]: trial for trial in trials},
         versions=_versions(stages.values()),
@@ -166,9 +171,13 @@ def _row(trial: Mapping[str, Any], own: Mapping[str, Any], stages: Mapping[str, 
         "pattern": _at(config, "sparsity", "pattern"),
         "ratio": as_float(_at(config, "sparsity", "ratio")),
     }
-    for group in ("allocation", "method", "reconstruction", "calibration"):
+    for group in ("allocation", "method", REPAIR, "calibration"):
         row[group] = _at(config, group, "name")
+    row |= {name: _at(config, "calibration", name) for name in ("n_samples", "seq_len")}
     row["seed"] = config.get("seed")
+    if row[REPAIR] not in (None, NO_REPAIR) and isinstance(config.get(DATA), Mapping):
+        row[DATA] = config[DATA].get("name")
+        row |= {f"{DATA}/{part}": count for part, count in parts_of(config).items()}
     for role, stage in own.items():
         record = stage["record"] or {}
         prefix = f"{role}/" if role.partition("/")[0] in PREFIXED else ""
@@ -223,20 +232,6 @@ def _tables(own: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
     return tables
 
 
-def _derived(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add the geometric mean perplexity, the mean held-out error and the over-fitting index of each trial."""
-    ppl = [column for column in frame.columns if column.startswith("ppl/")]
-    held_out = [column for column in frame.columns if column.startswith("error/held_out/")]
-    nothing = pd.Series(np.nan, index=frame.index)
-    new = {
-        DERIVED[0]: np.exp(np.log(frame[ppl].astype(float)).mean(axis=1, skipna=False)) if ppl else nothing
-    }
-    new[DERIVED[1]] = frame[held_out].astype(float).mean(axis=1, skipna=False) if held_out else nothing
-    calibration = frame["error/calibration"].astype(float) if "error/calibration" in frame else nothing
-    new[DERIVED[2]] = new[DERIVED[1]] / calibration.where(calibration > 0)
-    return pd.concat([frame, pd.DataFrame(new)], axis=1)
-
-
 def _stage_row(stage: Mapping[str, Any]) -> dict[str, Any]:
     cost = (stage["record"] or {}).get("cost") or {}
     status = DONE if stage["record"] else FAILED if stage["failure"] else UNFINISHED
@@ -258,13 +253,12 @@ def _versions(stages: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     return {name: ", ".join(values) for name, values in found.items()}
 
 
-def _columns(rows: list[dict[str, Any]], least: tuple[str, ...]) -> list[str]:
-    return list(dict.fromkeys([*least, *(key for row in rows for key in row)]))
-
-
-def _numeric(frame: pd.DataFrame) -> pd.DataFrame:
-    for name in ("block", "error"):
-        frame[name] = pd.to_numeric(frame[name], errors="coerce")
+def _table(rows: list[dict[str, Any]], least: tuple[str, ...]) -> pd.DataFrame:
+    columns = list(dict.fromkeys([*least, *(key for row in rows for key in row)]))
+    frame = pd.DataFrame(rows, columns=columns)
+    for name in _NUMBERS:
+        if name in frame:
+            frame[name] = pd.to_numeric(frame[name], errors="coerce")
     return frame
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -9,18 +12,8 @@ from matplotlib.lines import Line2D
 
 from prunelab.report.aggregate import SPREAD, by_cell, pareto
 from prunelab.report.collect import Study
-from prunelab.report.figure import (
-    GREY,
-    INK,
-    empty,
-    legend,
-    literal,
-    log_axis,
-    looks,
-    panels,
-    percent_axis,
-    short,
-)
+from prunelab.report.figure import GREY, INK, Group, empty, literal, log_axis, panels, percent_axis
+from prunelab.report.key import Key, Look, key_of, tracks
 
 FRONT = {
     "marker": "o",
@@ -33,62 +26,81 @@ DENSE = {"color": GREY, "linewidth": 1.2, "linestyle": (0, (4, 3))}
 
 
 def tradeoff(study: Study) -> Figure:
-    """Mean perplexity against the error on calibration (left) and held-out text (right), a row per facet."""
-    names = [short(name) for name in study.variants]
-    figure, grid = panels(
-        len(study.facets), 2, 3.7, names=[*names, "on the Pareto front"], gap_x=0.3, sharey="row"
-    )
-    cells = by_cell(study.frame, ["mean/ppl", "error/calibration", "mean/held_out"])
+    """Mean perplexity against the error on fitted text (left) and held-out text (right), a row per facet."""
+    key, circle = key_of(study), Line2D([], [], label="on the Pareto front", **FRONT)
+    figure, grid = panels(len(study.facets), 2, 3.7, groups=_with(key, [circle]), gap_x=0.3, sharey="row")
+    cells = by_cell(study.frame, ["mean/ppl", "error/fitted", "mean/held_out"])
+    near = fitted_name(study)
     for line, facet in zip(grid, study.facets, strict=True):
         part = cells[cells["facet"] == facet]
-        sides = list(
-            zip(line, ("error/calibration", "mean/held_out"), ("calibration", "held-out"), strict=True)
-        )
+        sides = list(zip(line, ("error/fitted", "mean/held_out"), (near, "held-out text"), strict=True))
         for axes, error, text in sides:
-            _tradeoff_panel(axes, study, part, error, "mean/ppl")
-            axes.set_title(f"calibrated on {literal(facet)}: error on {text} text")
-            axes.set_xlabel(f"relative error after the last block, {text} text")
-        for axes, error, _ in sides:  # after both: they share their height
-            _ratio_labels(axes, study, part, error, "mean/ppl")
+            _tradeoff_panel(axes, key, tracks(study, key), part, error, "mean/ppl")
+            axes.set_title(f"calibrated on {literal(facet)}: error on {text}")
+            axes.set_xlabel(f"relative error after the last block, {text}")
+        if cells["ratio"].nunique() > 1:
+            for axes, error, _ in sides:  # after both: they share their height
+                _ratio_labels(axes, key, part, error, "mean/ppl")
         line[0].set_ylabel("perplexity, mean of test corpora")
-    legend(figure, names, [Line2D([], [], label="on the Pareto front", **FRONT)])
     return figure
 
 
+def fitted_name(study: Study) -> str:
+    """What the text that was fitted is called: a repair may have fitted other text than the mask's."""
+    return "fitted text" if "error/reconstruction" in study.frame else "calibration text"
+
+
+def _with(key: Key, extra: Sequence[Line2D]) -> list[Group]:
+    """The key's legend with more handles in its last group."""
+    title, handles = key.groups[-1]
+    return [*key.groups[:-1], (title, [*handles, *extra])]
+
+
 def tradeoff_corpora(study: Study) -> Figure:
-    """Perplexity of each test corpus against the error on calibration text; facets x corpora."""
-    names = [short(name) for name in study.variants]
-    figure, grid = panels(len(study.facets), len(study.corpora), 2.4, names=names)
+    """Perplexity of each test corpus against the error on fitted text; facets x corpora."""
+    key = key_of(study)
+    figure, grid = panels(len(study.facets), len(study.corpora), 2.4, groups=key.groups)
     for line, facet in zip(grid, study.facets, strict=True):
         for axes, corpus in zip(line, study.corpora, strict=True):
-            cells = by_cell(study.frame, [f"ppl/{corpus}", "error/calibration"])
+            cells = by_cell(study.frame, [f"ppl/{corpus}", "error/fitted"])
             part = cells[cells["facet"] == facet]
-            _tradeoff_panel(axes, study, part, "error/calibration", f"ppl/{corpus}", labels=False)
+            lines = tracks(study, key)
+            _tradeoff_panel(axes, key, lines, part, "error/fitted", f"ppl/{corpus}", front=False)
             axes.set_title(literal(f"{facet} → {corpus}"))
-            axes.set_xlabel("error on calibration text")
+            axes.set_xlabel(f"error on {fitted_name(study)}")
         line[0].set_ylabel("perplexity")
-    legend(figure, names)
     return figure
 
 
 def _tradeoff_panel(
-    axes: Axes, study: Study, cells: pd.DataFrame, error: str, perplexity: str, labels: bool = True
+    axes: Axes,
+    key: Key,
+    lines: Sequence[tuple[Sequence[str], Look]],
+    cells: pd.DataFrame,
+    error: str,
+    perplexity: str,
+    front: bool = True,
 ) -> None:
     if error not in cells or perplexity not in cells or cells[[error, perplexity]].dropna().empty:
         return empty(axes, "no finished trial")
-    front = pareto(cells, error, perplexity)
-    if labels:
-        axes.plot(cells[error][front], cells[perplexity][front], zorder=1, **FRONT)
-    for index, variant in enumerate(study.variants):
+    if front:
+        best = pareto(cells, error, perplexity)
+        axes.plot(cells[error][best], cells[perplexity][best], zorder=1, **FRONT)
+    if cells["ratio"].nunique() == 1:
+        at = cells.set_index("variant")
+        for names, look in lines:
+            track = at.reindex([name for name in names if name in at.index])
+            axes.plot(track[error], track[perplexity], zorder=1.5, **look)
+    for variant, look in key.looks.items():
         own = cells[cells["variant"] == variant].sort_values("ratio")
-        axes.plot(own[error], own[perplexity], **looks(index))
+        axes.plot(own[error], own[perplexity], **look)
         axes.errorbar(
             own[error],
             own[perplexity],
             xerr=own[error + SPREAD].fillna(0),
             yerr=own[perplexity + SPREAD].fillna(0),
             fmt="none",
-            ecolor=looks(index)["color"],
+            ecolor=look["color"],
             elinewidth=1,
         )
     log_axis(axes)
@@ -98,7 +110,7 @@ def _tradeoff_panel(
         log_axis(axes, "x")
 
 
-def _ratio_labels(axes: Axes, study: Study, cells: pd.DataFrame, error: str, perplexity: str) -> None:
+def _ratio_labels(axes: Axes, key: Key, cells: pd.DataFrame, error: str, perplexity: str) -> None:
     """Name points by their ratio where the name lies neither on a point nor on another name."""
     known = cells[[error, perplexity]].apply(pd.to_numeric).replace([float("inf")], float("nan")).dropna()
     if known.empty or not axes.axison:
@@ -122,76 +134,74 @@ def _ratio_labels(axes: Axes, study: Study, cells: pd.DataFrame, error: str, per
                 ha="center",
                 va="center",
                 fontsize=8.5,
-                color=looks(study.variants.index(row["variant"]))["color"],
+                color=key.looks[row["variant"]]["color"],
             )
             break
 
 
 def over_sparsity(study: Study) -> Figure:
     """Perplexity over the removed fraction, facets x corpora, the dense model as a dashed line."""
-    names = [short(name) for name in study.variants]
+    key, dashed = key_of(study), Line2D([], [], label="dense model", **DENSE)
     figure, grid = panels(
-        len(study.facets), len(study.corpora), 2.4, names=[*names, "dense model"], gap_y=0.6, sharex=True
+        len(study.facets), len(study.corpora), 2.4, groups=_with(key, [dashed]), gap_y=0.6, sharex=True
     )
     for line, facet in zip(grid, study.facets, strict=True):
         for axes, corpus in zip(line, study.corpora, strict=True):
             cells = by_cell(study.frame, [f"ppl/{corpus}"])
-            _ratio_panel(axes, study, cells[cells["facet"] == facet], f"ppl/{corpus}")
-            dense = _dense(study, facet, corpus)
-            if dense is not None and axes.axison:
-                axes.axhline(dense, **DENSE)
+            _ratio_panel(axes, key, cells[cells["facet"] == facet], f"ppl/{corpus}")
+            level = dense(study, facet, corpus)
+            if level is not None and axes.axison:
+                axes.axhline(level, **DENSE)
             if axes.axison:
                 log_axis(axes)
             axes.set_title(literal(f"{facet} → {corpus}"))
             axes.set_xlabel("removed fraction" if facet == study.facets[-1] else "")
         line[0].set_ylabel("perplexity")
-    legend(figure, names, [Line2D([], [], label="dense model", **DENSE)])
     return figure
 
 
 def overfit(study: Study) -> Figure:
-    """Held-out error over calibration error by ratio, facets x held-out corpora; 1 means no over-fitting."""
-    names = [short(name) for name in study.variants]
+    """Over-fitting index by ratio, facets x held-out corpora; 1 means no over-fitting."""
+    key, dashed = key_of(study), Line2D([], [], label="no over-fitting", **DENSE)
     figure, grid = panels(
         len(study.facets),
         len(study.held_out),
         2.3,
-        names=[*names, "no over-fitting"],
+        groups=_with(key, [dashed]),
         gap_x=0.3,
         gap_y=0.6,
         sharex=True,
         sharey="row",
     )
-    frame = study.frame.copy()
-    calibration = pd.to_numeric(frame["error/calibration"], errors="coerce")
-    for corpus in study.held_out:
-        frame[f"overfit/{corpus}"] = frame[f"error/held_out/{corpus}"] / calibration.where(calibration > 0)
     for line, facet in zip(grid, study.facets, strict=True):
         for axes, corpus in zip(line, study.held_out, strict=True):
-            cells = by_cell(frame, [f"overfit/{corpus}"])
-            _ratio_panel(axes, study, cells[cells["facet"] == facet], f"overfit/{corpus}")
+            cells = by_cell(study.frame, [f"overfit/{corpus}"])
+            _ratio_panel(axes, key, cells[cells["facet"] == facet], f"overfit/{corpus}")
             if axes.axison:
                 axes.axhline(1, **DENSE)
             axes.set_title(literal(f"{facet} → {corpus}"))
             axes.set_xlabel("removed fraction" if facet == study.facets[-1] else "")
-        line[0].set_ylabel("error: held-out ÷ calibration")
-    legend(figure, names, [Line2D([], [], label="no over-fitting", **DENSE)])
+        line[0].set_ylabel(f"error: held-out ÷ {fitted_name(study).split()[0]}")
     return figure
 
 
-def _ratio_panel(axes: Axes, study: Study, cells: pd.DataFrame, column: str) -> None:
+def _ratio_panel(axes: Axes, key: Key, cells: pd.DataFrame, column: str) -> None:
     if column not in cells or cells[column].dropna().empty:
         return empty(axes, "no finished trial")
-    for index, variant in enumerate(study.variants):
+    for variant, look in key.looks.items():
         own = cells[cells["variant"] == variant].sort_values("ratio")
-        axes.plot(own["ratio"], own[column], **looks(index))
+        axes.plot(own["ratio"], own[column], **look)
         if own[column + SPREAD].notna().any():
             low, high = own[column] - own[column + SPREAD], own[column] + own[column + SPREAD]
-            axes.fill_between(own["ratio"], low, high, color=looks(index)["color"], alpha=0.15, linewidth=0)
+            axes.fill_between(own["ratio"], low, high, color=look["color"], alpha=0.15, linewidth=0)
     percent_axis(axes)
 
 
-def _dense(study: Study, facet: str, corpus: str) -> float | None:
+def dense(study: Study, facet: str, corpus: str | None) -> float | None:
+    """The dense model's perplexity on a corpus, in the trials of a facet; None: the mean of all."""
+    if corpus is None:
+        levels = [level for name in study.corpora if (level := dense(study, facet, name)) is not None]
+        return math.exp(sum(map(math.log, levels)) / len(levels)) if levels else None
     column = f"dense/ppl/{corpus}"
     if column not in study.frame:
         return None

@@ -14,8 +14,6 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 # Okabe & Ito's palette without yellow, which vanishes on white
@@ -25,6 +23,8 @@ DASHES = ("-", (0, (5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)))
 INK, GREY, GRID = "#1f2933", "#6b7785", "#e4e8ec"
 WIDTH = 11.5  # inches; 100 of the page's pixels each
 DPI = 140
+LINE = 0.26  # inches of a legend's line
+Group = tuple[str, Sequence[Any]]  # what a part of a legend is about (may be empty), and its handles
 STYLE: dict[str, Any] = {
     "font.family": ["DejaVu Sans"],
     "font.size": 10,
@@ -69,19 +69,19 @@ def panels(
     columns: int,
     row_height: float,
     *,
-    names: Sequence[str] = (),
+    groups: Sequence[Group] = (),
     left: float = 0.75,
     right: float = 0.15,
     gap_x: float = 0.68,
     gap_y: float = 0.85,
     **share: Any,
 ) -> tuple[Figure, Any]:
-    """A figure of the page's width, its (rows, columns) axes, and room above for a legend of ``names``.
+    """A figure of the page's width with a legend of ``groups`` above its (rows, columns) axes; return both.
 
     Lengths are inches; ``row_height`` is the height of the axes alone. Fixed margins, because matplotlib's
     constrained layout costs more than all the drawing.
     """
-    top = 0.34 + 0.26 * legend_lines(names)
+    top = 0.34 + LINE * sum(_lines(group) for group in groups)
     height = top + rows * row_height + (rows - 1) * gap_y + 0.6
     figure = Figure(figsize=(WIDTH, height))
     FigureCanvasAgg(figure)
@@ -93,27 +93,34 @@ def panels(
         "top": 1 - top / height,
     }
     place |= {"wspace": gap_x / wide, "hspace": gap_y / row_height}
-    return figure, figure.subplots(rows, columns, squeeze=False, gridspec_kw=place, **share)
+    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw=place, **share)
+    _legend(figure, groups, height)
+    return figure, axes
 
 
-def legend_lines(names: Sequence[str]) -> int:
-    """Lines that ``legend`` needs for ``names``."""
-    return -(-len(names) // _legend_columns(names)) if names else 0
+def _legend(figure: Figure, groups: Sequence[Group], height: float) -> None:
+    """Each group on lines of its own; their titles, if any has one, make a column to the left."""
+    done, titles = 0, [title for title, _ in groups if title]
+    indent = 0.25 + 0.085 * max(map(len, titles)) if titles else 0.0
+    for group in groups:
+        title, handles = group
+        top = 1 - (0.06 + LINE * done) / height
+        figure.text(0.1 / WIDTH, top + 0.005 / height, title, va="top", color=GREY, fontsize=10)
+        figure.legend(
+            handles=list(handles), loc="upper left", ncols=_legend_columns(handles), borderpad=0.0,
+            bbox_to_anchor=((0.1 + indent) / WIDTH, top), borderaxespad=0.0,
+        )  # fmt: skip
+        done += _lines(group)
 
 
-def legend(figure: Figure, names: Sequence[str], extra: Sequence[Line2D | Patch] = ()) -> None:
-    """Variants, with their looks, above the panels; ``extra`` handles follow."""
-    handles: list[Any] = [Line2D([], [], label=name, **looks(index)) for index, name in enumerate(names)]
-    handles += extra
-    columns = _legend_columns([str(handle.get_label()) for handle in handles])
-    figure.legend(
-        handles=handles, loc="upper left", ncols=columns, bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2
-    )
+def _lines(group: Group) -> int:
+    handles = group[1]
+    return -(-len(handles) // _legend_columns(handles)) if handles else 0
 
 
-def _legend_columns(names: Sequence[str]) -> int:
-    widest = max((len(name) for name in names), default=1)
-    return max(1, min(len(names) or 1, int(WIDTH // (0.082 * widest + 0.6))))
+def _legend_columns(handles: Sequence[Any]) -> int:
+    widest = max((len(str(handle.get_label())) for handle in handles), default=1)
+    return max(1, min(len(handles) or 1, int((WIDTH - 1) // (0.082 * widest + 0.6))))
 
 
 def log_axis(axes: Axes, which: str = "y") -> None:

@@ -27,7 +27,9 @@ def findings(study: Study) -> list[str]:
     ratio = chosen_ratio(study)
     if ratio is None:
         return []
-    cells = by_cell(study.frame, ["mean/ppl", "error/calibration", "mean/held_out", "mean/overfit"])
+    cells = by_cell(
+        study.frame, ["mean/ppl", "error/calibration", "error/fitted", "mean/held_out", "mean/overfit"]
+    )
     return [text for facet in study.facets for text in _facet(cells, facet, ratio, len(study.corpora))]
 
 
@@ -46,8 +48,9 @@ def _facet(cells: pd.DataFrame, facet: str, ratio: float, corpora: int) -> list[
 
 def _fit(here: pd.DataFrame, facet: str) -> list[str]:
     """Whether the best fit of the calibration text is the best fit of held-out text too."""
-    if not {"error/calibration", "mean/held_out", "mean/overfit"} <= set(here.columns):
+    if not {"error/calibration", "error/fitted", "mean/held_out", "mean/overfit"} <= set(here.columns):
         return []
+    same = here["error/calibration"].equals(here["error/fitted"])
     known = here.dropna(subset=["error/calibration", "mean/held_out", "mean/overfit"])
     if len(known) < 2:
         return []
@@ -63,7 +66,8 @@ def _fit(here: pd.DataFrame, facet: str) -> list[str]:
     span = (
         f"from {low['mean/overfit']:.2f} ({low['variant']}) to {high['mean/overfit']:.2f} ({high['variant']})"
     )
-    return [f"Calibrated on {facet}, {text}; held-out error is {span} times the calibration error."]
+    over = "the calibration error" if same else "the error on what was fitted to"
+    return [f"Calibrated on {facet}, {text}; held-out error is {span} times {over}."]
 
 
 def facts(study: Study) -> list[tuple[str, str]]:

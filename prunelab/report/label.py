@@ -7,18 +7,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from prunelab.config.data import SAME, parts_of
+
 SILENT = ("paths", "runtime", "tracking", "study", "seed", "hydra")  # never part of a comparison
-AXES = ("sparsity.ratio",)  # drawn along an axis, so not named again
+SIZES = ("calibration.n_samples", "calibration.seq_len")  # a choice like others, named in the variant
+AXES = ("sparsity.ratio", *SIZES)  # drawn along an axis or named otherwise, so not named again
 FACETS = ("model", "calibration", "evaluation")  # rows that differ here are not compared with each other
+REPAIR, DATA = "reconstruction", "reconstruction_data"
+NO_REPAIR = "none"
 HIDDEN_FIELDS = ("revision", "digest", "_target_")
 
 
 @dataclass(frozen=True)
 class Label:
-    """``facet``: which rows are comparable; ``variant``: what is compared at each ratio."""
+    """``facet``: which rows are comparable; ``variant``: what is compared at each ratio.
+
+    A variant's parts: ``mask`` (method, pattern and what else decides which weights stay), ``size`` of the
+    calibration text (empty unless it varies), ``repair`` and ``data`` that it fits to (empty: the mask's tokens).
+    """
 
     facet: str
     variant: str
+    mask: str
+    size: str
+    repair: str
+    data: str
 
 
 def label_trials(configs: Sequence[Mapping[str, Any]]) -> list[Label]:
@@ -29,16 +42,38 @@ def label_trials(configs: Sequence[Mapping[str, Any]]) -> list[Label]:
         for group in dict.fromkeys(key.split(".")[0] for one in flat for key in one)
         if group not in SILENT
     }
+    sizes = _sizes(flat)
+    repairs = varying.pop(REPAIR, [NO_REPAIR] * len(flat))
+    named = varying.pop(DATA, [""] * len(flat))
+    data = [
+        "" if fits_same(c) else name.replace("parts.", "") for c, name in zip(configs, named, strict=True)
+    ]
     several = {group for group, names in varying.items() if len(set(names)) > 1}
     where = [g for g in FACETS if g in several or (g == "calibration" and g in varying)]
     what = [g for g in varying if g == "method" or (g in several and g not in FACETS)]
-    return [
-        Label(
-            " · ".join(varying[group][index] for group in where) or "all",
-            " + ".join(varying[group][index] for group in what) or "trial",
+    told = [names if len(set(names)) > 1 else [""] * len(flat) for names in (repairs, data, sizes)]
+    labels = []
+    for index in range(len(flat)):
+        mask = " + ".join(varying[group][index] for group in what)
+        words = [mask, *(names[index] for names in told)]
+        labels.append(
+            Label(
+                " · ".join(varying[group][index] for group in where) or "all",
+                " + ".join(word for word in words if word) or "trial",
+                mask,
+                told[2][index],
+                repairs[index],
+                data[index],
+            )
         )
-        for index in range(len(flat))
-    ]
+    return labels
+
+
+def fits_same(config: Mapping[str, Any]) -> bool:
+    """Whether nothing is fitted to other tokens than those that the mask was chosen on."""
+    if not isinstance(config.get(DATA), Mapping) or config[REPAIR].get("name") == NO_REPAIR:
+        return True
+    return parts_of(config) == {SAME: config["calibration"]["n_samples"]}
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -50,6 +85,12 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def _sizes(flat: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Windows × tokens of each one's calibration text."""
+    pairs = [tuple(one.get(key, "?") for key in SIZES) for one in flat]
+    return [f"{count} × {length} tokens" for count, length in pairs]
 
 
 def _group_labels(flat: Sequence[Mapping[str, Any]], group: str) -> list[str]:

@@ -12,20 +12,23 @@ from matplotlib.ticker import MaxNLocator
 
 from prunelab.report.aggregate import at_ratio
 from prunelab.report.collect import Study
-from prunelab.report.figure import COLOURS, GREY, WIDTH, empty, legend, literal, looks, panels, short
+from prunelab.report.derive import chosen, distinct, fitted_rows, held_out_rows
+from prunelab.report.figure import COLOURS, GREY, WIDTH, empty, literal, looks, panels, short
 
 PER_ROW = 4
-CALIBRATION = "calibration"
 
 
 def over_blocks(study: Study, ratio: float) -> Figure:
-    """Error after each block at ``ratio``: calibration solid, held-out dashed with its corpora's range."""
+    """Error after each block at ``ratio``: fitted text solid, held-out dashed with its corpora's range."""
     lines = -(-len(study.variants) // PER_ROW)
     columns = min(PER_ROW, len(study.variants))
-    texts = ["calibration text", "held-out text, mean", "range of held-out corpora"]
-    figure, grid = panels(
-        len(study.facets) * lines, columns, 2.1, names=texts, gap_x=0.25, gap_y=0.55, sharex=True, sharey=True
-    )
+    handles = [
+        Line2D([], [], color=GREY, marker="o", label="calibration text"),
+        Line2D([], [], color=GREY, linestyle=(0, (4, 2)), label="held-out text, mean"),
+        Patch(color=GREY, alpha=0.25, label="range of held-out corpora"),
+    ]
+    rows, groups = len(study.facets) * lines, [("", handles)]
+    figure, grid = panels(rows, columns, 2.1, groups=groups, gap_x=0.25, gap_y=0.55, sharex=True, sharey=True)
     trials = at_ratio(study.frame, ratio)[["number", "facet", "variant"]]
     blocks = study.blocks.merge(trials, on="number")
     for place, axes in enumerate(grid.flat):
@@ -41,9 +44,6 @@ def over_blocks(study: Study, ratio: float) -> Figure:
         if place % columns == 0:
             axes.set_ylabel("relative error")
     grid[0, 0].set_ylim(bottom=0)  # at the end: a fixed limit stops the shared axes from growing
-    solid = Line2D([], [], color=GREY, marker="o", label=texts[0])
-    dashed = Line2D([], [], color=GREY, linestyle=(0, (4, 2)), label=texts[1])
-    legend(figure, [], [solid, dashed, Patch(color=GREY, alpha=0.25, label=texts[2])])
     return figure
 
 
@@ -64,28 +64,31 @@ def _block_label(axes: Axes, place: int, grid: np.ndarray, lines: int, variants:
 def _block_panel(axes: Axes, own: pd.DataFrame, index: int) -> None:
     if own["error"].dropna().empty:
         return empty(axes, "not finished")
-    mean = own.groupby(["stream", "block"])["error"].mean().unstack("stream").sort_index()
-    held_out = mean[[column for column in mean.columns if column != CALIBRATION]]
+    near = fitted_rows(own).groupby("block")["error"].mean().sort_index()
+    rows = held_out_rows(own).groupby(["stream", "block"])["error"].mean()
+    held_out = rows.unstack("stream").sort_index() if len(rows) else pd.DataFrame(index=near.index)
     colour, marker = looks(index)["color"], looks(index)["marker"]
     if held_out.shape[1] > 1:
         axes.fill_between(
-            mean.index, held_out.min(axis=1), held_out.max(axis=1), color=colour, alpha=0.15, linewidth=0
+            held_out.index, held_out.min(axis=1), held_out.max(axis=1), color=colour, alpha=0.15, linewidth=0
         )
     if held_out.shape[1]:
-        axes.plot(mean.index, held_out.mean(axis=1), color=colour, linestyle=(0, (4, 2)))
-    if CALIBRATION in mean:
-        sparse = max(1, len(mean) // 8)
-        axes.plot(mean.index, mean[CALIBRATION], color=colour, marker=marker, markevery=sparse)
+        axes.plot(held_out.index, held_out.mean(axis=1), color=colour, linestyle=(0, (4, 2)))
+    if len(near):
+        axes.plot(near.index, near, color=colour, marker=marker, markevery=max(1, len(near) // 8))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
 
 
 def lost(study: Study, ratio: float) -> Figure:
-    """Removed fraction of every linear (rows) in every block (columns) at ``ratio``, a panel per variant."""
-    trials = at_ratio(study.frame, ratio)[["number", "facet", "variant"]]
+    """Removed fraction of every linear (rows) in every block (columns) at ``ratio``, a panel per mask: repairs
+    leave it as it is.
+    """
+    trials = at_ratio(study.frame.assign(mask=chosen(study.frame)), ratio)[["number", "facet", "mask"]]
     sites = study.sites.merge(trials, on="number")
-    pairs = [(f, v) for f in study.facets for v in study.variants]
-    columns = min(PER_ROW, len(study.variants))
-    lines = -(-len(study.variants) // columns)
+    masks = distinct(chosen(study.frame))
+    pairs = [(f, v) for f in study.facets for v in masks]
+    columns = min(PER_ROW, len(masks))
+    lines = -(-len(masks) // columns)
     paths = list(dict.fromkeys(sites["path"]))
     height = 0.24 * max(3, len(paths))
     figure, grid = panels(
@@ -102,14 +105,14 @@ def lost(study: Study, ratio: float) -> Figure:
     image = None
     for place, axes in enumerate(grid.flat):
         facet, index = divmod(place, lines * columns)
-        if index >= len(study.variants):
+        if index >= len(masks):
             axes.set_axis_off()
             continue
-        name, variant = pairs[facet * len(study.variants) + index]
-        own = sites[(sites["facet"] == name) & (sites["variant"] == variant)]
-        axes.set_title(_title(study, variant, name))
+        name, mask = pairs[facet * len(masks) + index]
+        own = sites[(sites["facet"] == name) & (sites["mask"] == mask)]
+        axes.set_title(_title(study, mask, name))
         image = _lost_panel(axes, own, paths) or image
-        _block_label(axes, place, grid, lines, len(study.variants))
+        _block_label(axes, place, grid, lines, len(masks))
     if image is not None:
         high = figure.get_figheight()
         place = figure.add_axes((1 - 0.75 / WIDTH, 0.6 / high, 0.14 / WIDTH, min(2.4, high - 0.94) / high))
@@ -144,14 +147,14 @@ def cost(study: Study) -> Figure:
     names = study.variants
     kinds = list(dict.fromkeys(study.stages["kind"]))
     left = 0.35 + 0.078 * max(len(short(name)) for name in names)
-    figure, grid = panels(1, 2, 0.2 + 0.32 * len(names), names=kinds, left=left, gap_x=0.3, sharey=True)
+    handles = [Patch(color=COLOURS[i % len(COLOURS)], label=literal(kind)) for i, kind in enumerate(kinds)]
+    high, groups = 0.2 + 0.32 * len(names), [("", handles)]
+    figure, grid = panels(1, 2, high, groups=groups, left=left, gap_x=0.3, sharey=True)
     seconds, memory = grid[0]
     start = np.zeros(len(names))
-    handles = []
     for index, kind in enumerate(kinds):
         values = _mean(study, f"cost/{kind}/seconds").fillna(0).to_numpy()
         seconds.barh(range(len(names)), values, left=start, height=0.6, color=COLOURS[index % len(COLOURS)])
-        handles.append(Patch(color=COLOURS[index % len(COLOURS)], label=literal(kind)))
         start = start + values
     peaks = pd.concat([_mean(study, f"cost/{kind}/peak_gib") for kind in kinds], axis=1).max(axis=1)
     memory.barh(range(len(names)), peaks.fillna(0), height=0.6, color=GREY)
@@ -165,7 +168,6 @@ def cost(study: Study) -> Figure:
     seconds.invert_yaxis()
     seconds.set_xlabel("seconds of its own stages, mean of trials")
     memory.set_xlabel("largest peak memory of a stage (GiB), mean of trials")
-    legend(figure, [], handles)
     return figure
 
 

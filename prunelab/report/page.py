@@ -12,6 +12,7 @@ from typing import Any
 
 from prunelab.report.collect import DONE, FAILED, Study
 from prunelab.report.finding import QUESTION, facts, findings, integrity, missing
+from prunelab.report.repair_table import repair_tables
 from prunelab.report.table import Cell, ResultTable, result_tables
 
 
@@ -51,7 +52,7 @@ def page(study: Study, pictures: Sequence[Picture]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(study.name)}: pruning study</title><style>{style}</style></head><body>"
         f"{_header(study)}<nav><div>{links}</div></nav><main>{bodies}"
-        "<footer>Also in this folder: report.md, results.csv, and each figure as PNG.</footer>"
+        "<footer>Also in this folder: report.md, results.csv, what happened after each block as CSV, each figure as PNG.</footer>"
         "</main></body></html>\n"
     )
 
@@ -84,8 +85,22 @@ def _results(study: Study) -> str:
         "geometric mean over the corpora. Removed: fraction of the prunable "
         "weights, of the decoder's parameters once compacted, of the units. Error: "
         "‖h<sub>dense</sub> − h<sub>pruned</sub>‖² ÷ ‖h<sub>dense</sub>‖² after the last block "
-        "on calibration text and, as a mean over corpora, on held-out text; over-fitting: held-out ÷ "
-        "calibration.</p>"
+        "on calibration text (the mask's tokens), on a repair's own text where that is another, and, as a "
+        "mean over corpora, on held-out text; over-fitting: held-out ÷ what was fitted to.</p>"
+    )
+    return "".join(parts) + _repairs(study)
+
+
+def _repairs(study: Study) -> str:
+    parts = [f"<h3>Repairs, calibrated on {escape(t.facet)}</h3>{_table(t)}" for t in repair_tables(study)]
+    if not parts:
+        return ""
+    parts.append(
+        '<p class="note">Last block: relative error on all of the text that a repair was fitted to, with the '
+        "block as pruned and as repaired, both behind repaired blocks. Per block: geometric mean of after ÷ before. "
+        "Mean squared error: ‖h<sub>dense</sub> − h<sub>pruned</sub>‖² ÷ number of elements after the last block, "
+        "in activation units, on the text that was fitted to and on held-out text. Against no repair: change of the "
+        "relative error after the last block from the same mask without repair.</p>"
     )
     return "".join(parts)
 

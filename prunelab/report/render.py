@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from prunelab.errors import StoreError
-from prunelab.report import curves, layers
+from prunelab.report import amount, curves, layers, repairs
+from prunelab.report.aggregate import by_cell
 from prunelab.report.collect import Study, collect
 from prunelab.report.figure import png, styled
 from prunelab.report.finding import QUESTION, chosen_ratio, facts, findings, integrity, missing
+from prunelab.report.key import key_of
 from prunelab.report.page import Picture, page
+from prunelab.report.repair_table import repair_tables
+from prunelab.report.sheet import blocks_csv, repairs_csv
 from prunelab.report.table import escape_markdown, frame_csv, markdown_table, result_tables
 
 
@@ -28,6 +33,9 @@ def render_report(study_folder: Path, out: Path | None = None) -> Path:
     pictures = draw(study)
     contents = {f"{picture.name}.png": picture.png for picture in pictures}
     contents["results.csv"] = frame_csv(study).encode("utf-8")
+    contents["blocks.csv"] = blocks_csv(study).encode("utf-8")
+    if len(study.repairs):
+        contents["repairs.csv"] = repairs_csv(study).encode("utf-8")
     contents["report.md"] = markdown(study, pictures).encode("utf-8")
     contents["index.html"] = page(study, pictures).encode("utf-8")
     try:
@@ -44,22 +52,29 @@ def render_report(study_folder: Path, out: Path | None = None) -> Path:
 def draw(study: Study) -> list[Picture]:
     """All figures for which the study has numbers."""
     frame, ratio, made = study.frame, chosen_ratio(study), list[Picture]()
+    key = key_of(study)
+    one_ratio = by_cell(frame, ["mean/ppl"])["ratio"].nunique() <= 1
 
     def add(name: str, title: str, caption: str, make: Callable[[], Figure], aside: bool = False) -> None:
         made.append(Picture(name, title, caption, png(make()), aside))
 
     with styled():
-        if frame["mean/ppl"].notna().any() and "error/calibration" in frame:
-            add("tradeoff", "Tradeoff", TRADEOFF, lambda: curves.tradeoff(study))
+        if frame["mean/ppl"].notna().any() and "error/fitted" in frame:
+            caption = TRADEOFF.format(points=AT_REPAIRS if key.factors and one_ratio else AT_RATIOS)
+            add("tradeoff", "Tradeoff", caption, lambda: curves.tradeoff(study))
             if len(study.corpora) > 1:
                 caption = "The left panel above for each test corpus (calibrated on → tested on)."
                 add("tradeoff_corpora", "Each corpus", caption, lambda: curves.tradeoff_corpora(study), True)
-        if study.corpora:
+        if ratio is not None:
+            for name, title, caption, make in repair_pictures(study, ratio):
+                add(name, title, caption, make)
+        by_ratio = not (one_ratio and repairs.has_repairs(study))  # one ratio makes no curve
+        if study.corpora and by_ratio:
             add("sparsity", "Perplexity over sparsity", SPARSITY, lambda: curves.over_sparsity(study))
-        if ratio is not None and study.blocks["error"].notna().any():
+        if ratio is not None and study.blocks["error"].notna().any() and key.factors is None:
             caption = BLOCKS.format(ratio=f"{ratio:g}")
             add("blocks", "Error over blocks", caption, lambda: layers.over_blocks(study, ratio))
-        if study.held_out and "error/calibration" in frame:
+        if study.held_out and "error/fitted" in frame and by_ratio:
             add("overfit", "Over-fitting index", OVERFIT, lambda: curves.overfit(study))
         if ratio is not None and len(study.sites):
             caption = f"Fraction of each linear's weights that was removed, by block, at ratio {ratio:g}."
@@ -69,12 +84,45 @@ def draw(study: Study) -> list[Picture]:
     return made
 
 
+Plan = tuple[str, str, str, Callable[[], Figure]]  # name, title, caption, how to draw it
+
+
+def repair_pictures(study: Study, ratio: float) -> Iterator[Plan]:
+    """Figures of repairs and of amounts of text, where trials differ in them."""
+    at = f"At ratio {ratio:g}"
+    measured = study.frame.get("error/fitted", pd.Series(dtype=float)).notna().any()
+    if measured and repairs.compares_repairs(study):
+        yield "repairs", "By repair", f"{at}. {REPAIRS}", lambda: repairs.by_repair(study, ratio)
+    if measured:
+        for one in amount.amounts(study, ratio):
+            title = f"Over {one.title}"
+            yield (
+                f"amount_{one.name}",
+                title,
+                f"{at}. {AMOUNT}",
+                lambda one=one: amount.over_amount(study, one),
+            )
+    if not repairs.has_repairs(study) or study.blocks["error"].isna().all():
+        return
+    if key_of(study).factors is not None:
+        name, make = "blocks", lambda: repairs.errors_over_blocks(study, ratio)
+        yield name, "Error over blocks", f"{at}. {REPAIR_BLOCKS}", make
+    if study.held_out:
+        name, make = "overfit_blocks", lambda: repairs.overfit_over_blocks(study, ratio)
+        yield name, "Over-fitting index over blocks", f"{at}. {OVERFIT_BLOCKS}", make
+    if study.repairs["error"].notna().any():
+        make = lambda: repairs.gain_over_blocks(study, ratio)  # noqa: E731
+        yield "gain", "What each repair leaves of a block's error", f"{at}. {GAIN}", make
+
+
 TRADEOFF = (
-    "Relative error after the last block against perplexity (geometric mean of the test corpora); numbers at "
-    "the points are removed fractions. Circled: on the Pareto front, that is, no other point removes as much "
+    "Relative error after the last block against perplexity (geometric mean of the test corpora); {points} "
+    "Circled: on the Pareto front, that is, no other point removes as much "
     "with as little error and perplexity. A line that lies further right in the right panel than in the left "
-    "fits the calibration text better than text it has not seen."
+    "fits the text it was fitted to better than text it has not seen."
 )
+AT_RATIOS = "numbers at the points are removed fractions."
+AT_REPAIRS = "grey lines lead from the bare mask through its repairs."
 SPARSITY = "Calibrated on → tested on. Logarithmic; the dashed line is the dense model."
 BLOCKS = (
     "Relative error of the hidden states after each block at ratio {ratio}: calibration text (solid), "
@@ -83,6 +131,27 @@ BLOCKS = (
 OVERFIT = (
     "Error on held-out text divided by error on calibration text, after the last block (calibrated on → "
     "held-out). 1: what was fitted on the calibration text holds outside it; above 1: it does not."
+)
+REPAIRS = (
+    "Relative error after the last block on the text that was fitted to and on each held-out corpus (one "
+    "logarithmic scale), and perplexity; each line is a mask from no repair on. Dashed: the dense model."
+)
+AMOUNT = (
+    "Errors after the last block, mean held-out error over the error on what was fitted to, and perplexity (geometric "
+    "mean), over an amount of text; the steps of the axis are the values of the study. Lines join trials that are "
+    "equal in all else."
+)
+REPAIR_BLOCKS = (
+    "Relative error of the hidden states after each block, logarithmic: on text that was fitted to (a repair's own, "
+    "where it has some) and on held-out text (mean of the corpora)."
+)
+OVERFIT_BLOCKS = (
+    "Error on held-out text (mean of the corpora) over error on the text that was fitted to, after each block. "
+    "1: the fit holds outside its text."
+)
+GAIN = (
+    "The error of each block against the dense model on the text of its repair: as repaired, over as pruned behind "
+    "the same repaired blocks. 1: the repair changed nothing."
 )
 COST = (
     "Means over trials. A stage that several trials share was computed once and is counted in each of them; "
@@ -96,6 +165,8 @@ def markdown(study: Study, pictures: list[Picture]) -> str:
     lines += [f"- {escape_markdown(text)}" for text in findings(study)] + [""]
     for table in result_tables(study):
         lines += [f"## Calibrated on {escape_markdown(table.facet)}", "", markdown_table(table), ""]
+    for table in repair_tables(study):
+        lines += [f"## Repairs, calibrated on {escape_markdown(table.facet)}", "", markdown_table(table), ""]
     for picture in pictures:
         lines += [
             f"## {picture.title}",

@@ -14,11 +14,18 @@ import pandas as pd
 
 from prunelab.report.aggregate import SPREAD, best, by_cell
 from prunelab.report.collect import DONE, Study, collect
+from prunelab.report.derive import chosen
 
 IDENTITY = ("number", "name", "status", "reason", "model", "pattern", "ratio", "allocation", "method")
-IDENTITY += ("reconstruction", "calibration", "seed", "facet", "variant", "key")
+IDENTITY += ("reconstruction", "reconstruction_data", "calibration", "n_samples", "seq_len", "seed")
+IDENTITY += ("facet", "variant", "mask", "size", "repair", "data", "key")
 RATIOS = {"ratio/weights": "weights", "ratio/parameters": "parameters", "ratio/units": "units"}
-ERRORS = {"error/calibration": "calibration", "mean/held_out": "held-out", "mean/overfit": "over-fitting"}
+ERRORS = {  # on the mask's tokens, on a repair's own, on held-out text, and held-out over what was fitted
+    "error/calibration": "calibration",
+    "error/reconstruction": "own text",
+    "mean/held_out": "held-out",
+    "mean/overfit": "over-fitting",
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,8 @@ class Cell:
 @dataclass(frozen=True)
 class ResultTable:
     """The main result of one facet. ``groups``: (title, number of columns) above ``header``; the first two
-    columns of a row are ratio and variant, and ``starts`` marks the rows where the ratio changes.
+    columns of a row are ratio and variant, and ``starts`` marks the rows where the ratio changes, or the mask
+    where repairs are compared.
     """
 
     facet: str
@@ -53,12 +61,18 @@ def results_csv(study_folder: Path | str) -> str:
 def frame_csv(study: Study) -> str:
     """``results_csv`` of a study that has been collected."""
     frame = study.frame.rename(columns={"log": "cost/log"})
+    known = [column for column in IDENTITY if column in frame]
     rest = sorted(str(column) for column in frame.columns if column not in IDENTITY)
-    columns = [*IDENTITY, *sorted(rest, key=lambda column: column.startswith("cost/"))]
+    columns = [*known, *sorted(rest, key=lambda column: column.startswith("cost/"))]
+    return csv_text(frame.sort_values("number"), columns)
+
+
+def csv_text(frame: pd.DataFrame, columns: Sequence[str]) -> str:
+    """``columns`` of the rows as CSV; floats as their shortest exact text, gaps empty."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)
-    for row in frame.sort_values("number")[columns].to_dict("records"):
+    for row in frame[list(columns)].to_dict("records"):
         writer.writerow([_plain(row[column]) for column in columns])
     return buffer.getvalue()
 
@@ -95,7 +109,9 @@ def _result_table(study: Study, facet: str) -> ResultTable:
         else []
     )
     starts = [True] * len(rows)
+    masks = _masks(frame)
     for _, group in merged.groupby("ratio", dropna=False, sort=True):
+        last_mask = None
         marks = {name: best([_number(value) for value in group.get(name, [])]) for name in tested}
         for place, row in enumerate(group.to_dict("records")):
             first = [Cell(f"{row['ratio']:.4g}"), Cell(str(row["variant"]), _why(frame, row))]
@@ -106,10 +122,15 @@ def _result_table(study: Study, facet: str) -> ResultTable:
                     *first,
                     *middle,
                     *last,
-                    *(_cell(row, name, number if name == "mean/overfit" else _error) for name in errors),
+                    *(
+                        cell_of(row, name, number if name == "mean/overfit" else error_text)
+                        for name in errors
+                    ),
                 )
             )
-            starts.append(place == 0)
+            mask = masks.get(str(row["variant"]))
+            starts.append(place == 0 or mask != last_mask)
+            last_mask = mask
     names = [*study.corpora, *(["mean"] if several else [])]
     header = [
         "ratio",
@@ -121,6 +142,12 @@ def _result_table(study: Study, facet: str) -> ResultTable:
     groups = [("", 2), ("perplexity", len(tested)), ("removed", len(ratios)), ("error", len(errors))]
     shown = tuple(group for group in groups if group[1])
     return ResultTable(facet, shown, tuple(header), tuple(map(tuple, rows)), tuple(starts))
+
+
+def _masks(frame: pd.DataFrame) -> dict[str, str]:
+    """The mask of each variant where repairs are compared, else nothing."""
+    several = frame["repair"].nunique() > 1
+    return dict(zip(frame["variant"], chosen(frame), strict=True)) if several else {}
 
 
 def _dense(frame: pd.DataFrame, name: str) -> float:
@@ -153,7 +180,7 @@ def _why(frame: pd.DataFrame, row: dict[str, Any]) -> str:
 
 
 def _ppl(row: dict[str, Any], name: str, dense: float, marks: list[bool], place: int) -> Cell:
-    cell, factor = _cell(row, name, number), _number(row.get(name)) / dense
+    cell, factor = cell_of(row, name, number), _number(row.get(name)) / dense
     change = percent(factor) if factor < 10 else f"×{factor:,.0f}" if math.isfinite(factor) else ""
     aside = " · ".join(word for word in (cell.aside, change) if word)
     return Cell(cell.text, aside, bool(marks) and marks[place])
@@ -171,13 +198,14 @@ def percent(factor: float) -> str:
     )
 
 
-def _cell(row: dict[str, Any], name: str, write: Callable[[float], str]) -> Cell:
-    """Mean, and the spread over seeds as an aside."""
+def cell_of(row: dict[str, Any], name: str, write: Callable[[float], str]) -> Cell:
+    """The mean as ``write`` says it, and the spread over seeds as an aside."""
     value, spread = _number(row.get(name)), _number(row.get(name + SPREAD))
     return Cell(write(value), f"± {write(spread)}" if math.isfinite(spread) and math.isfinite(value) else "")
 
 
-def _error(value: float) -> str:
+def error_text(value: float) -> str:
+    """An error as people read it: 0.0963, 0.00123, — for none."""
     if not math.isfinite(value):
         return "—"
     return f"{value:.4f}" if value >= 0.01 or not value else f"{value:.3g}"
@@ -207,7 +235,9 @@ def number(value: float) -> str:
 def markdown_table(table: ResultTable) -> str:
     """A result table in Markdown; the best of each ratio is bold."""
     lines = ["| " + " | ".join(_escape(word) for word in table.header) + " |"]
-    lines.append("|" + "|".join("---" if name == "method" else "---:" for name in table.header) + "|")
+    lines.append(
+        "|" + "|".join("---" if place == 1 else "---:" for place, _ in enumerate(table.header)) + "|"
+    )
     for row in table.rows:
         texts = []
         for place, cell in enumerate(row):

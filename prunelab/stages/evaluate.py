@@ -16,12 +16,16 @@ from prunelab.stages.part import STATE
 from prunelab.store.context import Context, Result, steps
 from prunelab.structures.state import apply_state, open_state
 
+_FITTED = {"calibrate": "calibration", "reconstruction": "reconstruction"}  # role of the input -> stream
+
 
 def run(identity: Mapping[str, Any], context: Context) -> Result:
     """Measure the pruned state in one walk beside the dense model.
 
-    Metrics: ``ppl/<corpus>``, ``delta/ppl/<corpus>`` (pruned / dense - 1), ``error/calibration`` and
-    ``error/held_out/<corpus>`` (last block), ``acc/<task>``, ``integrity/*``. Table ``blocks``: error after each block.
+    Metrics: ``ppl/<corpus>``, ``delta/ppl/<corpus>`` (pruned / dense - 1); after the last block ``error/<stream>``
+    (relative) and ``mse/<stream>`` (per element); ``acc/<task>``, ``integrity/*``. Streams: ``calibration`` (the mask's tokens),
+    ``reconstruction`` (a repair's own tokens, where they are others), ``held_out/<corpus>``. Table ``blocks``: both
+    errors of each stream after each block.
     """
     with metered() as cost:
         device = setting.prepare(context.runtime)
@@ -34,8 +38,8 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
                 texts[role.removeprefix("test/")] = calibrate.read(found.folder)
             elif role.startswith("held_out/"):
                 streams[role] = calibrate.read(found.folder)
-            elif role == "calibrate":
-                streams["calibration"] = calibrate.read(found.folder)[: identity["error_samples"]]
+            elif role in _FITTED:
+                streams[_FITTED[role]] = calibrate.read(found.folder)[: identity["error_samples"]]
         seq_len = max(text.shape[1] for text in [*texts.values(), *streams.values()])
         say = steps(context, "blocks and perplexity", len(decoder.blocks) * len(streams) + len(texts))
         size = setting.batch_size(context.runtime, seq_len)
@@ -49,8 +53,9 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
         f"delta/ppl/{name}": value / float(dense[f"ppl/{name}"]) - 1
         for name, value in found.perplexity.items()
     }
-    metrics |= {f"error/{name}": value for name, value in found.errors.items()} | scores | integrity
-    blocks = [{"block": row["block"], "stream": row["stream"], "error": row["error"]} for row in found.blocks]
+    metrics |= {f"error/{name}": value for name, value in found.errors.items()}
+    metrics |= {f"mse/{name}": value for name, value in found.mse.items()} | scores | integrity
+    blocks = [{key: row[key] for key in ("block", "stream", "error", "mse")} for row in found.blocks]
     for row in blocks:
         context.log({"event": "block", **row})
     context.log({"event": "evaluate", **metrics})

@@ -35,12 +35,18 @@ def test_by_default_a_repair_reads_the_tokens_of_the_mask(composer: Composer) ->
     whole = stages(
         composer, "reconstruction_data=self_generated_mix", "~reconstruction_data.parts.self_generated"
     )
-    assert {role: s.key for role, s in whole.items()} == {role: s.key for role, s in found.items()}
+    none = stages(
+        composer, "reconstruction_data=self_generated_mix", "reconstruction_data.parts.self_generated=0"
+    )
+    for other in (whole, none):
+        assert {role: s.key for role, s in other.items()} == {role: s.key for role, s in found.items()}
 
 
 @pytest.mark.parametrize("data", ["self_generated", "self_generated_mix"])
 def test_masks_never_see_self_generated_text(composer: Composer, data: str) -> None:
     before, after = stages(composer), stages(composer, f"reconstruction_data={data}")
+    assert "reconstruction" not in before["evaluate"].inputs  # equal tokens are not measured twice
+    assert after["evaluate"].inputs["reconstruction"] == after["reconstruction"].key
     moved = {role for role in before if before[role].key != after[role].key}
     assert moved == {"reconstruct", "evaluate"}
     assert after["reconstruct"].inputs == {
@@ -123,7 +129,11 @@ MISTAKES = [
         [DATA, "+reconstruction_data.parts.austn=4"],
         ["reconstruction_data.parts='austn'", "Did you mean 'austen'?"],
     ),
-    ([DATA, "reconstruction_data.parts.self_generated=0"], ["parts.self_generated=0", "an integer, x >= 1"]),
+    (
+        [DATA, "reconstruction_data.parts.self_generated=-1"],
+        ["parts.self_generated=-1", "an integer, x >= 0"],
+    ),
+    ([DATA, "reconstruction_data.parts.self_generated=0"], ["at least one part with a window"]),
     ([DATA, "reconstruction_data.parts.self_generated=null"], ["parts.self_generated=None", "an integer"]),
     ([DATA, "+reconstruction_data.parts.same=33"], ["parts.same=33", "at most 32, calibration.n_samples"]),
     ([DATA, "reconstruction_data.temperature=0"], ["reconstruction_data.temperature=0", "x > 0"]),

@@ -41,16 +41,37 @@ def test_other_choices_join_the_variant():
 
 def test_models_and_text_make_facets():
     opt = config(model={"name": "opt"})
-    more = config() | {"calibration": {"name": "austen", "n_samples": 64}}
-    less = config() | {"calibration": {"name": "austen", "n_samples": 8}}
-    facets = [label.facet for label in label_trials([more, less, opt | {"calibration": {"name": "kjv"}}])]
-    assert facets == ["llama · austen (n_samples=64)", "llama · austen (n_samples=8)", "opt · kjv"]
+    facets = [label.facet for label in label_trials([config(), opt | {"calibration": {"name": "kjv"}}])]
+    assert facets == ["llama · austen", "opt · kjv"]
+
+
+def test_sizes_of_the_calibration_text_are_compared():
+    sizes = [{"name": name, "n_samples": n, "seq_len": 64} for name, n in (("austen", 64), ("kjv", 8))]
+    labels = label_trials([config(calibration=size) for size in sizes])
+    assert [label.facet for label in labels] == ["austen", "kjv"]
+    assert [label.variant for label in labels] == ["surgeon + 64 × 64 tokens", "surgeon + 8 × 64 tokens"]
+    assert [label.mask for label in labels] == ["surgeon", "surgeon"]
 
 
 def test_evaluations_that_differ_are_never_averaged():
     short, long = config(evaluation={"seq_len": 64}), config(evaluation={"seq_len": 128})
     facets = [label.facet for label in label_trials([short, long])]
     assert facets == ["austen · evaluation (seq_len=64)", "austen · evaluation (seq_len=128)"]
+
+
+def test_what_a_repair_fits_to_is_named_where_it_is_not_the_masks_own():
+    size = {"name": "austen", "n_samples": 8, "seq_len": 64}
+    block = config(calibration=size, reconstruction={"name": "block"})
+    bare = config(calibration=size, reconstruction_data={"name": "same"})
+    same = block | {"reconstruction_data": {"name": "same"}}
+    less, more, zero = (
+        block | {"reconstruction_data": {"name": "mix", "parts": {"same": None, "self_generated": n}}}
+        for n in (4, 16, 0)
+    )
+    assert variants(bare, same, less) == ["surgeon + none", "surgeon + block", "surgeon + block + mix"]
+    assert variants(zero, less, more) == [
+        "surgeon", "surgeon + mix (self_generated=4)", "surgeon + mix (self_generated=16)"
+    ]  # fmt: skip
 
 
 def test_flatten_keeps_lists_whole():

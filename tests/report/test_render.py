@@ -48,7 +48,9 @@ def test_everything_is_written_and_nothing_is_fetched(fabricate):
     index = render_report(folder)
     assert index == folder / "report" / "index.html"
     files = {path.name for path in index.parent.iterdir()}
-    assert files == {f"{name}.png" for name in FIGURES} | {"index.html", "report.md", "results.csv"}
+    assert files == {f"{name}.png" for name in FIGURES} | {
+        "index.html", "report.md", "results.csv", "blocks.csv"
+    }  # fmt: skip
     text = index.read_text(encoding="utf-8")
     page = Page(text)
     assert all(link.startswith(("data:image/png;base64,", "#")) for link in page.links)

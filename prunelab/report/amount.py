@@ -1,0 +1,147 @@
+"""Figures over an amount of text: windows of a part that repairs fit to, windows of calibration, their length.
+
+An amount is an axis where trials that agree in everything else have two values of it or more. Trials without a
+part stand at 0, so what a repair makes of the mask's tokens alone is where the axis of the other part begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from prunelab.config.data import GENERATED, RECIPE, SAME
+from prunelab.report.aggregate import at_ratio
+from prunelab.report.collect import Study, suffixes
+from prunelab.report.curves import DENSE, fitted_name
+from prunelab.report.derive import distinct
+from prunelab.report.figure import empty, literal, log_axis, panels, plain_number
+from prunelab.report.key import SAME_TEXT, Factors
+from prunelab.report.label import DATA, NO_REPAIR
+
+_SAME = f"{DATA}/{SAME}"
+MEASURED = ("error/fitted", "mean/held_out", "mean/overfit", "mean/ppl")
+
+
+@dataclass(frozen=True, eq=False)
+class Amount:
+    """An axis: ``name`` for files, ``title`` with its unit, and ``rows``: the trials that lie on it, with columns
+    ``amount`` and ``rest`` (what else tells their lines apart, as text).
+    """
+
+    name: str
+    title: str
+    rows: pd.DataFrame
+
+
+def amounts(study: Study, ratio: float) -> list[Amount]:
+    """The axes of a study at ``ratio``: parts first, then the calibration's number of windows and length."""
+    frame = _with_parts(study, at_ratio(study.frame, ratio))
+    parts = [f"{DATA}/{part}" for part in suffixes(study.frame, f"{DATA}/") if part != SAME]
+    parts += [_SAME] if _SAME in study.frame else []
+    found = []
+    for column in [*parts, "n_samples", "seq_len"]:
+        others = [c for c in [*parts, "n_samples", "seq_len"] if c != column]
+        if column == "n_samples":  # "all of the mask's windows" grows with them
+            others = [c for c in others if c != _SAME]
+        rows = frame[frame["repair"] != NO_REPAIR] if column in parts else frame
+        rows = _on_axis(rows, column, others)
+        if len(rows):
+            found.append(Amount(column.rpartition("/")[2], _title(column), rows))
+    return found
+
+
+def _with_parts(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
+    """Counts as numbers, 0 where a repair has none of a part; ``recipe``: how the dense model wrote, as text."""
+    frame = frame.copy()
+    for part in suffixes(frame, f"{DATA}/"):
+        counts = pd.to_numeric(frame[f"{DATA}/{part}"], errors="coerce").fillna(0)
+        frame[f"{DATA}/{part}"] = counts.where(frame["repair"] != NO_REPAIR, 0)
+    recipes = {number: _recipe(trial["config"]) for number, trial in study.trials.items()}
+    written = frame.get(f"{DATA}/{GENERATED}", pd.Series(0.0, index=frame.index)) > 0
+    own = frame["number"].map(recipes).where(written)
+    known = own.dropna().unique()
+    return frame.assign(recipe=own.fillna(known[0] if len(known) == 1 else ""))
+
+
+def _recipe(config: Mapping[str, Any]) -> str:
+    data = config.get(DATA) or {}
+    return ", ".join(f"{key}={data[key]}" for key in RECIPE if key in data)
+
+
+def _on_axis(rows: pd.DataFrame, column: str, others: Sequence[str]) -> pd.DataFrame:
+    """Rows whose line has two amounts or more; NaN amounts lie on no axis."""
+    rows = rows.assign(amount=pd.to_numeric(rows[column], errors="coerce")).dropna(subset=["amount"])
+    varying = [c for c in [*others, "recipe"] if rows[c].nunique(dropna=False) > 1]
+    words = [rows[c].map(lambda value, c=c: f"{_short(c)}{value}") for c in varying]
+    rest = pd.concat(words, axis=1).agg(", ".join, axis=1) if words and len(rows) else ""
+    rows = rows.assign(rest=rest)
+    several = rows.groupby(["facet", "mask", "repair", "rest"])["amount"].transform("nunique") > 1
+    return rows[several]
+
+
+def _short(column: str) -> str:
+    known = {"n_samples": "windows: ", "seq_len": "tokens per window: ", "recipe": ""}
+    return known.get(column, f"{column.rpartition('/')[2]}: ")
+
+
+def _title(column: str) -> str:
+    part = column.rpartition("/")[2]
+    titles = {"n_samples": "windows of calibration text", "seq_len": "tokens per calibration window"}
+    return titles.get(column, f"windows of {SAME_TEXT if part == SAME else part}")
+
+
+def over_amount(study: Study, amount: Amount) -> Figure:
+    """Errors, over-fitting index and perplexity over an amount, a row per facet, a line for all that is equal."""
+    rows = amount.rows
+    factors = Factors(*(distinct(rows[name]) for name in ("repair", "mask", "rest")), title="with")
+    facets = [facet for facet in study.facets if facet in set(rows["facet"])]
+    measured = [c for c in MEASURED if c in rows and pd.to_numeric(rows[c], errors="coerce").notna().any()]
+    figure, grid = panels(
+        len(facets), max(1, len(measured)), 2.3, groups=factors.groups, left=0.6, gap_x=0.5, gap_y=0.75
+    )
+    titles = {"error/fitted": f"error, {fitted_name(study)}", "mean/held_out": "error, held-out text"}
+    titles |= {"mean/overfit": "over-fitting index", "mean/ppl": "perplexity"}
+    values = sorted(rows["amount"].unique())
+    for line, facet in zip(grid, facets, strict=True):
+        for axes, column in zip(line, measured, strict=False):
+            _lines(axes, rows[rows["facet"] == facet], column, values, factors)
+            name = f"{facet}: " if len(facets) > 1 else ""
+            axes.set_title(literal(name + titles[column]))
+            axes.set_xlabel(literal(amount.title))
+            axes.set_xticks(range(len(values)), [plain_number(value) for value in values])
+        _same_height(line[:2] if measured[:2] == list(MEASURED)[:2] else [])
+    return figure
+
+
+def _lines(axes: Axes, rows: pd.DataFrame, column: str, values: Sequence[float], factors: Factors) -> None:
+    cells = rows.assign(value=pd.to_numeric(rows[column], errors="coerce")).dropna(subset=["value"])
+    if cells.empty:
+        return empty(axes, "no finished trial")
+    for (repair, mask, rest), own in cells.groupby(["repair", "mask", "rest"], sort=False):
+        points = own.groupby("amount")["value"].agg(["mean", "std"])
+        at, look = [values.index(amount) for amount in points.index], factors.look(repair, mask, rest)
+        axes.plot(at, points["mean"], **look)
+        axes.errorbar(
+            at, points["mean"], yerr=points["std"].fillna(0), fmt="none", ecolor=look["color"], elinewidth=1
+        )
+    axes.set_xlim(-0.3, len(values) - 0.7)
+    if column == "mean/overfit":
+        axes.axhline(1, **DENSE)
+    elif (cells["value"] > 0).all() and np.isfinite(cells["value"]).all():
+        log_axis(axes)
+    return None
+
+
+def _same_height(line: Sequence[Axes]) -> None:
+    drawn = [axes for axes in line if axes.axison]
+    limits = np.array([axes.get_ylim() for axes in drawn]).reshape(-1, 2)
+    for axes in drawn:
+        axes.set_ylim(limits[:, 0].min(), limits[:, 1].max())
+        if axes.get_yscale() == "log":
+            log_axis(axes)

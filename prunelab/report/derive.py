@@ -1,0 +1,77 @@
+"""What follows from the records: mean perplexity, the error on what was fitted, over-fitting indices.
+
+The over-fitting index of a held-out corpus is its error over the error on the text that the weights were fitted
+to: a repair's own tokens where it has some (stream ``reconstruction``), else the mask's (``calibration``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+CALIBRATION, RECONSTRUCTION, HELD_OUT = "calibration", "reconstruction", "held_out/"
+FITTED = "fitted"
+
+
+def derived(frame: pd.DataFrame) -> pd.DataFrame:
+    """Add to each trial ``mean/ppl`` (geometric), ``error/fitted``, ``mse/fitted``, the mean held-out errors and
+    the over-fitting indices: ``overfit/<corpus>``, and ``mean/overfit`` of the mean held-out error.
+    """
+    ppl = [column for column in frame.columns if column.startswith("ppl/")]
+    nothing = pd.Series(np.nan, index=frame.index)
+    logs = np.log(frame[ppl].astype(float)).mean(axis=1, skipna=False) if ppl else nothing
+    new: dict[str, pd.Series] = {"mean/ppl": np.exp(logs)}
+    for kind, mean in (("error", "mean/held_out"), ("mse", "mean/mse_held_out")):
+        fitted = _fitted(frame, kind)
+        far = [column for column in frame.columns if column.startswith(f"{kind}/{HELD_OUT}")]
+        if fitted is not None:
+            new[f"{kind}/{FITTED}"] = fitted
+        if kind == "error" or far:
+            new[mean] = frame[far].astype(float).mean(axis=1, skipna=False) if far else nothing
+        if kind == "error":
+            near = nothing if fitted is None else fitted.where(fitted > 0)
+            new["mean/overfit"] = new[mean] / near
+            new |= {
+                f"overfit/{c[len(kind) + 1 + len(HELD_OUT) :]}": frame[c].astype(float) / near for c in far
+            }
+    return pd.concat([frame, pd.DataFrame(new)], axis=1)
+
+
+def _fitted(frame: pd.DataFrame, kind: str) -> pd.Series | None:
+    found = [
+        frame[f"{kind}/{s}"].astype(float) for s in (RECONSTRUCTION, CALIBRATION) if f"{kind}/{s}" in frame
+    ]
+    return found[0].combine_first(found[-1]) if found else None
+
+
+def derived_blocks(blocks: pd.DataFrame) -> pd.DataFrame:
+    """Add ``overfit`` to the rows of each trial and block: error over the error on what was fitted; NaN where
+    that is 0 or absent.
+    """
+    where = ["number", "block"]
+    near = pd.DataFrame({FITTED: fitted_rows(blocks).set_index(where)["error"]})
+    joined = blocks.merge(near, left_on=where, right_index=True, how="left")
+    return blocks.assign(overfit=(joined["error"] / joined[FITTED].where(joined[FITTED] > 0)).to_numpy(float))
+
+
+def fitted_rows(blocks: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the stream that was fitted: one per trial and block."""
+    near = blocks[blocks["stream"].isin([CALIBRATION, RECONSTRUCTION])]
+    return near.sort_values("stream").drop_duplicates(["number", "block"], keep="last").sort_index()
+
+
+def held_out_rows(blocks: pd.DataFrame) -> pd.DataFrame:
+    """The rows of held-out streams."""
+    return blocks[blocks["stream"].astype(str).str.startswith(HELD_OUT)]
+
+
+def chosen(frame: pd.DataFrame) -> pd.Series:
+    """What decides the masks of each row: method and the rest, with the size of the text where that varies."""
+    return frame["mask"].where(frame["size"] == "", frame["mask"] + " + " + frame["size"])
+
+
+def distinct(values: Iterable[object]) -> tuple[str, ...]:
+    """Values as text, each once, in order."""
+    return tuple(dict.fromkeys(str(value) for value in values))
