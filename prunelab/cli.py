@@ -203,9 +203,7 @@ def _sync(arguments: argparse.Namespace) -> int:
     from prunelab.launch.sync_view import show_sync
     from prunelab.plan.study import load_plan
 
-    return show_sync(
-        load_plan(study_folder(arguments.study, arguments.root)), Console(), arguments.timeout
-    )
+    return show_sync(load_plan(study_folder(arguments.study, arguments.root)), Console(), arguments.timeout)
 
 
 def _retry(arguments: argparse.Namespace) -> int:

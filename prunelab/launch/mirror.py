@@ -25,7 +25,9 @@ _ROLES = ("dense", "prune", "reconstruct", "evaluate")  # calibrate has no curve
 class Mirror:
     """Opens the trial's run, tells it what is in the store already, passes on what comes from ``own`` stages."""
 
-    def __init__(self, plan: Plan, trial: Trial, own: Collection[str], tracker: Tracker | None = None) -> None:
+    def __init__(
+        self, plan: Plan, trial: Trial, own: Collection[str], tracker: Tracker | None = None
+    ) -> None:
         self._plan, self._trial = plan, trial
         self._tracker: Tracker = tracker or open_tracker(trial.config["tracking"], run_info(plan, trial))
         self._summary: dict[str, Any] = {}

@@ -19,7 +19,7 @@ from prunelab.launch.lineage import lineage
 from prunelab.launch.mirror import Mirror, run_info, tracking_folder
 from prunelab.launch.worker import failure_reason
 from prunelab.plan.study import Plan, Trial, load_plan
-from prunelab.store.layout import index, is_done
+from prunelab.store.layout import is_done, locate
 from prunelab.tracking.base import run_id
 from prunelab.tracking.note import Note, is_live, read_note
 from prunelab.tracking.secret import one_line
@@ -126,7 +126,11 @@ class Sync:
         folders = [run for run in todo if run.whole is not None and not held[run.id].rows]
         again = [run for run in todo if run not in folders]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            jobs = {pool.submit(send_folder, run.whole, decision, self._seconds): run for run in folders if run.whole}
+            jobs = {
+                pool.submit(send_folder, run.whole, decision, self._seconds): run
+                for run in folders
+                if run.whole
+            }
             for job in as_completed(jobs):
                 run = jobs[job]
                 reason = job.result() or _lacks(run, server.held(run.id), run.whole.rows if run.whole else 0)
@@ -167,8 +171,7 @@ def tell(plan: Plan, trial: Trial, config: Mapping[str, Any], decision: Decision
     tracker = WandbTracker(config, run_info(plan, trial), decision, strict=True)
     mirror = Mirror(plan, trial, own=(), tracker=tracker)
     mirror.unfinished()
-    folders = index(plan.store)
-    if all(key[:16] in folders and is_done(folders[key[:16]]) for key in trial.stages.values()):
+    if _finished(plan, trial):
         mirror.finish(True)
     elif reason := next(filter(None, (failure_reason(plan, key) for key in trial.stages.values())), ""):
         mirror.failed(reason)
@@ -185,11 +188,16 @@ def _lacks(run: _Run, held: Held, rows: int) -> str:
         return f"the server has {held.rows} of {rows} rows"
     if not held.over:
         return "the server has not seen its end"
-    if run.trial is None or (run.note and run.note.ended != "ok"):
+    if run.trial is None or not _finished(run.plan, run.trial):
         return ""
     inputs = {item.name for item, used in lineage(run.plan, run.trial) if used}
     lacking = sorted(inputs - held.inputs)
     return f"the server does not link it to {', '.join(lacking)}" if lacking else ""
+
+
+def _finished(plan: Plan, trial: Trial) -> bool:
+    stages = (plan.stages[key] for key in trial.stages.values())
+    return all(is_done(locate(plan.store, stage.kind, stage.key, stage.folder)) for stage in stages)
 
 
 def _marked(run: _Run) -> bool:

@@ -82,7 +82,9 @@ class WandbTracker:
         self._signal = Preemption(self._run)
         LIVE.add(id(self))
         if self.mode == "offline":
-            LOGGER.info("W&B is offline for %s (%s); files in %s", run.name, self.reason, run.folder / "wandb")
+            LOGGER.info(
+                "W&B is offline for %s (%s); files in %s", run.name, self.reason, run.folder / "wandb"
+            )
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Mirror one metrics row; rows with an axis also grow the table named after their event."""

@@ -24,7 +24,9 @@ def end_timeout(config: Mapping[str, Any]) -> float:
     return float(config.get("finish_timeout") or 300) / 2
 
 
-def open_run(config: Mapping[str, Any], run: RunInfo, decision: Decision, *, strict: bool) -> tuple[Any, str, str]:
+def open_run(
+    config: Mapping[str, Any], run: RunInfo, decision: Decision, *, strict: bool
+) -> tuple[Any, str, str]:
     """Return a live run, its mode and why; a server that stops answering meanwhile means offline.
 
     With ``strict`` nothing but the mode that was decided will do, and the SDK's error travels on.

@@ -39,11 +39,14 @@ class Server:
         """Return what there is of a run; no rows and no inputs if the server does not know it."""
         path = f"{self._entity}/{self._config.get('project') or 'prunelab'}/{run_id}"
         try:
+            self._api.flush()  # it keeps what it saw
             run = self._api.run(path)
             inputs = frozenset(artifact.name.partition(":")[0] for artifact in run.used_artifacts())
             return Held(int(run.historyLineCount or 0), run.state in ("finished", "failed"), inputs)
         except Exception as error:
-            if "Could not find run" in str(error):  # the SDK's words in 0.31: it has no class of its own for it
+            if "Could not find run" in str(
+                error
+            ):  # the SDK's words in 0.31: it has no class of its own for it
                 return Held(0, False, frozenset())
             raise self._refused(error) from error
 

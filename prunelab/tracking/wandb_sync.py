@@ -18,7 +18,8 @@ def send_folder(fragment: Fragment, decision: Decision, timeout_s: float) -> str
     The SDK's exit code proves nothing (0.31: it is 0 for a file it could not read), its marker file does. One
     folder a call: a damaged one keeps the SDK from sending any of its neighbours.
     """
-    environment = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"}
+    # neither a default that says offline, nor this process's service, which would outlive a sync that is given up
+    environment = {k: v for k, v in os.environ.items() if k not in ("WANDB_MODE", "WANDB_SERVICE")}
     environment |= {"WANDB_BASE_URL": decision.base_url, **folder_variables(fragment.folder.parent.parent)}
     command = [sys.executable, "-m", "wandb", "sync", "--include-synced", str(fragment.folder)]
     try:

@@ -16,7 +16,9 @@ KEY = "0123456789abcdef0123456789abcdef01234567"
 
 def _load(name: str) -> ModuleType:
     # tests are imported by path (importmode importlib), so helpers beside them have to be, too
-    spec = importlib.util.spec_from_file_location(f"tracking_tests_{name}", Path(__file__).with_name(f"{name}.py"))
+    spec = importlib.util.spec_from_file_location(
+        f"tracking_tests_{name}", Path(__file__).with_name(f"{name}.py")
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -27,6 +29,21 @@ def _load(name: str) -> ModuleType:
 
 Served = _load("served").Served
 Loopback = _load("loopback").Loopback
+study = _load("study")
+
+
+@pytest.fixture
+def lab() -> ModuleType:
+    """The module ``study``: sweep, sync, tracked, held, ..."""
+    return study
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with a finished study that no tracker has seen."""
+    home = tmp_path_factory.mktemp("finished")
+    study.write_finished(home)
+    return home
 
 
 @pytest.fixture

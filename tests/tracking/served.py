@@ -77,7 +77,9 @@ class Run:
         def count(file: str) -> int:
             return len(self.streamed.get(file, {}))
 
-        telemetry = json.loads(self.variables.get("config") or "{}").get("_wandb", {}).get("value", {}).get("t")
+        telemetry = (
+            json.loads(self.variables.get("config") or "{}").get("_wandb", {}).get("value", {}).get("t")
+        )
         return {
             "id": f"bucket-{self.name}", "name": self.name, "displayName": self.variables.get("displayName"),
             "summaryMetrics": json.dumps(self.summary), "config": self.variables.get("config") or "{}",
@@ -183,7 +185,11 @@ class Served:
         return max(versions, key=lambda a: a.version, default=None)
 
     def _CreateArtifact(self, v: dict[str, Any]) -> dict[str, Any]:
-        name = v["artifactCollectionNames"][0] if v.get("artifactCollectionNames") else v["artifactCollectionName"]
+        name = (
+            v["artifactCollectionNames"][0]
+            if v.get("artifactCollectionNames")
+            else v["artifactCollectionName"]
+        )
         latest = self._newest(name)
         same = [a for a in self.artefacts.values() if (a.name, a.digest) == (name, v["digest"])]
         if same:
@@ -191,14 +197,27 @@ class Served:
         else:
             count = sum(a.name == name for a in self.artefacts.values())
             artefact = Artefact(
-                f"artefact-{len(self.artefacts)}", name, v["artifactTypeName"], v["digest"], count, v, v["projectName"]
+                f"artefact-{len(self.artefacts)}",
+                name,
+                v["artifactTypeName"],
+                v["digest"],
+                count,
+                v,
+                v["projectName"],
             )
             self.artefacts[artefact.id] = artefact
         if v.get("runName"):  # an input that no run has made comes without
             made = self.run(v["runName"], v["projectName"]).made
             made += [artefact.id] if artefact.id not in made else []
-        sequence = {"id": f"sequence-{name}", "latestArtifact": latest and {"id": latest.id, "versionIndex": latest.version}}
-        return {"createArtifact": {"artifact": {"id": artefact.id, "state": artefact.state, "artifactSequence": sequence}}}
+        sequence = {
+            "id": f"sequence-{name}",
+            "latestArtifact": latest and {"id": latest.id, "versionIndex": latest.version},
+        }
+        return {
+            "createArtifact": {
+                "artifact": {"id": artefact.id, "state": artefact.state, "artifactSequence": sequence}
+            }
+        }
 
     def _CreateArtifactManifest(self, v: dict[str, Any]) -> dict[str, Any]:
         artefact = self.artefacts[v["artifactID"]]

@@ -178,5 +178,3 @@ def test_sigterm_marks_preempting_and_leaves_through_atexit(loopback, wandb_env:
     assert [row["shot/achieved"] for row in loopback.run.history if "shot" in row] == [0.5]
     assert loopback.run.preempting
     assert loopback.unknown == []
-
-
