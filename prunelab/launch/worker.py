@@ -112,9 +112,11 @@ class Runner:
         context = Context(
             folder, work, work / OUTPUTS, inputs, {**stage.runtime, **self.runtime}, self._previous(stage),
             lambda what, done, total: self.send("progress", {"what": what, "done": done, "total": total}),
-            self.mirror.log if self.mirror else lambda row: None, self.interrupted,
+            lambda row: None, self.interrupted,
         )  # fmt: skip
         context.resume()
+        if self.mirror:
+            context.listen = self.mirror.listener(stage.key)
         clock = time.perf_counter()
         run = importlib.import_module(f"prunelab.stages.{stage.kind}").run
         try:
@@ -164,7 +166,7 @@ def run_job(
     Raises Interrupted at the next safe point once ``interrupted()`` says so.
     """
     send("started", {"pid": os.getpid()})
-    mirror = Mirror(plan, plan.trials[job.trial], skip=job.stages) if job.trial is not None else None
+    mirror = Mirror(plan, plan.trials[job.trial], own=job.stages) if job.trial is not None else None
     runner = Runner(plan, runtime, send, mirror, interrupted)
     key = ""
     try:
@@ -189,7 +191,7 @@ def run_job(
         failure_path(plan, key).parent.mkdir(parents=True, exist_ok=True)
         write_atomic(failure_path(plan, key), json.dumps(note, indent=1).encode("utf-8"))
         if mirror:
-            mirror.finish(False)
+            mirror.failed(reason)
         send(
             "failed", {"reason": reason, "stage": plan.stages[key].kind, "log": str(log_path(plan, job.name))}
         )
@@ -214,6 +216,16 @@ def worker_environment(threads: int) -> dict[str, str]:
 def failure_path(plan: Plan, key: str) -> Path:
     """Return where the reason of a failed stage is kept, until it succeeds."""
     return plan.folder / "failures" / f"{key[:16]}.json"
+
+
+def failure_reason(plan: Plan, key: str) -> str:
+    """Return why a stage failed, "" if it did not."""
+    try:
+        return str(json.loads(failure_path(plan, key).read_text(encoding="utf-8"))["reason"])
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError, KeyError):
+        return "unknown: its note cannot be read"
 
 
 def log_path(plan: Plan, job: str) -> Path:

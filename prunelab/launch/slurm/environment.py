@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 from prunelab.errors import ConfigError
 from prunelab.launch.worker import worker_environment
+from prunelab.tracking.secret import is_secret
 
-# found in a job's environment, batch script or accounting by anyone who may look there
-_SECRET = re.compile(
-    r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|SECRETS|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE
-)
 _NEVER = ("SBATCH_EXPORT", "SLURM_EXPORT_ENV")  # they would open the list again
 
 
@@ -40,11 +36,6 @@ def job_environment(
         and name not in _NEVER
     }
     return found | worker_environment(threads)
-
-
-def is_secret(name: str) -> bool:
-    """Say whether a variable's name looks like that of a secret; a path to one is none."""
-    return bool(_SECRET.search(name)) and not name.upper().endswith(("_PATH", "_FILE"))
 
 
 @contextmanager
