@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from prunelab.errors import DataError
 from prunelab.models.decoder import Decoder
+from prunelab.stats.group import ALONE, Group
 
 # Logits of one chunk of `token_losses` hold at most this many values (128 MiB in float32).
 LOGIT_VALUES = 2**25
@@ -53,15 +54,17 @@ class Stream:
     arguments: dict[tuple[int, int], tuple[Arguments, ...]]
 
 
-def open_stream(decoder: Decoder, tokens: Tensor, batch_size: int) -> Stream:
+def open_stream(decoder: Decoder, tokens: Tensor, batch_size: int, group: Group = ALONE) -> Stream:
     """Embed ``tokens`` (n, seq_len) int64 and return the hidden states that enter block 0, without gradients.
 
-    Batches hold ``batch_size`` sequences, the last one what is left. Raises DataError for tokens of another
-    shape or dtype, outside the vocabulary, or longer than the decoder takes.
+    Batches hold ``batch_size`` sequences, the last one what is left. Of several ranks each opens its own share,
+    which may be empty. Raises DataError for tokens of another shape or dtype, outside the vocabulary, or longer
+    than the decoder takes.
     """
     check_tokens(decoder, tokens, batch_size)
     stream = Stream(batches=[], tokens=[], arguments={})
-    for batch in tokens.split(batch_size):
+    own = tokens[group.share(len(tokens))]
+    for batch in own.split(batch_size) if len(own) else ():
         batch = batch.to(decoder.device)
         hidden, arguments = capture(decoder, batch)
         stream.batches.append(hidden)

@@ -29,6 +29,7 @@ from prunelab.passes.decision import decide, states, write
 from prunelab.sparsity.element import select_global
 from prunelab.sparsity.mask import Elementwise, erase
 from prunelab.sparsity.pattern import Pattern, check_shape
+from prunelab.stats.group import ALONE, Group
 from prunelab.stats.linear import Hessian, LinearView, site_generator
 from prunelab.structures.state import SiteState, State, StateReader, apply_state, read_state
 
@@ -69,6 +70,7 @@ def prune_linear(
     start_block: int = 0,
     on_block: OnBlock | None = None,
     progress: Progress | None = None,
+    group: Group = ALONE,
 ) -> State:
     """Prune ``decoder``, dense on entry, in place and return its state (it shares the model's memory).
 
@@ -76,10 +78,11 @@ def prune_linear(
     fraction; with n:m it must be the pattern's own, 1 - n/m. ``on_block(report, part)``: ``part`` holds the
     layers of that block; save or clone it before returning. Given the parts of blocks 0 to
     ``start_block - 1`` as ``start``, the rest gives the same bits as one go. ``allocation="global"`` compares
-    all layers at once, so it needs a scoring method and, if there are statistics, the dense stream. Raises
-    ConfigError for what does not fit together, ModelError for activations that are not finite.
+    all layers at once, so it needs a scoring method and, if there are statistics, the dense stream. Of several
+    ranks in ``group`` each walks its share of the tokens and all decide the same. Raises ConfigError for what
+    does not fit together, ModelError for activations that are not finite.
     """
-    plan = _Plan(decoder, method, pattern, seed)
+    plan = _Plan(decoder, method, pattern, seed, group)
     plan.check(ratio, allocation, propagation, tokens)
     n_blocks = len(decoder.blocks)
     if start_block and start is None:
@@ -87,7 +90,7 @@ def prune_linear(
     if allocation == "global":
         return _prune_global(plan, tokens, ratio, batch_size, on_block, progress)
     streamed = bool(method.needs) or not isinstance(allocation, str)
-    stream = open_stream(decoder, cast(Tensor, tokens), batch_size) if streamed else None
+    stream = open_stream(decoder, cast(Tensor, tokens), batch_size, group) if streamed else None
     ratios = _block_ratios(plan, allocation, ratio, stream, progress)
     masks: dict[str, Elementwise] = {}
     for index in range(n_blocks):
@@ -101,9 +104,10 @@ def prune_linear(
                 masks[site.name] = _elementwise(cast(StateReader, start), site.name)
         else:
             views = plan.views(index, stream, go_on=propagation == "dense")
-            for group, view in zip(groups(decoder, index), views, strict=True):
+            for layers, view in zip(groups(decoder, index), views, strict=True):
                 decision = decide(view, method, pattern, [ratios[index]])[0]
-                masks |= write(group, view, *decision)
+                masks |= write(layers, view, *decision)
+            plan.confirm(index)
         if more and propagation == "pruned":
             advance(decoder, index, cast(Stream, stream))
         if index >= start_block:
@@ -150,6 +154,12 @@ class _Plan:
     method: LinearMethod
     pattern: Pattern
     seed: int
+    group: Group = ALONE
+
+    def confirm(self, index: int) -> None:
+        """Raise StageError unless all ranks hold the same weights in block ``index``."""
+        weights = (site.linear.weight for site in self.decoder.sites(index))
+        self.group.confirm(weights, f"after block {index}")
 
     def check(self, ratio: float, allocation: Spread, propagation: str, tokens: Tensor | None) -> None:
         method, pattern = self.method, self.pattern
@@ -188,7 +198,9 @@ class _Plan:
         found: Sequence[Sums | None] = [None] * len(groups(self.decoder, index))
         if self.method.needs:
             assert stream is not None
-            found = collect_inputs(self.decoder, index, stream, self.method.needs, go_on=go_on)
+            found = collect_inputs(
+                self.decoder, index, stream, self.method.needs, go_on=go_on, group=self.group
+            )
         return [
             self.view(group, sums) for group, sums in zip(groups(self.decoder, index), found, strict=True)
         ]
@@ -220,7 +232,7 @@ def _prune_global(
 ) -> State:  # fmt: skip
     """One threshold over all layers: scores of the dense model first, then the choice."""
     decoder, method = plan.decoder, cast(ScoringMethod, plan.method)
-    stream = open_stream(decoder, cast(Tensor, tokens), batch_size) if method.needs else None
+    stream = open_stream(decoder, cast(Tensor, tokens), batch_size, plan.group) if method.needs else None
     names: list[str] = []
     scores: list[Tensor] = []
     for index in range(len(decoder.blocks)):
@@ -236,6 +248,7 @@ def _prune_global(
         for site in decoder.sites(index):
             erase(site.linear.weight, keep[site.name])
             masks[site.name] = Elementwise(keep[site.name].cpu())
+        plan.confirm(index)
         _tell(decoder, index, None, masks, began, on_block, progress)
     return read_state(decoder, masks)
 
@@ -249,7 +262,9 @@ def _block_ratios(
         return [ratio] * n_blocks
     walk, shares = fork(cast(Stream, stream)), []
     for index in range(n_blocks):
-        found = collect_inputs(plan.decoder, index, walk, ("input_norm",), go_on=index < n_blocks - 1)
+        found = collect_inputs(
+            plan.decoder, index, walk, ("input_norm",), go_on=index < n_blocks - 1, group=plan.group
+        )
         scores = []
         for group, sums in zip(groups(plan.decoder, index), found, strict=True):
             assert sums.norm is not None

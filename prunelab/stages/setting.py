@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from prunelab.errors import ConfigError
+from prunelab.stats.group import ALONE, Group
+from prunelab.store.context import Context
 
 
 def prepare(runtime: Mapping[str, Any]) -> str:
@@ -41,6 +43,11 @@ def choose_device(name: str) -> str:
     if name == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("runtime.device", name, "cpu: this machine has no MPS")
     return name
+
+
+def group(context: Context) -> Group:
+    """Return the processes that run this stage together, as numerics know them."""
+    return ALONE if context.group is None else cast(Group, context.group)
 
 
 def batch_size(runtime: Mapping[str, Any], seq_len: int) -> int:
