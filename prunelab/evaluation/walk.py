@@ -86,7 +86,7 @@ def _walk(
         for name in streams:
             advance(decoder, index, pruned[name])
             error_sq, norm_sq = _squares(dense[name], pruned[name])
-            count = sum(batch.numel() for batch in dense[name].batches)
+            count = math.prod(dense[name].hidden.shape)
             error, mse = relative_error(error_sq, norm_sq), relative_error(error_sq, float(count))
             row = {"block": index, "stream": name, "error": error, "mse": mse}
             rows.append({**row, "error_sq": error_sq, "norm_sq": norm_sq})

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from prunelab.errors import DataError
 from prunelab.models.activation import Activations, Shelf, in_memory
 from prunelab.models.decoder import Decoder
+from prunelab.stats.group import ALONE, Group
 
 # Logits of one chunk of `token_losses` hold at most this many values (128 MiB in float32).
 LOGIT_VALUES = 2**25
@@ -46,7 +47,8 @@ class Stream:
 
     ``tokens``: (n, seq_len) int64 on the model's device. ``hidden``: (n, seq_len, d), input of the next block,
     replaced by ``advance``. ``like``: an empty tensor with the model's dtype and device. ``arguments[b][block]``:
-    the block's other arguments for a batch of b sequences.
+    the block's other arguments for a batch of b sequences. ``group``: the ranks that walk beside this one, each
+    with sequences of its own.
     """
 
     tokens: Tensor
@@ -54,6 +56,7 @@ class Stream:
     hidden: Activations
     like: Tensor
     arguments: dict[int, tuple[Arguments, ...]]
+    group: Group = ALONE
 
     def batches(self) -> Iterator[slice]:
         """The sequences of each batch; the last one holds what is left."""
@@ -70,19 +73,24 @@ class Stream:
         self.hidden.write(rows, value)
 
 
-def open_stream(decoder: Decoder, tokens: Tensor, batch_size: int, shelf: Shelf | None = None) -> Stream:
+def open_stream(
+    decoder: Decoder, tokens: Tensor, batch_size: int, shelf: Shelf | None = None, group: Group = ALONE
+) -> Stream:
     """Embed ``tokens`` (n, seq_len) int64 and return the hidden states that enter block 0, without gradients.
 
-    They wait where ``shelf`` says, without one on the model's device. Raises DataError for tokens of another
-    shape or dtype, outside the vocabulary, or longer than the decoder takes.
+    They wait where ``shelf`` says, without one on the model's device. Of several ranks in ``group`` each opens
+    its own share, which may be empty. Raises DataError for tokens of another shape or dtype, outside the
+    vocabulary, or longer than the decoder takes.
     """
     check_tokens(decoder, tokens, batch_size)
-    tokens, like = tokens.to(decoder.device), torch.empty(0, dtype=decoder.dtype, device=decoder.device)
-    first, arguments = capture(decoder, tokens[:batch_size])
-    store = _store(shelf, (tokens.shape[0], *first.shape[1:]), first)
-    stream = Stream(tokens, batch_size, store, like, {first.shape[0]: arguments})
+    own = tokens[group.share(len(tokens))].to(decoder.device)
+    like = torch.empty(0, dtype=decoder.dtype, device=decoder.device)
+    # an empty share has a shape all the same: that of somebody else's sequence
+    first, arguments = capture(decoder, (own if len(own) else tokens.to(decoder.device))[:batch_size])
+    store = _store(shelf if len(own) else None, (len(own), tokens.shape[1], first.shape[2]), first)
+    stream = Stream(own, batch_size, store, like, {first.shape[0]: arguments}, group)
     for rows in stream.batches():
-        hidden, arguments = (first, arguments) if rows.start == 0 else capture(decoder, tokens[rows])
+        hidden, arguments = (first, arguments) if rows.start == 0 else capture(decoder, own[rows])
         stream.write(rows, hidden)
         stream.arguments.setdefault(hidden.shape[0], arguments)
     return stream
@@ -91,7 +99,7 @@ def open_stream(decoder: Decoder, tokens: Tensor, batch_size: int, shelf: Shelf 
 def fork(stream: Stream, shelf: Shelf | None = None) -> Stream:
     """A second stream at the same place: states of its own, the same tokens and arguments."""
     store = _store(shelf, stream.hidden.shape, stream.like)
-    other = Stream(stream.tokens, stream.batch_size, store, stream.like, stream.arguments)
+    other = Stream(stream.tokens, stream.batch_size, store, stream.like, stream.arguments, stream.group)
     for rows in stream.batches():
         other.write(rows, stream.read(rows))
     return other

@@ -26,6 +26,7 @@ from prunelab.errors import ConfigError, ModelError
 from prunelab.models.block import LinearSite
 from prunelab.models.decoder import Decoder
 from prunelab.models.stream import Stream, advance, call_block, open_stream, token_losses
+from prunelab.stats.group import ALONE, Group, sum_over
 from prunelab.stats.kronecker import Factors, GramSum
 
 Progress = Callable[[Mapping[str, Any]], None]
@@ -39,13 +40,15 @@ def collect_factors(
     batch_size: int,
     progress: Progress | None = None,
     hold: torch.device | str | None = None,
+    group: Group = ALONE,
 ) -> dict[str, Factors]:
     """Return the factors of every linear layer on ``tokens`` (n, seq_len) int64, by layer name.
 
     ``needs``: which of 'input_gram' and 'output_gram' to collect; without any nothing runs, ``tokens`` may be
     None and the factors are None. ``hold``: device where factors and block inputs wait; None = the model's
-    own. ``progress`` gets one mapping per block and direction. Raises ModelError naming the block where an
-    activation or gradient is not finite.
+    own. ``progress`` gets one mapping per block and direction. Of several ranks in ``group``, all of which call
+    this with the same tokens, each walks its share, and all get the factors of the whole. Raises ModelError
+    naming the block where an activation or gradient is not finite.
     """
     unknown = set(needs) - set(KNOWN)
     if unknown:
@@ -56,7 +59,7 @@ def collect_factors(
         raise ConfigError("calibration", None, "a token set", f"The method needs {', '.join(sorted(needs))}.")
     say = progress or (lambda row: None)
     place = decoder.device if hold is None else torch.device(hold)
-    stream = open_stream(decoder, tokens, batch_size)
+    stream = open_stream(decoder, tokens, batch_size, group=group)
     inputs: dict[tuple[int, int], Tensor] = {}
     outputs: dict[str, Tensor] = {}
     entering: list[list[Tensor]] = []
@@ -67,6 +70,7 @@ def collect_factors(
         with _catch_inputs(decoder, index, "input_gram" in needs) as sums:
             advance(decoder, index, stream)
         _check(stream, f"activations after block {index} of {decoder.name}")
+        sum_over(group, sums.values())
         inputs |= {(index, shared): gram.mean().to(place) for shared, gram in sums.items()}
         say({"event": "progress", "phase": "forward", "done": index + 1, "total": n_blocks})
     if "output_gram" in needs:
@@ -74,6 +78,7 @@ def collect_factors(
         for index in reversed(range(n_blocks)):
             _check(stream, f"gradients at the output of block {index} of {decoder.name}")
             sums = _walk_back(decoder, index, stream, entering.pop())
+            sum_over(group, sums.values())
             outputs |= {name: gram.mean().to(place) for name, gram in sums.items()}
             say({"event": "progress", "phase": "backward", "done": n_blocks - index, "total": n_blocks})
     return {
@@ -93,7 +98,7 @@ def _start_back(decoder: Decoder, stream: Stream) -> None:
 def _walk_back(decoder: Decoder, index: int, stream: Stream, entering: list[Tensor]) -> dict[str, GramSum]:
     """Return the output sums of block ``index``; the stream's gradients become those at its input (if not
     block 0)."""
-    sums: dict[str, GramSum] = {}
+    sums = {s.name: _gram(s.linear.out_features, s.linear.weight) for s in decoder.sites(index)}
     for rows, inputs in zip(stream.batches(), entering, strict=True):
         slope = stream.read(rows)
         leaf = inputs.to(slope.device).detach().requires_grad_()
@@ -102,8 +107,7 @@ def _walk_back(decoder: Decoder, index: int, stream: Stream, entering: list[Tens
         wanted = list(caught.values())
         found = torch.autograd.grad(result, [*wanted, leaf] if index else wanted, slope, allow_unused=True)
         for name, output, at_output in zip(caught, wanted, found, strict=False):
-            gram = sums.setdefault(name, _gram(output.shape[-1], output))
-            gram.add(torch.zeros_like(output) if at_output is None else at_output)
+            sums[name].add(torch.zeros_like(output) if at_output is None else at_output)
         if index:
             stream.write(rows, found[-1])
     return sums

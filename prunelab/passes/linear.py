@@ -33,6 +33,7 @@ from prunelab.passes.view import Source, Views, found_of
 from prunelab.sparsity.element import select_global
 from prunelab.sparsity.mask import Elementwise, erase
 from prunelab.sparsity.pattern import Pattern, check_shape
+from prunelab.stats.group import ALONE, Group
 from prunelab.structures.state import SiteState, State, StateReader, apply_state, read_state
 
 Progress = Callable[[Mapping[str, Any]], None]
@@ -74,6 +75,7 @@ def prune_linear(
     start_block: int = 0,
     on_block: OnBlock | None = None,
     progress: Progress | None = None,
+    group: Group = ALONE,
 ) -> State:
     """Prune ``decoder``, dense on entry, in place and return its state (it shares the model's memory).
 
@@ -83,8 +85,9 @@ def prune_linear(
     blocks; None = on the model's device. ``on_block(report, part)``: ``part`` holds the layers of that block;
     save or clone it before returning. Given the parts of blocks 0 to
     ``start_block - 1`` as ``start``, the rest gives the same bits as one go. ``allocation="global"`` compares
-    all layers at once, so it needs a scoring method and, if there are statistics, the dense stream. Raises
-    ConfigError for what does not fit together, ModelError for activations that are not finite.
+    all layers at once, so it needs a scoring method and, if there are statistics, the dense stream. Of several
+    ranks in ``group`` each walks its share of the tokens and all decide the same. Raises ConfigError for what
+    does not fit together, ModelError for activations that are not finite.
     """
     _check(decoder, method, pattern, ratio, allocation, propagation, tokens, statistics)
     if start_block and start is None:
@@ -92,10 +95,10 @@ def prune_linear(
     with open_shelf(placement or Placement("device"), decoder.dtype, decoder.device) as shelf:
         source: Source = statistics
         if source is None and _needs(method, allocation):
-            source = open_stream(decoder, cast(Tensor, tokens), batch_size, shelf)
+            source = open_stream(decoder, cast(Tensor, tokens), batch_size, shelf, group)
         views = Views(decoder, method, seed, source)
         if allocation == "global":
-            return _prune_global(views, ratio, start_block, on_block, progress)
+            return _prune_global(views, ratio, start_block, on_block, progress, group)
         ratios = _block_ratios(views, allocation, ratio, shelf, progress)
         masks: dict[str, Elementwise] = {}
         for index, more in _blocks(decoder):
@@ -107,6 +110,7 @@ def prune_linear(
                 masks |= _put(decoder, index, cast(StateReader, start))
             else:
                 masks |= _decide(views, index, pattern, ratios[index], more and propagation == "dense")
+                _confirm(decoder, index, group)
             if stream is not None and propagation == "pruned":
                 advance(decoder, index, stream)
             if index >= start_block:
@@ -151,6 +155,11 @@ def _decide(views: Views, index: int, pattern: Pattern, ratio: float, go_on: boo
         decision = decide(view, views.method, pattern, [ratio])[0]
         masks |= write(group, view, *decision)
     return masks
+
+
+def _confirm(decoder: Decoder, index: int, group: Group) -> None:
+    """Raise StageError unless all ranks hold the same weights in block ``index``."""
+    group.confirm((site.linear.weight for site in decoder.sites(index)), f"after block {index}")
 
 
 def _blocks(decoder: Decoder) -> Iterator[tuple[int, bool]]:
@@ -201,8 +210,9 @@ def _check(
 
 
 def _prune_global(
-    views: Views, ratio: float, start_block: int, on_block: OnBlock | None, progress: Progress | None
-) -> State:
+    views: Views, ratio: float, start_block: int, on_block: OnBlock | None, progress: Progress | None,
+    group: Group,
+) -> State:  # fmt: skip
     """One threshold over all layers: scores of the dense model first, then the choice."""
     decoder, method = views.decoder, cast(ScoringMethod, views.method)
     names: list[str] = []
@@ -220,6 +230,7 @@ def _prune_global(
         for site in decoder.sites(index):
             erase(site.linear.weight, keep[site.name])
             masks[site.name] = Elementwise(keep[site.name].cpu())
+        _confirm(decoder, index, group)
         if index >= start_block:
             _tell(decoder, index, None, masks, began, on_block, progress)
     return read_state(decoder, masks)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from prunelab.errors import ConfigError
 from prunelab.models.activation import Placement
+from prunelab.stats.group import ALONE, Group
+from prunelab.store.context import Context
 
 
 def prepare(runtime: Mapping[str, Any]) -> str:
@@ -50,6 +52,11 @@ def placement(runtime: Mapping[str, Any], folder: Path) -> Placement:
     ``runtime.activation_gib`` and beyond it in files in ``folder``."""
     limit = runtime["activation_gib"]
     return Placement("device") if limit is None else Placement("auto", limit, folder)
+
+
+def group(context: Context) -> Group:
+    """Return the processes that run this stage together, as numerics know them."""
+    return ALONE if context.group is None else cast(Group, context.group)
 
 
 def batch_size(runtime: Mapping[str, Any], seq_len: int) -> int:

@@ -59,7 +59,7 @@ def _log_likelihood(model: prunelab.Model, context: str, choice: str) -> float:
     stream = open_stream(model.decoder, tokens, 1)
     for index in range(len(model.decoder.blocks)):
         advance(model.decoder, index, stream)
-    logits = head(model.decoder, stream.batches[0], tokens)[0, :-1].double().log_softmax(-1)
+    logits = head(model.decoder, stream.read(slice(None)), tokens)[0, :-1].double().log_softmax(-1)
     chosen = logits.gather(1, tokens[0, 1:, None])[:, 0]
     return float(chosen[len(start) - 1 :].sum())
 

@@ -137,10 +137,11 @@ def _parameters(study: str, uid: str, need: Need, settings: Settings, dependency
     values: dict[str, Any] = {
         "job_name": f"{study}-{uid}", "comment": f"prunelab/{uid}", "partition": settings.partition, "account": settings.account,
         "qos": settings.qos, "constraint": settings.constraint, "time": need.time_min, "mem": f"{int(need.mem_gib * 1024)}M",
-        "nodes": need.nodes, "ntasks_per_node": 1, "cpus_per_task": need.cpus, "gpus_per_node": need.gpus or None,
+        "nodes": need.nodes, "ntasks_per_node": need.tasks, "cpus_per_task": need.cpus, "gpus_per_node": need.gpus or None,
         "array_parallelism": settings.array_parallelism, "signal_delay_s": settings.signal_s, "wckey": None,
-        "setup": list(settings.setup), "teardown": _teardown(settings.kill_requeues), "srun_args": ["--export=ALL"],
-        "additional_parameters": more,
+        "setup": list(settings.setup), "teardown": _teardown(settings.kill_requeues), "additional_parameters": more,
+        # srun no longer takes CPUs per task from sbatch; and a task that dies must not leave the others waiting for it
+        "srun_args": ["--export=ALL", f"--cpus-per-task={need.cpus}", "--kill-on-bad-exit=1"],
     }  # fmt: skip
     return {key: value for key, value in values.items() if value is not None or key == "wckey"}
 
