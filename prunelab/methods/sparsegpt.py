@@ -54,6 +54,7 @@ class SparseGPT:
         W = view.W.T.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         W[dead] = 0
         keep = torch.empty(W.shape, dtype=torch.bool, device=W.device)
+        diagonal = U.diagonal().tolist()
         m = budgets[0].m or 1
         width = max(m, self.block // m * m)  # groups of m must not straddle blocks
         step = max(m, STEP // m * m)
@@ -66,28 +67,31 @@ class SparseGPT:
             for first in range(start, stop, step):
                 last = min(first + step, stop)
                 inner = errors[first - start : last - start]
-                self._columns(W, U, keep, inner, first, last, view, budgets)
+                self._columns(W, U, diagonal, keep, inner, first, last, view, budgets)
                 if last < stop:
-                    W[last:stop] -= U[first:last, last:stop].T @ inner
+                    W[last:stop].addmm_(U[first:last, last:stop].T, inner, alpha=-1)
             if stop < W.shape[0]:
-                W[stop:] -= U[start:stop, stop:].T @ errors
+                W[stop:].addmm_(U[start:stop, stop:].T, errors, alpha=-1)
         erase(W, keep)
         return keep.T, W.T
 
     def _columns(
-        self, W: Tensor, U: Tensor, keep: Tensor, errors: Tensor, first: int, last: int,
+        self, W: Tensor, U: Tensor, diagonal: list[float], keep: Tensor, errors: Tensor, first: int, last: int,
         view: LinearView, budgets: Sequence[Budget],
     ) -> None:  # fmt: skip
         """Remove within columns ``first`` to ``last`` of W (C, R), one by one; fill ``errors`` (last - first,
-        R)."""
+        R). ``diagonal``: U's."""
         m = budgets[0].m
-        for c in range(first, last):
+        # hardly more than a call per step for each column: thousands of them go through here one by one
+        gone = (~keep[first:last]).to(torch.int32)
+        columns = zip(range(first, last), W[first:last].unbind(), errors.unbind(), gone.unbind(), strict=True)
+        for c, weights, error, goes in columns:
             if m is not None and c % m == 0:  # with what the columns before have pushed here
                 scale = U.diagonal()[c : c + m].square()[:, None]
                 self._choose(W[c : c + m], scale, view, budgets, keep[c : c + m])
-            error = errors[c - first]
-            torch.div(W[c], U[c, c], out=error)
-            erase(error, ~keep[c])
+                torch.logical_not(keep[c : c + m], out=gone[c - first : c - first + m])
+            torch.div(weights, diagonal[c], out=error)
+            erase(error, goes)
             if c + 1 < last:
                 W[c + 1 : last].addr_(U[c, c + 1 : last], error, alpha=-1)
 
