@@ -10,8 +10,8 @@ from prunelab.tracking.base import Artefact
 from prunelab.tracking.wandb_rows import clean, columns_and_data
 
 Tables = Mapping[str, Sequence[Mapping[str, Any]]]
-_LINES = {name: ("block", "error", "stream") for name in ("block", "blocks")}
-_LINES |= {name: ("shot", "achieved", None) for name in ("shot", "shots")}
+_LINES = dict.fromkeys(("block", "blocks"), ("block", "error", "stream"))
+_LINES |= dict.fromkeys(("shot", "shots"), ("shot", "achieved", None))
 
 
 def send_tables(run: Any, tables: Tables) -> None:
