@@ -14,6 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from prunelab.errors import LaunchError
 from prunelab.launch.lineage import lineage
 from prunelab.launch.mirror import Mirror, run_info, tracking_folder
@@ -104,7 +106,13 @@ class Sync:
             decision = decide({**self._config, "mode": "online"})
             if decision.mode != "online":
                 raise LaunchError(f"{len(todo)} runs wait for a W&B server: {decision.reason}.")
-            yield from self._send(todo, Server(self._config, decision), decision)
+            try:
+                with FileLock(self._folder / "sync.lock", timeout=0):
+                    yield from self._send(todo, Server(self._config, decision), decision)
+            except Timeout:
+                raise LaunchError(
+                    f"another prunelab sync of {self.plan.study} is at work; wait for it."
+                ) from None
 
     def _runs(self) -> list[_Run]:
         files = run_files(self._folder)
@@ -145,6 +153,8 @@ class Sync:
 
     def _again(self, run: _Run, server: Server, decision: Decision, held: Held) -> Sent:
         if run.trial is None:
+            if run.whole is not None and not _lacks(run, held, run.whole.rows):
+                return self._done(run, "its folder")  # by an earlier call that was cut off
             if run.torn and run.whole is None:
                 return Sent(run.name, "torn", "no plan of this study knows the run", run.torn)
             reason = f"the server has {held.rows} rows of it, and no plan of this study knows the rest"

@@ -17,9 +17,10 @@ SUFFIX = ".run.json"
 
 @dataclass(frozen=True)
 class Note:
-    """``mode`` online or offline; ``ended`` open, ok or failed.
+    """``mode`` online or offline; ``ended`` open, ok or failed; ``rows`` of history, told or known to the server.
 
-    ``whole``: the run's folder tells all there is; ``sent``: the server has all of it. ``rows`` counts history rows told so far, ``reason`` says in one clause why something is left.
+    ``whole``: the run's folder tells all there is; ``sent``: the server has all of it; ``reason`` says in one
+    clause why not, or why the run is offline.
     """
 
     id: str

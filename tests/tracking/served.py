@@ -77,15 +77,15 @@ class Run:
         def count(file: str) -> int:
             return len(self.streamed.get(file, {}))
 
-        telemetry = (
-            json.loads(self.variables.get("config") or "{}").get("_wandb", {}).get("value", {}).get("t")
-        )
+        config = json.loads(self.variables.get("config") or "{}")
+        telemetry = config.get("_wandb", {}).get("value", {}).get("t")
+        started = json.dumps({"t": telemetry} if telemetry else {})  # how the SDK knows that a run has begun
         return {
             "id": f"bucket-{self.name}", "name": self.name, "displayName": self.variables.get("displayName"),
             "summaryMetrics": json.dumps(self.summary), "config": self.variables.get("config") or "{}",
             "historyLineCount": count("wandb-history.jsonl"), "eventsLineCount": count("wandb-events.jsonl"),
             "logLineCount": count("output.log"), "historyTail": tail("wandb-history.jsonl"),
-            "eventsTail": tail("wandb-events.jsonl"), "tags": self.tags, "notes": "", "wandbConfig": json.dumps({"t": telemetry} if telemetry else {}),
+            "eventsTail": tail("wandb-events.jsonl"), "tags": self.tags, "notes": "", "wandbConfig": started,
         }  # fmt: skip
 
     def as_node(self) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def prunelab(
     home.mkdir(exist_ok=True)
     command = [sys.executable, "-m", module, *words]
     environment = {**child_environment(), "PRUNELAB_HOME": str(home), **env}
-    return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=600)
 
 
 def child_environment() -> dict[str, str]:

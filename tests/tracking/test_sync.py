@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -29,9 +29,8 @@ def tell(plan: Plan, *numbers: int) -> None:
 
 
 def say(plan: Plan, timeout_s: float | None = None) -> tuple[int, str]:
-    console = Console(record=True, width=400, file=open(os.devnull, "w"))
-    with console.file:
-        code = show_sync(plan, console, timeout_s)
+    console = Console(record=True, width=400, file=io.StringIO())
+    code = show_sync(plan, console, timeout_s)
     return code, console.export_text()
 
 
