@@ -51,9 +51,9 @@ def preview(plan: Plan, done: Collection[str], jobs: Sequence[Job], resources: R
     if not jobs:
         last = "Everything is in the store: nothing would run."
     elif unknown:
-        last = f"{len(jobs)} jobs for {workers} workers of {resources.threads} threads; the store has no times of this model yet."
+        last = f"{_count(len(jobs), 'job')} for {_count(workers, 'worker')} of {_count(resources.threads, 'thread')}; the store has no times of this model yet."
     else:
-        last = f"{len(jobs)} jobs for {workers} workers of {resources.threads} threads: about {whole / workers:.0f} s."
+        last = f"{_count(len(jobs), 'job')} for {_count(workers, 'worker')} of {_count(resources.threads, 'thread')}: about {whole / workers:.0f} s."
     return Group(table, Text(last))
 
 
@@ -92,3 +92,7 @@ def _right(name: str) -> Any:
     from rich.table import Column
 
     return Column(name, justify="right")
+
+
+def _count(number: int | None, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
