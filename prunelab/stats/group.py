@@ -162,7 +162,10 @@ class Ranks:
                 dist.recv(said, src=rank)
             except RuntimeError as error:
                 self.lost.add(rank)
-                reasons.append(f"rank {rank} of {self.size} is gone or hangs ({_first_line(error)})")
+                reasons.append(
+                    f"rank {rank} of {self.size} is gone or hangs ({_first_line(error)}): killed, short of memory, or its "
+                    "node failed; its log may say more."
+                )
                 continue
             if int(said[0]) == _FAILED:
                 reasons.append(f"rank {rank} of {self.size}: {self._store.get(f'failed/{rank}').decode()}")
