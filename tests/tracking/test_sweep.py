@@ -44,7 +44,7 @@ def test_offline_and_sync_is_online(
         assert (kinds.count("tokens"), kinds.count("dense"), kinds.count("model")) == (3, 1, repaired)
         assert run["tags"][-1] == "lab"
         assert run["end"] == (True, 0)
-        assert "plot/block" in run["plots"]
+        assert "plot/blocks" in run["plots"]
     loopback.forget()
 
     where = [] if store == "own" else [f"paths.store={on / 'store'}"]
