@@ -48,12 +48,13 @@ def preview(plan: Plan, done: Collection[str], jobs: Sequence[Job], resources: R
             "0" if not todo else "not known yet" if cost is None else f"{cost:.0f}",
         )  # fmt: skip
     workers = resources.workers or 1
+    what = f"{_count(len(jobs), 'job')} for {_count(workers, 'worker')} of {_count(resources.threads, 'thread')}"
     if not jobs:
         last = "Everything is in the store: nothing would run."
     elif unknown:
-        last = f"{_count(len(jobs), 'job')} for {_count(workers, 'worker')} of {_count(resources.threads, 'thread')}; the store has no times of this model yet."
+        last = f"{what}; the store has no times of this model yet."
     else:
-        last = f"{_count(len(jobs), 'job')} for {_count(workers, 'worker')} of {_count(resources.threads, 'thread')}: about {whole / workers:.0f} s."
+        last = f"{what}: about {whole / workers:.0f} s."
     return Group(table, Text(last))
 
 
