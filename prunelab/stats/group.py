@@ -116,10 +116,13 @@ class Ranks:
     def sum(self, tensors: Iterable[Tensor]) -> None:
         """Add tensors over all ranks, in place; one meeting for all of them."""
         self.meet()
-        with _named("a rank was lost in the middle of a sum"):
+        try:
             for tensor in tensors:
                 dist.reduce(tensor, dst=0)
                 dist.broadcast(tensor, src=0)  # an all-reduce need not give all ranks the same bits
+        except RuntimeError as error:
+            self.broken = True
+            raise StageError("; ".join(self._find_lost(error))) from error
 
     def confirm(self, weights: Iterable[Tensor], what: str) -> None:
         """Compare a checksum of the weights' bits with rank 0's."""
@@ -154,6 +157,23 @@ class Ranks:
             raise StageError(reason)
         return answer
 
+    def _find_lost(self, error: RuntimeError) -> list[str]:
+        """Say who is gone: a connection that broke refuses the next message."""
+        for rank in set(range(self.size)) - {self.rank}:
+            try:
+                dist.send(torch.zeros(2, dtype=torch.int64), dst=rank)
+            except RuntimeError:
+                self.lost.add(rank)
+        return [self._gone(rank, error) for rank in sorted(self.lost)] or [
+            f"a rank is gone ({_first_line(error)})"
+        ]
+
+    def _gone(self, rank: int, error: RuntimeError) -> str:
+        return (
+            f"rank {rank} of {self.size} is gone or hangs ({_first_line(error)}): killed, short of memory, or its node "
+            "failed; its log may say more."
+        )
+
     def _hear(self, state: int, word: int, what: str) -> tuple[int, str]:
         reasons = []
         for rank in range(1, self.size):
@@ -162,10 +182,7 @@ class Ranks:
                 dist.recv(said, src=rank)
             except RuntimeError as error:
                 self.lost.add(rank)
-                reasons.append(
-                    f"rank {rank} of {self.size} is gone or hangs ({_first_line(error)}): killed, short of memory, or its "
-                    "node failed; its log may say more."
-                )
+                reasons.append(self._gone(rank, error))
                 continue
             if int(said[0]) == _FAILED:
                 reasons.append(f"rank {rank} of {self.size}: {self._store.get(f'failed/{rank}').decode()}")
@@ -186,7 +203,7 @@ class Ranks:
             dist.send(torch.tensor([state, word]), dst=0)
             dist.recv(answer, src=0)
         except RuntimeError as error:
-            return _FAILED, f"rank 0 is gone or hangs ({_first_line(error)})"
+            return _FAILED, self._gone(0, error)
         return int(answer), "rank 0 ended the work" if int(answer) == _FAILED else ""
 
 

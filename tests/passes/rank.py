@@ -98,6 +98,7 @@ def _failures(store: Any, rank: int, size: int) -> dict[str, str]:
             if what == "differs":
                 group.confirm([torch.full((2, 2), 1.0 + rank * 2**-23)], "after shot 3")
             if what == "is killed" and rank == 1:
+                group.meet()  # so that the other is in the middle of the sum
                 os.kill(os.getpid(), signal.SIGKILL)
             group.sum([torch.ones(3)])
         except (ModelError, StageError) as error:

@@ -147,10 +147,14 @@ def _parameters(study: str, uid: str, need: Need, settings: Settings, dependency
 
 
 def _teardown(times: int) -> list[str]:
-    """Return shell lines that queue a job again whose Python was killed, unless the job was cancelled."""
+    """Return shell lines that queue a job again whose Python was killed, unless the job was cancelled.
+
+    137 is SIGKILL; 143 is srun's SIGTERM to the other tasks of a job after SIGKILL to one of them.
+    """
     return [
         "code=$?",
-        f'if [ $code -eq 137 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {times} ] &&',
+        "if { [ $code -eq 137 ] || [ $code -eq 143 ]; } &&",
+        f'   [ "${{SLURM_RESTART_COUNT:-0}}" -lt {times} ] &&',
         '   [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ]; then',
         '  echo "prunelab: killed; asking for another start" >&2; scontrol requeue "$SLURM_JOB_ID"; fi',
         "exit $code",
