@@ -10,8 +10,10 @@ from prunelab.tracking.base import Artefact
 from prunelab.tracking.wandb_rows import clean, columns_and_data
 
 Tables = Mapping[str, Sequence[Mapping[str, Any]]]
-_LINES = dict.fromkeys(("block", "blocks"), ("block", "error", "stream"))
-_LINES |= dict.fromkeys(("shot", "shots"), ("shot", "achieved", None))
+_BLOCKS, _SHOTS = ("block", "error", "stream"), ("shot", "achieved", None)
+_LINES: dict[str, tuple[str, str, str | None]] = {
+    "block": _BLOCKS, "blocks": _BLOCKS, "shot": _SHOTS, "shots": _SHOTS,
+}  # fmt: skip
 
 
 def send_tables(run: Any, tables: Tables) -> None:

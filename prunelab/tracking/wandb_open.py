@@ -15,7 +15,7 @@ from prunelab.tracking.secret import one_line
 from prunelab.tracking.wandb_probe import Decision
 from prunelab.tracking.wandb_rows import flat_config
 
-INIT_TIMEOUT_S = 30.0
+INIT_TIMEOUT_S = (10.0, 30.0)  # least and most; a server that does not answer at all is known before
 FLUSH_S = 0.5
 
 
@@ -51,7 +51,7 @@ def _init(config: Mapping[str, Any], run: RunInfo, mode: str, base_url: str) -> 
         disable_git=True,
         finish_timeout=end_timeout(config),
         finish_timeout_raises=True,
-        init_timeout=min(INIT_TIMEOUT_S, end_timeout(config)),
+        init_timeout=min(max(INIT_TIMEOUT_S[0], end_timeout(config)), INIT_TIMEOUT_S[1]),
         save_code=False,
         silent=True,
         x_transaction_log_flush_interval=FLUSH_S,

@@ -40,7 +40,7 @@ def prunelab(
     home: Path, *words: str, module: str = "prunelab", **env: str
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user does, in ``home``."""
-    home.mkdir(exist_ok=True)
+    home.mkdir(exist_ok=True, parents=True)
     command = [sys.executable, "-m", module, *words]
     environment = {**child_environment(), "PRUNELAB_HOME": str(home), **env}
     return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=600)
@@ -91,8 +91,23 @@ def _write_stage(plan: Plan, stage: Stage) -> None:
     )
 
 
+QUICK = """_target_: prunelab.reconstruction.exact.LeastSquares
+name: layer
+revision: 1
+target: local
+solver: gradient
+damping: 1.0e-4
+tolerance: 1.0e-4
+iterations: 2
+learning_rate: 1.0e-3
+"""  # two steps are enough to have something to track
+
+
 def sweep(home: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
-    done = prunelab(home, *SWEEP, *words, **env)
+    (home / "conf" / "reconstruction").mkdir(parents=True)
+    (home / "conf" / "reconstruction" / "quick.yaml").write_text(QUICK)
+    given = [word.replace("none,layer", "none,quick") for word in SWEEP]
+    done = prunelab(home, "--config-dir", str(home / "conf"), *given, *words, **env)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 

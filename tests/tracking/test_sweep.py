@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+]  # test_sync compares the same on written-down studies
 SECRETS = {"MY_SECRET_TOKEN": "zq-tok-7719-qx", "DATABASE_PASSWORD": "pw!kjh-2231"}
 
 
@@ -15,7 +19,7 @@ def files_with(folder: Path, words: list[str]) -> list[Path]:
     return [path for path in files if any(needle in path.read_bytes() for needle in needles)]
 
 
-@pytest.mark.parametrize("store", ["shared", pytest.param("own", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("store", ["shared", "own"])
 def test_offline_and_sync_is_online(
     loopback, lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str
 ):

@@ -117,7 +117,7 @@ def killed(plan: Plan, environment: dict[str, str], until=None) -> None:
 def test_an_outage_in_the_middle_delays_no_trial_beyond_its_bound_and_sync_repairs_it(
     loopback, lab, finished, whole, tmp_path, fault
 ):
-    bound = 6
+    bound = 4
     plan = lab.tracked(finished, tmp_path / "on", finish_timeout=bound)
     trial = plan.trials[0]
     mirror = Mirror(plan, trial, own=(trial.stages["evaluate"],))
