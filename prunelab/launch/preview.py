@@ -48,7 +48,9 @@ def preview(plan: Plan, done: Collection[str], jobs: Sequence[Job], resources: R
             "0" if not todo else "not known yet" if cost is None else f"{cost:.0f}",
         )  # fmt: skip
     workers = resources.workers or 1
-    what = f"{_count(len(jobs), 'job')} for {_count(workers, 'worker')} of {_count(resources.threads, 'thread')}"
+    what = (
+        f"{_count(len(jobs), 'job')} for {_count(workers, 'worker')} of {_count(resources.threads, 'thread')}"
+    )
     if not jobs:
         last = "Everything is in the store: nothing would run."
     elif unknown:

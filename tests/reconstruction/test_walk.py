@@ -191,9 +191,9 @@ def test_windows_visit_every_block_twice_and_the_dense_stream_is_the_models(
         alive.append(len({layer.site.block for layer in unit.layers}))
         return fit(self, unit, say)
 
-    def look(streams: Any, one: range, layers: Any) -> dict[str, float]:
+    def look(streams: Any, before: float) -> dict[str, float]:
         seen.append([streams.dense.read(rows).clone() for rows in streams.batches()])
-        return measure(streams, one, layers)
+        return measure(streams, before)
 
     monkeypatch.setattr(tuning.Tuning, "repair", spy)
     monkeypatch.setattr(walk, "_measure", look)
