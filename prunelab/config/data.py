@@ -37,7 +37,7 @@ def recipe_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def corpora_of(data: Any) -> list[str]:
     """Return the names of calibration options among the parts of a ``reconstruction_data`` config."""
-    parts = data.get("parts") if isinstance(data, Mapping) else None
+    parts: Any = data.get("parts") if isinstance(data, Mapping) else None
     return [str(name) for name in parts if name not in (SAME, GENERATED)] if _is_map(parts) else []
 
 

@@ -63,8 +63,11 @@ def _with_parts(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
         counts = pd.to_numeric(frame[f"{DATA}/{part}"], errors="coerce").fillna(0)
         frame[f"{DATA}/{part}"] = counts.where(frame["repair"] != NO_REPAIR, 0)
     recipes = {number: _recipe(trial["config"]) for number, trial in study.trials.items()}
-    written = frame.get(f"{DATA}/{GENERATED}", pd.Series(0.0, index=frame.index)) > 0
-    own = frame["number"].map(recipes).where(written)
+    column = f"{DATA}/{GENERATED}"
+    written = (
+        {n: c > 0 for n, c in zip(frame["number"], frame[column], strict=True)} if column in frame else {}
+    )
+    own = frame["number"].map({number: recipes[number] for number, is_so in written.items() if is_so})
     known = own.dropna().unique()
     return frame.assign(recipe=own.fillna(known[0] if len(known) == 1 else ""))
 

@@ -21,8 +21,9 @@ def derived(frame: pd.DataFrame) -> pd.DataFrame:
     """
     ppl = [column for column in frame.columns if column.startswith("ppl/")]
     nothing = pd.Series(np.nan, index=frame.index)
-    logs = np.log(frame[ppl].astype(float)).mean(axis=1, skipna=False) if ppl else nothing
-    new: dict[str, pd.Series] = {"mean/ppl": np.exp(logs)}
+    new = {"mean/ppl": nothing}
+    if ppl:
+        new["mean/ppl"] = pd.Series(np.exp(np.log(frame[ppl].astype(float)).mean(axis=1, skipna=False)))
     for kind, mean in (("error", "mean/held_out"), ("mse", "mean/mse_held_out")):
         fitted = _fitted(frame, kind)
         far = [column for column in frame.columns if column.startswith(f"{kind}/{HELD_OUT}")]
@@ -33,9 +34,9 @@ def derived(frame: pd.DataFrame) -> pd.DataFrame:
         if kind == "error":
             near = nothing if fitted is None else fitted.where(fitted > 0)
             new["mean/overfit"] = new[mean] / near
-            new |= {
-                f"overfit/{c[len(kind) + 1 + len(HELD_OUT) :]}": frame[c].astype(float) / near for c in far
-            }
+            for column in far:
+                corpus = column.removeprefix(f"{kind}/{HELD_OUT}")
+                new[f"overfit/{corpus}"] = pd.Series(frame[column].astype(float) / near)
     return pd.concat([frame, pd.DataFrame(new)], axis=1)
 
 

@@ -107,20 +107,21 @@ def _legend(figure: Figure, groups: Sequence[Group], height: float) -> None:
         top = 1 - (0.06 + LINE * done) / height
         figure.text(0.1 / WIDTH, top + 0.005 / height, title, va="top", color=GREY, fontsize=10)
         figure.legend(
-            handles=list(handles), loc="upper left", ncols=_legend_columns(handles), borderpad=0.0,
+            handles=list(handles), loc="upper left", ncols=_legend_columns(group), borderpad=0.0,
             bbox_to_anchor=((0.1 + indent) / WIDTH, top), borderaxespad=0.0,
         )  # fmt: skip
         done += _lines(group)
 
 
 def _lines(group: Group) -> int:
-    handles = group[1]
-    return -(-len(handles) // _legend_columns(handles)) if handles else 0
+    return -(-len(group[1]) // _legend_columns(group)) if group[1] else 0
 
 
-def _legend_columns(handles: Sequence[Any]) -> int:
+def _legend_columns(group: Group) -> int:
+    title, handles = group
     widest = max((len(str(handle.get_label())) for handle in handles), default=1)
-    return max(1, min(len(handles) or 1, int((WIDTH - 1) // (0.082 * widest + 0.6))))
+    wide = WIDTH - (1.0 if title else 0.0)
+    return max(1, min(len(handles) or 1, int(wide // (0.082 * widest + 0.6))))
 
 
 def log_axis(axes: Axes, which: str = "y") -> None:

@@ -16,6 +16,7 @@ from prunelab.report.derive import chosen, distinct, fitted_rows, held_out_rows
 from prunelab.report.figure import COLOURS, GREY, WIDTH, empty, literal, looks, panels, short
 
 PER_ROW = 4
+_NAME = 46  # characters of a variant beside its bar
 
 
 def over_blocks(study: Study, ratio: float) -> Figure:
@@ -146,14 +147,14 @@ def cost(study: Study) -> Figure:
     """Seconds by stage and the largest memory peak, means over the trials of each variant."""
     names = study.variants
     kinds = list(dict.fromkeys(study.stages["kind"]))
-    left = 0.35 + 0.078 * max(len(short(name)) for name in names)
+    left = 0.35 + 0.078 * max(len(short(name, _NAME)) for name in names)
     handles = [Patch(color=COLOURS[i % len(COLOURS)], label=literal(kind)) for i, kind in enumerate(kinds)]
     high, groups = 0.2 + 0.32 * len(names), [("", handles)]
     figure, grid = panels(1, 2, high, groups=groups, left=left, gap_x=0.3, sharey=True)
     seconds, memory = grid[0]
     start = np.zeros(len(names))
     for index, kind in enumerate(kinds):
-        values = _mean(study, f"cost/{kind}/seconds").fillna(0).to_numpy()
+        values = _seconds(study, kind).to_numpy()
         seconds.barh(range(len(names)), values, left=start, height=0.6, color=COLOURS[index % len(COLOURS)])
         start = start + values
     peaks = pd.concat([_mean(study, f"cost/{kind}/peak_gib") for kind in kinds], axis=1).max(axis=1)
@@ -164,11 +165,20 @@ def cost(study: Study) -> Figure:
             axes.text(value if np.isfinite(value) else 0, row, text, va="center", fontsize=9, color=GREY)
         axes.margins(x=0.2)
         axes.grid(axis="y", visible=False)
-    seconds.set_yticks(range(len(names)), [short(name) for name in names])
+    seconds.set_yticks(range(len(names)), [short(name, _NAME) for name in names])
     seconds.invert_yaxis()
     seconds.set_xlabel("seconds of its own stages, mean of trials")
     memory.set_xlabel("largest peak memory of a stage (GiB), mean of trials")
     return figure
+
+
+def _seconds(study: Study, kind: str) -> pd.Series:
+    """Seconds of the stages of a kind by variant; the text that repairs fit to is calibration text too."""
+    own = [f"cost/{kind}/seconds"]
+    if kind == "calibrate":
+        columns = [str(column) for column in study.frame.columns]
+        own += [c for c in columns if c.startswith("cost/reconstruction") and c.endswith("/seconds")]
+    return sum((_mean(study, column).fillna(0) for column in own), pd.Series(0.0, index=study.variants))
 
 
 def _mean(study: Study, column: str) -> pd.Series:

@@ -56,7 +56,7 @@ def _with_repairs(study: Study) -> pd.DataFrame:
 
 
 def _table(study: Study, frame: pd.DataFrame, facet: str) -> ResultTable:
-    frame = frame[(frame["facet"] == facet)]
+    frame = frame.loc[frame["facet"] == facet, :]
     names = [BEFORE, AFTER, PER_BLOCK, *(c for c in MSE if c in frame and frame[c].notna().any())]
     against = [c for c in (NEAR, FAR) if c in frame and frame[c].notna().any()]
     names += against

@@ -6,6 +6,7 @@ Drawn at one ratio. Errors are those of the paper's figures (arXiv:2406.15524) r
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -126,7 +127,7 @@ def _share_height(line: Sequence[Axes]) -> None:
             axes.tick_params(labelleft=False)
 
 
-Values = Callable[[pd.DataFrame], pd.Series]  # rows of one variant -> value by block
+Values = Callable[[pd.DataFrame], Any]  # rows of one variant -> a Series of values by block
 
 
 def errors_over_blocks(study: Study, ratio: float) -> Figure:
@@ -142,7 +143,7 @@ def errors_over_blocks(study: Study, ratio: float) -> Figure:
 def overfit_over_blocks(study: Study, ratio: float) -> Figure:
     """Over-fitting index after each block at ``ratio``: mean held-out error over error on fitted text."""
 
-    def index(own: pd.DataFrame) -> pd.Series:
+    def index(own: pd.DataFrame) -> Any:
         return held_out_rows(own).groupby("block")["overfit"].mean()
 
     label = f"error: held-out ÷ {fitted_name(study).split()[0]}"
@@ -152,11 +153,10 @@ def overfit_over_blocks(study: Study, ratio: float) -> Figure:
 def gain_over_blocks(study: Study, ratio: float) -> Figure:
     """What is left of a block's error by its repair, on the text it was fitted to; bare masks have none."""
 
-    def left(own: pd.DataFrame) -> pd.Series:
-        own = own[own["stream"] == CALIBRATION]
-        return (
-            (own["error"] / own["error_before"].where(own["error_before"] > 0)).groupby(own["block"]).mean()
-        )
+    def left(own: pd.DataFrame) -> Any:
+        near = own.loc[own["stream"] == CALIBRATION, :]
+        factor = near["error"] / near["error_before"].where(near["error_before"] > 0)
+        return factor.groupby(near["block"]).mean()
 
     return _over_blocks(study, study.repairs, ratio, [("error: after ÷ before", left)], level=1.0)
 

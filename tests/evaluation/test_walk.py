@@ -58,7 +58,9 @@ def test_measure(family_name: str, tokens: Tensor, batch_size: int) -> None:
             assert row["error_sq"] == pytest.approx(error_sq, rel=1e-4)
             assert row["norm_sq"] == pytest.approx(norm_sq, rel=1e-5)
             assert row["error"] == row["error_sq"] / row["norm_sq"]
+            assert row["mse"] == row["error_sq"] / a.numel()
         assert got.errors[name] == row["error"] > 0
+        assert got.mse[name] == row["mse"] > 0
     assert got.perplexity == {name: perplexity(pruned, batch, batch_size) for name, batch in text.items()}
     # the decoder is the pruned model now
     for a, b in zip(decoder.model.parameters(), pruned.model.parameters(), strict=True):
@@ -89,7 +91,7 @@ def test_a_broken_block_is_inf(tokens: Tensor) -> None:
         decoder.sites(index)[0].linear.weight.fill_(float("nan"))
 
     got = measure(decoder, ruin, {"a": tokens}, {"calibration": tokens}, 2)
-    assert got.errors == {"calibration": math.inf}
+    assert got.errors == got.mse == {"calibration": math.inf}
     assert got.perplexity == {"a": math.inf}
 
 
