@@ -34,9 +34,8 @@ from prunelab.store.layout import write_atomic
 from prunelab.store.record import read_record
 
 SHARED = ("prune",)  # kinds whose statistics are sums over sequences
-_ASSEMBLY = timedelta(
-    minutes=10
-)  # srun starts all tasks at once, but their imports may come from a slow disk
+# srun starts all tasks at once, but their imports may come from a slow disk
+_ASSEMBLY = timedelta(minutes=10)
 _LEAVE_S = 20.0
 _LOOK_S = 0.2
 

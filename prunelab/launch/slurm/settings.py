@@ -44,7 +44,7 @@ class Settings:
         if self.gpus and self.tasks_per_node and self.tasks_per_node > self.gpus:
             raise ConfigError(
                 f"{_KEY}.tasks_per_node", self.tasks_per_node, f"at most the {self.gpus} of {_KEY}.gpus: a GPU per task",
-                "null for both gives as many tasks as GPUs; gpus=0 runs them on CPUs.",
+                "null gives a task per GPU; gpus=0 runs tasks on CPUs.",
             )  # fmt: skip
 
     @staticmethod
