@@ -79,7 +79,8 @@ def open_stream(decoder: Decoder, tokens: Tensor, batch_size: int, shelf: Shelf 
     check_tokens(decoder, tokens, batch_size)
     tokens, like = tokens.to(decoder.device), torch.empty(0, dtype=decoder.dtype, device=decoder.device)
     first, arguments = capture(decoder, tokens[:batch_size])
-    store = _store(shelf, (tokens.shape[0], *first.shape[1:]), first)
+    n, seq_len = tokens.shape
+    store = _store(shelf, (n, seq_len, first.shape[2]), first)
     stream = Stream(tokens, batch_size, store, like, {first.shape[0]: arguments})
     for rows in stream.batches():
         hidden, arguments = (first, arguments) if rows.start == 0 else capture(decoder, tokens[rows])
