@@ -110,7 +110,10 @@ class UpdatingMethod(Protocol):
         ...
 
     def prune(self, view: LinearView, budgets: Sequence[Budget]) -> tuple[Tensor, Tensor]:
-        """Return keep (R, C) bool and new weights (R, C) for ``budgets``, one per layer of the view."""
+        """Return keep (R, C) bool and new weights (R, C) for ``budgets``, one per layer of the view.
+
+        What a layer gets depends on its own rows and budget only, whichever layers share the view.
+        """
         ...
 
 
