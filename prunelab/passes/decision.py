@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import cast
 
 import torch
@@ -25,7 +24,13 @@ def decide(
 ) -> list[Decision]:
     """Return what ``method`` decides for each ratio; a scoring method's scores are taken and ordered once."""
     if not hasattr(method, "score"):
-        return _update(view, cast(UpdatingMethod, method), pattern, ratios)
+        method = cast(UpdatingMethod, method)
+        return [
+            (torch.ones_like(view.W, dtype=torch.bool), None)
+            if ratio == 0
+            else method.prune(view, [Budget(ratio, pattern.n, pattern.m)] * len(view.rows))
+            for ratio in ratios
+        ]
     method = cast(ScoringMethod, method)
     score = method.score(view)
     if pattern.n is not None and pattern.m is not None:
@@ -36,37 +41,6 @@ def decide(
         return [(keep, None) for keep in select_ratios(score, ratios)]
     parts = [select_ratios(score[part], ratios, "matrix") for part in view.parts()]
     return [(torch.cat(keeps), None) for keeps in zip(*parts, strict=True)]
-
-
-def _update(
-    view: LinearView, method: UpdatingMethod, pattern: Pattern, ratios: Sequence[float]
-) -> list[Decision]:
-    """Let an updating method prune for each ratio.
-
-    On a CPU all ratios go through together, as further layers with the same input: about half the time of one
-    after the other, and the same bits. On other devices how a product rounds may depend on the number of rows.
-    """
-    wanted = sorted({ratio for ratio in ratios if ratio > 0})
-    together = [wanted] if view.W.device.type == "cpu" else [[ratio] for ratio in wanted]
-    found: dict[float, Decision] = {0.0: (torch.ones_like(view.W, dtype=torch.bool), None)}
-    for part in together if wanted else []:
-        k = len(part)
-        many = view if k == 1 else replace(
-            view, names=view.names * k, rows=view.rows * k, W=view.W.repeat(k, 1),
-            generators=tuple(_copy(generator) for _ in part for generator in view.generators),
-        )  # fmt: skip
-        budgets = [Budget(ratio, pattern.n, pattern.m) for ratio in part for _ in view.rows]
-        keep, weight = method.prune(many, budgets)
-        height = view.W.shape[0]
-        for i, ratio in enumerate(part):
-            rows = slice(i * height, (i + 1) * height)
-            found[ratio] = (keep[rows], weight[rows])
-    return [found[ratio] for ratio in ratios]
-
-
-def _copy(generator: torch.Generator) -> torch.Generator:
-    """A generator that draws what ``generator`` would."""
-    return torch.Generator().set_state(generator.get_state())
 
 
 def states(

@@ -108,7 +108,7 @@ def over_amount(study: Study, amount: Amount) -> Figure:
     figure, grid = panels(
         len(facets), max(1, len(measured)), 2.3, groups=factors.groups, left=0.6, gap_x=0.5, gap_y=0.75
     )
-    titles = {"error/fitted": f"error, {fitted_name(study)}", "mean/held_out": "error, held-out text"}
+    titles = {"error/fitted": f"error, {fitted_name(study).split()[0]}", "mean/held_out": "error, held-out"}
     titles |= {"mean/overfit": "over-fitting index", "mean/ppl": "perplexity"}
     values = sorted(rows["amount"].unique())
     for line, facet in zip(grid, facets, strict=True):

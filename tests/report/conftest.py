@@ -260,7 +260,9 @@ def repair_study(
                 {"parts": parts} if parts and repair != "none" else {}
             ),
         }  # fmt: skip
-        roles = {"dense": dense, "calibrate": calibrate, "prune": prune, **last, "evaluate": evaluate}
+        test = lab.stage("calibrate", "austen-test", {}, {"metrics": {"samples": 4, "seq_len": 999}})
+        roles = {"dense": dense, "calibrate": calibrate, "test/austen": test, "prune": prune, **last}
+        roles |= {"evaluate": evaluate}
         trials.append({"number": len(trials), "name": trial, "key": trial, "config": config, "stages": roles})
     plan = {"schema": 1, "study": "repairs", "store": str(lab.store), "trials": trials, "stages": lab.stages}
     lab.study.mkdir(parents=True, exist_ok=True)

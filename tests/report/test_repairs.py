@@ -61,6 +61,7 @@ def test_csv_says_what_a_repair_fitted_to(repaired):
     bare, plain, mixed = (rows[f"wanda + {name}"] for name in ("none", "layer", "layer + mix"))
     columns = ["reconstruction", "reconstruction_data"]
     columns += ["reconstruction_data/same", "reconstruction_data/self_generated"]
+    assert (bare["n_samples"], bare["seq_len"], bare["test/austen/seq_len"]) == ("32", "128", "999")
     assert [bare[name] for name in columns] == ["none", "", "", ""]
     assert [plain[name] for name in columns] == ["layer", "same", "32", ""]
     assert [mixed[name] for name in columns] == ["layer", "mix", "32", "16"]
