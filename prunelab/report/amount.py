@@ -62,14 +62,15 @@ def _with_parts(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
     for part in suffixes(frame, f"{DATA}/"):
         counts = pd.to_numeric(frame[f"{DATA}/{part}"], errors="coerce").fillna(0)
         frame[f"{DATA}/{part}"] = counts.where(frame["repair"] != NO_REPAIR, 0)
-    recipes = {number: _recipe(trial["config"]) for number, trial in study.trials.items()}
     column = f"{DATA}/{GENERATED}"
-    written = (
-        {n: c > 0 for n, c in zip(frame["number"], frame[column], strict=True)} if column in frame else {}
-    )
-    own = frame["number"].map({number: recipes[number] for number, is_so in written.items() if is_so})
-    known = own.dropna().unique()
-    return frame.assign(recipe=own.fillna(known[0] if len(known) == 1 else ""))
+    written = frame[column].tolist() if column in frame else [0.0] * len(frame)
+    own = [
+        _recipe(study.trials[number]["config"]) if count > 0 else None
+        for number, count in zip(frame["number"], written, strict=True)
+    ]
+    known = {recipe for recipe in own if recipe is not None}
+    only = known.pop() if len(known) == 1 else ""
+    return frame.assign(recipe=[only if recipe is None else recipe for recipe in own])
 
 
 def _recipe(config: Mapping[str, Any]) -> str:
