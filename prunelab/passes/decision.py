@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -41,32 +40,18 @@ def decide(
 def _update(
     view: LinearView, method: UpdatingMethod, pattern: Pattern, ratios: Sequence[float]
 ) -> list[Decision]:
-    """Let an updating method prune for each ratio.
-
-    On a CPU all ratios go through together, as further layers with the same input: about half the time of one
-    after the other, and the same bits. On other devices how a product rounds may depend on the number of rows.
-    """
-    wanted = sorted({ratio for ratio in ratios if ratio > 0})
-    together = [wanted] if view.W.device.type == "cpu" else [[ratio] for ratio in wanted]
-    found: dict[float, Decision] = {0.0: (torch.ones_like(view.W, dtype=torch.bool), None)}
-    for part in together if wanted else []:
-        k = len(part)
-        many = view if k == 1 else replace(
-            view, names=view.names * k, rows=view.rows * k, W=view.W.repeat(k, 1),
-            generators=tuple(_copy(generator) for _ in part for generator in view.generators),
-        )  # fmt: skip
-        budgets = [Budget(ratio, pattern.n, pattern.m) for ratio in part for _ in view.rows]
-        keep, weight = method.prune(many, budgets)
-        height = view.W.shape[0]
-        for i, ratio in enumerate(part):
-            rows = slice(i * height, (i + 1) * height)
-            found[ratio] = (keep[rows], weight[rows])
-    return [found[ratio] for ratio in ratios]
-
-
-def _copy(generator: torch.Generator) -> torch.Generator:
-    """A generator that draws what ``generator`` would."""
-    return torch.Generator().set_state(generator.get_state())
+    """Let an updating method prune for each ratio, side by side if it can."""
+    wanted = [ratio for ratio in ratios if ratio > 0]
+    budgets = [[Budget(ratio, pattern.n, pattern.m)] * len(view.rows) for ratio in wanted]
+    found: list[Decision] = []
+    if budgets and hasattr(method, "prune_many"):
+        found += cast(Any, method).prune_many(view, budgets)
+    else:
+        found += [method.prune(view, each) for each in budgets]
+    left = iter(found)
+    return [
+        next(left) if ratio > 0 else (torch.ones_like(view.W, dtype=torch.bool), None) for ratio in ratios
+    ]
 
 
 def states(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from prunelab.errors import ConfigError
-from prunelab.models.activation import Placement
+from prunelab.models.activation import FILES, Placement
 
 
 def prepare(runtime: Mapping[str, Any]) -> str:
@@ -45,11 +46,16 @@ def choose_device(name: str) -> str:
     return name
 
 
-def placement(runtime: Mapping[str, Any], folder: Path) -> Placement:
-    """Return where hidden states wait between blocks: on the device, or in memory up to
-    ``runtime.activation_gib`` and beyond it in files in ``folder``."""
+def placement(
+    runtime: Mapping[str, Any], folder: Path, unlimited: Literal["device", "ram"] = "device"
+) -> Placement:
+    """Return where hidden states wait between blocks: in memory up to ``runtime.activation_gib`` and beyond it in
+    files in ``folder``, where those of an attempt that was killed are deleted; ``unlimited``: without that limit.
+    """
+    for left in folder.glob(f"{FILES}*"):
+        shutil.rmtree(left, ignore_errors=True)
     limit = runtime["activation_gib"]
-    return Placement("device") if limit is None else Placement("auto", limit, folder)
+    return Placement(unlimited) if limit is None else Placement("auto", limit, folder)
 
 
 def batch_size(runtime: Mapping[str, Any], seq_len: int) -> int:
