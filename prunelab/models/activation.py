@@ -24,6 +24,7 @@ from torch import Tensor
 from prunelab.errors import ConfigError, StoreError
 
 GIB = 2**30
+FILES = "activations-"  # what the folders of a shelf's files begin with
 # numpy has no bfloat16: files hold the bits
 _BITS = {torch.float32: np.int32, torch.bfloat16: np.int16, torch.float16: np.int16}
 _VIEWS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
@@ -155,5 +156,5 @@ def open_shelf(placement: Placement, dtype: torch.dtype, device: torch.device) -
         raise ConfigError("activations.dtype", str(placement.dtype or dtype), "float32 | bfloat16 | float16")
     if placement.folder is not None:
         placement.folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="activations-", dir=placement.folder) as folder:
+    with tempfile.TemporaryDirectory(prefix=FILES, dir=placement.folder) as folder:
         yield Shelf(placement, dtype, device, Path(folder))

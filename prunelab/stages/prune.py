@@ -123,7 +123,7 @@ def _single(
         ratio=ratio, seed=identity["seed"], batch_size=_batch_size(context, tokens),
         allocation=build(allocation, "allocation") if "_target_" in allocation else allocation["name"],
         propagation=identity["propagation"], statistics=_statistics(context),
-        placement=setting.placement(context.runtime, context.work),
+        placement=setting.placement(context),
         start=parts.start, start_block=parts.done, on_block=on_block, progress=_say(context),
         group=setting.group(context),
     )  # fmt: skip

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 
 from prunelab.errors import ConfigError
-from prunelab.models.activation import Placement
+from prunelab.models.activation import FILES, Placement
 from prunelab.stats.group import ALONE, Group
 from prunelab.store.context import Context
 
@@ -47,11 +48,18 @@ def choose_device(name: str) -> str:
     return name
 
 
-def placement(runtime: Mapping[str, Any], folder: Path) -> Placement:
-    """Return where hidden states wait between blocks: on the device, or in memory up to
-    ``runtime.activation_gib`` and beyond it in files in ``folder``."""
-    limit = runtime["activation_gib"]
-    return Placement("device") if limit is None else Placement("auto", limit, folder)
+def placement(context: Context, unlimited: Literal["device", "ram"] = "device") -> Placement:
+    """Return where hidden states wait between blocks: in memory up to ``runtime.activation_gib`` and beyond it in
+    files, where those of an attempt that was killed are deleted; ``unlimited``: without that limit.
+
+    Each rank has a folder of its own, so that none deletes what another writes.
+    """
+    ranks = group(context)
+    folder = context.work if ranks.rank == 0 else context.work / f"rank{ranks.rank}"
+    for left in folder.glob(f"{FILES}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    limit = context.runtime["activation_gib"]
+    return Placement(unlimited) if limit is None else Placement("auto", limit, folder)
 
 
 def group(context: Context) -> Group:

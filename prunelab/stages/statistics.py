@@ -31,7 +31,7 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
 
         collect_statistics(
             decoder, tokens, identity["statistics"], setting.batch_size(context.runtime, tokens.shape[1]),
-            on_block, placement=setting.placement(context.runtime, context.work), start_block=done,
+            on_block, placement=setting.placement(context), start_block=done,
             progress=lambda row: context.progress(row["phase"], row["done"], row["total"]),
         )  # fmt: skip
         for path in reversed(paths):  # a kill in here leaves the first blocks in place
