@@ -18,6 +18,7 @@ STUDY = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_fitted_text_is_the_repairs_own(
     prunelab: Callable[..., subprocess.CompletedProcess[str]], home: Path
 ) -> None:

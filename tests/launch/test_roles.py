@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from prunelab.structures.state import open_state
@@ -25,6 +26,7 @@ def states(root: Path, kind: str) -> dict[str, bytes]:
     return {path.parents[1].name: path.read_bytes() for path in found}
 
 
+@pytest.mark.slow
 def test_what_is_measured_or_written_moves_no_mask_and_no_other_repair(prunelab: Run, home: Path) -> None:
     first = prunelab(*BASE)
     assert first.returncode == 0, first.stdout + first.stderr

@@ -190,7 +190,7 @@ def test_ctrl_c_stops_and_the_same_command_goes_on(
     words = [
         "study=s",
         "method=surgeon",
-        "method.step=0.02",
+        "method.step=0.005",  # enough shots that the signal comes before the last, however busy the machine
         "sparsity.ratio=0.2",
         "runtime.threads=1",
         *small,
@@ -211,7 +211,7 @@ def test_ctrl_c_stops_and_the_same_command_goes_on(
     assert driver.returncode == 130
     assert "the same command goes on from there" in out
     assert not [f for f in (home / "store" / "prune").iterdir() if is_done(f)]
-    assert prunelab(*words[:-7]).returncode == 0
+    assert prunelab(*words[: -len(small)]).returncode == 0
     shots = records(home, "prune")[0]
-    assert len(shots["tables"]["shots"]) == 10
-    assert shots["cost"]["shots"] < 10  # it went on from its own progress
+    assert len(shots["tables"]["shots"]) == 40
+    assert shots["cost"]["shots"] < 40  # it went on from its own progress

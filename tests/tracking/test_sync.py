@@ -113,6 +113,7 @@ def killed(plan: Plan, environment: dict[str, str], until=None) -> None:
     process.stdout.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["500", "hang"])
 def test_an_outage_in_the_middle_delays_no_trial_beyond_its_bound_and_sync_repairs_it(
     loopback, lab, finished, whole, tmp_path, fault
