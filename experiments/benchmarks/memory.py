@@ -1,9 +1,9 @@
 """Peak memory of SparseGPT and of block reconstruction: one model, one block's work, and a budget for hidden states.
 
-    python experiments/benchmarks/memory.py [smollm2_135m|embedded_llama] [few] [many] [seq_len] [budget_gib]
+    python experiments/benchmarks/memory.py [smollm2_135m|embedded_llama] [few] [many] [seq_len] [budget_gib] [dtype]
 
-Each way runs in a process of its own on ``few`` and on ``many`` sequences, in bfloat16, with hidden states beyond
-the budget in files. Measured is VmHWM, the highest resident set, once for imports and loading and, reset in between,
+Each way runs in a process of its own on ``few`` and on ``many`` sequences, with hidden states beyond the budget in
+files. Measured is VmHWM, the highest resident set, once for imports and loading and, reset in between,
 once for the work. It counts anonymous memory and the pages of files while they are mapped (libraries, the batch of
 hidden states that is being copied), not the page cache of files that are not.
 
@@ -39,9 +39,11 @@ BATCH_TOKENS, EPOCHS = 2048, 1
 WAYS = ("sparsegpt", "block_gp")
 
 
-def child(way: str, name: str, n: int, seq_len: int, budget: float, state: Path) -> dict[str, float]:
+def child(
+    way: str, name: str, n: int, seq_len: int, budget: float, dtype: str, state: Path
+) -> dict[str, float]:
     """Do the work of one way in this process; ``magnitude`` writes the state that reconstruction starts from."""
-    model = load_model(name, dtype="bfloat16")
+    model = load_model(name, dtype=dtype)
     decoder = model.decoder
     tokens = load_tokens(model, "austen", n_samples=n, seq_len=seq_len)
     size = max(1, BATCH_TOKENS // seq_len)
@@ -73,7 +75,7 @@ def child(way: str, name: str, n: int, seq_len: int, budget: float, state: Path)
     )
     return {
         "work": peak_gib() * GIB, "loading": loaded * GIB, "seconds": time.perf_counter() - began,
-        "weights": sum(weights.values()), "block": block, "stream": tokens.numel() * width * 2,
+        "weights": sum(weights.values()), "block": block, "stream": tokens.numel() * width * decoder.dtype.itemsize,
     }  # fmt: skip
 
 
@@ -85,18 +87,19 @@ def measure(way: str, *arguments: object) -> dict[str, float]:
 
 
 def main(
-    name: str = "smollm2_135m", few: int = 32, many: int = 96, seq_len: int = 512, budget: float = 0.01
-) -> int:
+    name: str = "smollm2_135m", few: int = 32, many: int = 96, seq_len: int = 512, budget: float = 0.01,
+    dtype: str = "bfloat16",
+) -> int:  # fmt: skip
     """Print a line per way and size, and a verdict."""
     good = True
-    print(f"{name} bfloat16, budget for hidden states {budget:g} GiB; MB of 10^6 bytes", flush=True)
+    print(f"{name} {dtype}, budget for hidden states {budget:g} GiB; MB of 10^6 bytes", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         state = Path(folder) / "state.safetensors"
-        measure("magnitude", name, 1, seq_len, budget, state)
+        measure("magnitude", name, 1, seq_len, budget, dtype, state)
         for way in WAYS:
             peaks = []
             for n in (few, many):
-                found = measure(way, name, n, seq_len, budget, state)
+                found = measure(way, name, n, seq_len, budget, dtype, state)
                 training = found["block"] * TRAINING_BYTES if way == "block_gp" else 0
                 limit = found["weights"] + training + budget * 2**30 + REST
                 good &= max(found["work"], found["loading"]) <= limit
@@ -119,7 +122,7 @@ def main(
 if __name__ == "__main__":
     values = sys.argv[1:]
     if values[:1] == ["child"]:
-        way, name, n, seq_len, budget, state = values[1:]
-        print(json.dumps(child(way, name, int(n), int(seq_len), float(budget), Path(state))))
+        way, name, n, seq_len, budget, dtype, state = values[1:]
+        print(json.dumps(child(way, name, int(n), int(seq_len), float(budget), dtype, Path(state))))
     else:
-        sys.exit(main(*values[:1], *map(int, values[1:4]), *map(float, values[4:])))
+        sys.exit(main(*values[:1], *map(int, values[1:4]), *map(float, values[4:5]), *values[5:]))

@@ -71,14 +71,14 @@ def main() -> int:
     for number, aim in enumerate(aims):
         began, driver = time.time(), _start(words, killed)
         _wait(driver, killed, aim, began)
-        time.sleep(moments.uniform(0, 2 * seconds[aim] / aims.count(aim)))
+        time.sleep(moments.uniform(0, seconds[aim] / aims.count(aim)))
         over = driver.poll() is not None
         at_work = Counter() if over else _at_work(killed, began)
         _kill(driver)
         struck += at_work
         repeated += _repeated(killed, finished)
-        what = "the sweep was over" if over else ", ".join(sorted(at_work)) or "between stages"
-        print(f"kill {number + 1} (aim: {aim}): in {what}; {len(finished)} stages are finished", flush=True)
+        what = "after the sweep" if over else f"in {', '.join(sorted(at_work)) or 'no stage'}"
+        print(f"kill {number + 1} (aim: {aim}): {what}; {len(finished)} stages are finished", flush=True)
     if _start(words, killed).wait():
         print("the run after the kills failed", file=sys.stderr)
         return 1
