@@ -22,12 +22,7 @@ def job_environment(
     ``allowed`` holds names and patterns such as ``LC_*``. A pattern never takes a name that looks like a secret
     (``*_TOKEN``, ``*_API_KEY``, ...), unless it ends in ``_PATH`` or ``_FILE``; raises ConfigError if one is named outright.
     """
-    for name in allowed:
-        if is_secret(name):
-            raise ConfigError(
-                "hydra.launcher.environment", name, "names of variables that are no secrets",
-                "A job reads keys from ~/.netrc (wandb login) or from a file whose path crosses (HF_TOKEN_PATH).",
-            )  # fmt: skip
+    check_names(allowed)
     found = {
         name: value
         for name, value in (os.environ if environ is None else environ).items()
@@ -36,6 +31,16 @@ def job_environment(
         and name not in _NEVER
     }
     return found | worker_environment(threads)
+
+
+def check_names(allowed: Sequence[str]) -> None:
+    """Raise ConfigError if a secret is named outright."""
+    for name in allowed:
+        if is_secret(name):
+            raise ConfigError(
+                "hydra.launcher.environment", name, "names of variables that are no secrets",
+                "A job reads keys from ~/.netrc (wandb login) or from a file whose path crosses (HF_TOKEN_PATH).",
+            )  # fmt: skip
 
 
 @contextmanager

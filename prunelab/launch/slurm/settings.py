@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prunelab.errors import ConfigError, LaunchError, nearest
+from prunelab.launch.slurm.environment import check_names
 from prunelab.store.layout import write_atomic
 
 _KEY = "hydra.launcher"
@@ -71,6 +72,7 @@ class Settings:
             lines = values.get(key) or []
             if isinstance(lines, str) or not all(isinstance(line, str) for line in lines):
                 raise ConfigError(f"{_KEY}.{key}", lines, "a list of strings")
+        check_names(values.get("environment") or [])
         for name in _extra(values.get("extra")):
             if name.replace("_", "-") in _OURS:
                 raise ConfigError(
