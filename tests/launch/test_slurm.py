@@ -265,7 +265,8 @@ def test_resources_by_size_and_by_word(tmp_path: Path) -> None:
         ({"partitoin": "x"}, "Did you mean 'partition'"), ({"time_min": 2.5}, "an integer"), ({"gpus": -1}, "x >= 0"),
         ({"mem_gib": "64G"}, "a number"), ({"setup": "module load"}, "a list"),
         ({"extra": {"array": "0-3"}}, "does not set itself"), ({"extra": {"ntasks_per_node": 2}}, "does not set itself"),
-        ({"environment": ["PATH", "HF_TOKEN"]}, "no secrets"), ({"tasks_per_node": 0}, "x >= 1"), ({"tasks_per_node": 4, "gpus": 2}, "at most the 2 of hydra.launcher.gpus"),
+        ({"environment": ["PATH", "HF_TOKEN"]}, "no secrets"),
+        ({"tasks_per_node": 0}, "x >= 1"), ({"tasks_per_node": 4, "gpus": 2}, "at most the 2 of hydra.launcher.gpus"),
     ],
 )  # fmt: skip
 def test_settings_are_checked(values: dict, says: str) -> None:
