@@ -202,6 +202,8 @@ def test_ctrl_c_stops_and_the_same_command_goes_on(
         env=environment,
         stdout=subprocess.PIPE,
         text=True,
+        # tests that run in a shell's background inherit that SIGINT is ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as driver:
         until = time.monotonic() + 120
         while time.monotonic() < until and not list((home / "store").glob("prune/*/work/progress.json")):
