@@ -1,4 +1,4 @@
-"""``prunelab status|attach|cancel|retry|logs|report STUDY``: reads plans and the store; torch is never imported here.
+"""``prunelab status|attach|cancel|retry|logs|report|sync STUDY``: reads plans and the store; torch is never imported here.
 
 Sweeps themselves are started by ``python -m prunelab``, so that Hydra's overrides, help and completion apply.
 """
@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         "retry": "run what failed or is missing, from the study's plan, where it ran before",
         "logs": "the end of a job's log, or the last line of every job's",
         "report": "HTML, Markdown, CSV and PNG from what the store has",
+        "sync": "send W&B what was tracked offline or broke off; a second call does nothing",
     }
     for name, what in words.items():
         command = commands.add_parser(name, help=what, description=what)
@@ -70,6 +71,11 @@ def _options(name: str, command: argparse.ArgumentParser) -> None:
         command.add_argument(
             "--out", type=Path, default=None, help="folder to write to (default: STUDY/report)"
         )
+    elif name == "sync":
+        command.add_argument(
+            "--timeout", type=float, default=None, metavar="SECONDS",
+            help="time for each run (default: the study's tracking.finish_timeout)",
+        )  # fmt: skip
     elif name == "logs":
         command.add_argument("-n", type=int, default=20, help="lines of each log (default: 20)")
     elif name == "retry":
@@ -191,6 +197,15 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _sync(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from prunelab.launch.sync_view import show_sync
+    from prunelab.plan.study import load_plan
+
+    return show_sync(load_plan(study_folder(arguments.study, arguments.root)), Console(), arguments.timeout)
+
+
 def _retry(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
@@ -213,6 +228,7 @@ def _retry(arguments: argparse.Namespace) -> int:
 
 _COMMANDS = {
     "status": _status, "attach": _attach, "cancel": _cancel, "retry": _retry, "logs": _logs, "report": _report,
+    "sync": _sync,
 }  # fmt: skip
 
 

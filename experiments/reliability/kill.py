@@ -1,14 +1,18 @@
 """SIGKILL a sweep, driver and workers, at random moments; then finish it and compare with an undisturbed run.
 
-    python experiments/reliability/kill.py                      # ten kills of +exp=surgeon_sweep
+    python experiments/reliability/kill.py                                # ten kills of +exp=surgeon_sweep
+    python experiments/reliability/kill.py --sweep repair --kills 20      # generation, prune and reconstruct
     python experiments/reliability/kill.py --kills 3 study=s method=magnitude,random -m
 
-Exit code 0 if the results are byte-identical (timing columns aside) and no finished stage ran again.
+Each kill aims at one kind of work: it waits until a stage of that kind is under way and then for a random part of
+the time that such work took undisturbed. Exit code 0 if results.csv (timing columns aside) and every file that a
+stage wrote, states and generated text among them, are byte-identical, and no finished stage ran again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import signal
@@ -16,11 +20,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 from prunelab.report.table import results_csv
 
-SWEEP = ["+exp=surgeon_sweep", "-m"]
+SWEEPS = {
+    "surgeon": ["+exp=surgeon_sweep", "-m"],
+    "repair": [
+        "study=repair", "method=sparsegpt", "sparsity=unstructured", "sparsity.ratio=0.5,0.6",
+        "reconstruction=block_gp,cross_block", "++reconstruction.epochs=6", "reconstruction_data=self_generated_mix",
+        "++reconstruction_data.parts.self_generated=16", "reconstruction_data.batch=4", "reconstruction_data.text_len=128",
+        "calibration.n_samples=16", "calibration.seq_len=64", "evaluation.corpora=[austen]", "evaluation.held_out=[kjv]",
+        "evaluation.seq_len=64", "evaluation.max_samples=4", "evaluation.error_samples=2", "seed=0,1", "-m",
+    ],
+}  # fmt: skip
+AIMS = ("generation", "prune", "reconstruct")  # in the order in which a study does them
 
 
 def main() -> int:
@@ -28,6 +43,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--sweep", choices=SWEEPS, default="surgeon", help="unless words of a command follow")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -35,44 +51,91 @@ def main() -> int:
     )
     arguments, words = parser.parse_known_args()
     root = arguments.root or Path(tempfile.mkdtemp(prefix="prunelab-kill-"))
-    words = [*(words or SWEEP), "hydra.launcher.report=false"]
+    words = [*(words or SWEEPS[arguments.sweep]), "hydra.launcher.report=false"]
+    whole, killed = root / "undisturbed", root / "killed"
 
     started = time.monotonic()
-    if _start(words, root / "undisturbed").wait():
+    if _start(words, whole).wait():
         print("the undisturbed run failed", file=sys.stderr)
         return 1
-    whole = time.monotonic() - started
-    print(f"undisturbed: {whole:.0f} s", flush=True)
+    seconds = _seconds(whole)
+    spent = ", ".join(f"{kind} {value:.1f} s" for kind, value in seconds.items())
+    print(f"undisturbed: {time.monotonic() - started:.0f} s, of which {spent}", flush=True)
 
     moments = random.Random(arguments.seed)
+    aims = [kind for kind in AIMS if kind in seconds]
+    aims = sorted((aims[i % len(aims)] for i in range(arguments.kills)), key=AIMS.index)
     finished: dict[Path, tuple[int, int]] = {}
     repeated: list[Path] = []
-    for number in range(arguments.kills):
-        driver = _start(words, root / "killed")
-        time.sleep(moments.uniform(1.0, max(2.0, 2 * whole / arguments.kills)))
+    struck: Counter[str] = Counter()
+    for number, aim in enumerate(aims):
+        began, driver = time.time(), _start(words, killed)
+        _wait(driver, killed, aim, began)
+        time.sleep(moments.uniform(0, seconds[aim] / aims.count(aim)))
         over = driver.poll() is not None
+        at_work = Counter() if over else _at_work(killed, began)
         _kill(driver)
-        repeated += _repeated(root / "killed", finished)
-        print(
-            f"kill {number + 1}: {len(finished)} stages finished{' (the sweep was over)' if over else ''}",
-            flush=True,
-        )
-    if _start(words, root / "killed").wait():
+        struck += at_work
+        repeated += _repeated(killed, finished)
+        what = "after the sweep" if over else f"in {', '.join(sorted(at_work)) or 'no stage'}"
+        print(f"kill {number + 1} (aim: {aim}): {what}; {len(finished)} stages are finished", flush=True)
+    if _start(words, killed).wait():
         print("the run after the kills failed", file=sys.stderr)
         return 1
-    repeated += _repeated(root / "killed", finished)
+    repeated += _repeated(killed, finished)
 
-    one, two = (_numbers(root / name) for name in ("undisturbed", "killed"))
+    equal = _numbers(whole) == _numbers(killed)
+    one, two = _files(whole), _files(killed)
+    differ = sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name))
+    print("stages killed: " + ", ".join(f"{struck[kind]} {kind}" for kind in struck))
     print(
-        f"{len(finished)} stages; {len(repeated)} of them ran twice; results {'equal' if one == two else 'DIFFER'}"
+        f"{len(finished)} stages; {len(repeated)} of them ran twice; results {'equal' if equal else 'DIFFER'}; "
+        f"{len(one)} files, {len(differ)} differ"
     )
-    return 0 if one == two and not repeated else 1
+    for name in differ:
+        print(f"  differs: {name}")
+    return 0 if equal and not differ and not repeated else 1
 
 
 def _start(words: list[str], home: Path) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PRUNELAB_HOME": str(home)}
     command = [sys.executable, "-m", "prunelab", *words]
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+
+
+def _kind(folder: Path) -> str:
+    """The kind of a stage's folder; writing text is a kind of its own."""
+    try:
+        spec = json.loads((folder / "spec.json").read_text())
+    except (OSError, ValueError):  # being written, or moved this moment
+        return folder.parent.name
+    return "generation" if "recipe" in spec["identity"] else spec["kind"]
+
+
+def _seconds(home: Path) -> dict[str, float]:
+    """Seconds that the stages of each kind took, per worker that ran them."""
+    found: Counter[str] = Counter()
+    for path in home.glob("store/*/*/record.json"):
+        found[_kind(path.parent)] += json.loads(path.read_text())["cost"]["seconds"]
+    return {kind: found[kind] / (os.cpu_count() or 1) for kind in AIMS if kind in found}
+
+
+def _at_work(home: Path, since: float) -> Counter[str]:
+    """Kinds of the stages that a driver started at ``since`` (seconds of the epoch) is at."""
+    found: Counter[str] = Counter()
+    for owner in home.glob("store/*/*/work/owner"):
+        try:
+            begun = owner.stat().st_mtime >= since
+        except FileNotFoundError:
+            continue
+        if begun and not (owner.parents[1] / "DONE").exists():
+            found[_kind(owner.parents[1])] += 1
+    return found
+
+
+def _wait(driver: subprocess.Popen[bytes], home: Path, aim: str, since: float) -> None:
+    while driver.poll() is None and aim not in _at_work(home, since):
+        time.sleep(0.02)
 
 
 def _kill(driver: subprocess.Popen[bytes]) -> None:
@@ -105,6 +168,21 @@ def _numbers(home: Path) -> list[list[str]]:
     lines = [line.split(",") for line in results_csv(plan.parent).splitlines()]
     kept = [index for index, name in enumerate(lines[0]) if not name.startswith("cost/")]
     return [[line[index] for index in kept] for line in lines]
+
+
+def _files(home: Path) -> dict[str, bytes]:
+    """Everything that finished stages wrote but clocks: outputs, and of each record its metrics and tables."""
+    store = home / "store"
+    found = {
+        str(path.relative_to(store)): path.read_bytes()
+        for path in store.glob("*/*/outputs/**/*")
+        if path.is_file()
+    }
+    for path in store.glob("*/*/record.json"):
+        record = json.loads(path.read_text())
+        kept = {key: record[key] for key in ("key", "inputs", "metrics", "tables", "outputs")}
+        found[str(path.relative_to(store))] = json.dumps(kept, sort_keys=True).encode()
+    return found
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from prunelab.config.compose import Composer, Config, missing_keys
 from prunelab.config.data import SAME, check_parts, corpora_of
 from prunelab.config.field import ClassSource, read_class
 from prunelab.config.files import check_model_folder, check_text_file
+from prunelab.config.tasks import check_tasks
 from prunelab.errors import ConfigError, PrunelabError, nearest
 
 _SCHEMA = "prunelab.config.schema"
@@ -145,6 +146,9 @@ def _corpora(config: Config, composer: Composer, errors: list[ConfigError]) -> d
     if isinstance(evaluation.get("corpora"), list) and not evaluation["corpora"]:
         errors.append(ConfigError("evaluation.corpora", [], "at least one corpus"))
     known = composer.options("calibration")
+    if evaluation.get("tasks"):
+        embedded = [name for name in known if composer.option("calibration", name)["source"] == "embedded"]
+        errors += check_tasks(evaluation["tasks"], embedded)
     for name in corpora_of(config.get("reconstruction_data")):
         if name in known and name not in found:
             found[name] = _corpus(name, composer, errors)
@@ -167,7 +171,11 @@ def _across_groups(config: Config, corpora: Mapping[str, Config]) -> Iterator[Co
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config["runtime"]["device"]):
         yield ConfigError("runtime.device", config["runtime"]["device"], "auto, cpu, cuda, cuda:N or mps")
     yield from _about_sparsity(config)
-    longest = config["model"]["max_len"]
+    model = config["model"]
+    if model["source"] == "hub" and not re.fullmatch(r"[0-9a-f]{40}", model["revision"] or ""):
+        hint = "Branches and tags move, and with them the numbers."
+        yield ConfigError("model.revision", model["revision"], "a commit of the hub, 40 hex digits", hint)
+    longest = model["max_len"]
     for key in ("calibration", "evaluation"):
         length = config[key]["seq_len"]
         if longest is not None and length > longest:
@@ -206,6 +214,12 @@ def _about_sparsity(config: Config) -> Iterator[ConfigError]:
         yield ConfigError(
             "method.step", method["step"], f"null with sparsity.pattern={sparsity['pattern']}", hint
         )
+    looks = method_source(method).literals.get("needs")
+    if allocation == "global" and looks and sparsity["propagation"] != "dense":
+        yield ConfigError(
+            "sparsity.propagation", sparsity["propagation"], "dense with allocation=global",
+            "All layers are compared before any is pruned.",
+        )  # fmt: skip
     if sparsity["pattern"] == "unstructured":
         if (n, m) != (None, None):
             yield ConfigError("sparsity.n, sparsity.m", (n, m), "null with sparsity.pattern=unstructured")

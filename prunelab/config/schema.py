@@ -114,7 +114,11 @@ class ReconstructionData:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Corpora for perplexity (test split), and for reconstruction error on text held out (validation split)."""
+    """Corpora for perplexity (test split) and for reconstruction error on text held out (validation split); tasks.
+
+    ``tasks``: zero-shot tasks of lm-evaluation-harness by name, or ``continuation_<embedded corpus>``;
+    ``task_limit``: documents of each, null = all.
+    """
 
     name: str
     corpora: list
@@ -122,6 +126,8 @@ class Evaluation:
     seq_len: Annotated[int, "x >= 2"]
     max_samples: Annotated[int | None, "x >= 1"]
     error_samples: Annotated[int, "x >= 1"]
+    tasks: list
+    task_limit: Annotated[int | None, "x >= 1"]
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def perplexity(decoder: Decoder, tokens: Tensor, batch_size: int) -> float:
         stream = open_stream(decoder, batch, batch_size)
         for index in range(len(decoder.blocks)):
             advance(decoder, index, stream)
-        losses = token_losses(decoder, stream.batches[0], stream.tokens[0])
+        losses = token_losses(decoder, stream.read(slice(None)), stream.tokens)
         total += float(losses.double().sum())
         count += losses.numel()
     return from_mean_loss(total / count)

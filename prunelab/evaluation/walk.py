@@ -86,7 +86,7 @@ def _walk(
         for name in streams:
             advance(decoder, index, pruned[name])
             error_sq, norm_sq = _squares(dense[name], pruned[name])
-            count = sum(batch.numel() for batch in dense[name].batches)
+            count = math.prod(dense[name].hidden.shape)
             error, mse = relative_error(error_sq, norm_sq), relative_error(error_sq, float(count))
             row = {"block": index, "stream": name, "error": error, "mse": mse}
             rows.append({**row, "error_sq": error_sq, "norm_sq": norm_sq})
@@ -97,10 +97,10 @@ def _walk(
 def _squares(dense: Stream, pruned: Stream) -> tuple[float, float]:
     """Squared Frobenius norms of dense - pruned and of dense, over all batches, summed in float64."""
     error_sq = norm_sq = 0.0
-    for a, b in zip(dense.batches, pruned.batches, strict=True):
-        wide = a.double()
+    for rows in dense.batches():
+        wide = dense.read(rows).double()
         norm_sq += float(wide.square().sum())
-        error_sq += float((wide - b.double()).square().sum())
+        error_sq += float((wide - pruned.read(rows).double()).square().sum())
     return error_sq, norm_sq
 
 

@@ -6,6 +6,7 @@ from rich.console import Console
 
 from prunelab.errors import PrunelabError
 from prunelab.launch.base import Launcher
+from prunelab.launch.mirror import waiting_runs
 from prunelab.launch.preview import preview
 from prunelab.launch.runner import finished, local_resources, open_jobs, run_study
 from prunelab.launch.view import View
@@ -43,6 +44,10 @@ def drive(plan: Plan, launcher: Launcher, console: Console, *, dry_run: bool, re
     console.print(f"ran {ran} in {outcome.seconds:.1f} s", highlight=False)
     if report:
         _report(plan, console)
+    waiting = waiting_runs(plan)
+    if waiting:
+        words = f"W&B lacks {waiting} of the runs; send them with: prunelab sync {plan.folder}"
+        console.print(words, highlight=False, soft_wrap=True, markup=False)
     for job, values in {**outcome.failed, **outcome.skipped}.items():
         console.print(
             f"{job}: {values['reason']}", style="red", markup=False, highlight=False, soft_wrap=True

@@ -1,42 +1,58 @@
-"""A trial's numbers on their way to its tracker: finished stages from their records, running ones live."""
+"""A trial's numbers on their way to its tracker: finished stages from their records, running ones live.
+
+Every start tells all of it, in the order of the stages: rows that an earlier start has logged are read back from
+metrics.jsonl, so that no start depends on what became of another.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from prunelab.launch.lineage import lineage
 from prunelab.plan.study import Plan, Trial
 from prunelab.store.layout import METRICS, is_done, locate
 from prunelab.store.record import read_record
-from prunelab.tracking.base import RunInfo, Tracker, run_id
+from prunelab.tracking.base import NullTracker, RunInfo, Tracker, run_id
 from prunelab.tracking.jsonl import read_jsonl
+from prunelab.tracking.note import read_note
 from prunelab.tracking.wandb_mirror import open_tracker
 
 _ROLES = ("dense", "prune", "reconstruct", "evaluate")  # calibrate has no curve to show
 
 
 class Mirror:
-    """Opens the trial's run, replays what is in the store already, passes on what comes."""
+    """Opens the trial's run, tells it what is in the store already, passes on what comes from ``own`` stages."""
 
-    def __init__(self, plan: Plan, trial: Trial, skip: Collection[str]) -> None:
+    def __init__(
+        self, plan: Plan, trial: Trial, own: Collection[str], tracker: Tracker | None = None
+    ) -> None:
         self._plan, self._trial = plan, trial
-        self._tracker: Tracker = open_tracker(trial.config["tracking"], _info(plan, trial))
+        self._tracker: Tracker = tracker or open_tracker(trial.config["tracking"], run_info(plan, trial))
         self._summary: dict[str, Any] = {}
-        for role in _ROLES:
-            key = trial.stages.get(role)
-            if key and key not in skip and is_done(self._folder(key)):
-                self._replay(key)
+        self._told: set[str] = set()  # stages that need no replay and no live rows any more
+        self._live: set[str] = set()
+        for key in self._keys():
+            if key not in own and is_done(self._folder(key)):
+                self.stage_done(key)
 
-    def log(self, row: Mapping[str, Any]) -> None:
-        """Pass on a row of a running stage."""
-        self._tracker.log(row)
+    def listener(self, key: str) -> Callable[[Mapping[str, Any]], None]:
+        """Return what takes the rows of the running stage ``key``, after those it has on disk already."""
+        if key not in self._keys() or key in self._told:  # a damaged input is made again: no news
+            return lambda row: None
+        if key not in self._live:
+            self._live.add(key)
+            self._replay(key)
+        return self._tracker.log
 
     def stage_done(self, key: str) -> None:
-        """Take final numbers and tables from a finished stage's record."""
-        role = next((role for role, k in self._trial.stages.items() if k == key), "")
-        if role not in _ROLES:
+        """Take final numbers and tables from a finished stage's record, and its rows if they were not live."""
+        if key not in self._keys():
             return
+        if key not in self._live:
+            self._replay(key)
+        self._told.add(key)
         record = read_record(self._folder(key))
         # the dense model's perplexity is not this trial's
         prefix = "dense/" if record.kind == "dense" else ""
@@ -48,31 +64,56 @@ class Mirror:
         for name, rows in record.tables.items():
             self._tracker.table(name, rows)
 
+    def unfinished(self) -> None:
+        """Tell the rows of stages that have begun and are not finished."""
+        for key in self._keys():
+            if key not in self._told:
+                self.listener(key)
+
+    def failed(self, reason: str) -> None:
+        """Alert people, and end the run as a failed one."""
+        self._tracker.alert(f"{self._trial.name} failed", f"{self._plan.study}: {reason}")
+        self.finish(False)
+
     def finish(self, ok: bool) -> None:
         """Write the final numbers and end the run."""
+        if ok and not isinstance(self._tracker, NullTracker):
+            for item, used in lineage(self._plan, self._trial):
+                self._tracker.artefact(item, used=used)
         self._tracker.summary({name: value for name, value in self._summary.items() if value is not None})
         self._tracker.finish(ok)
-        if ok:
-            mark = mirrored_mark(self._plan, self._trial)
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            mark.touch()
+
+    def _keys(self) -> list[str]:
+        return [self._trial.stages[role] for role in _ROLES if role in self._trial.stages]
 
     def _replay(self, key: str) -> None:
         for row in read_jsonl(self._folder(key) / METRICS):
             self._tracker.log(row)
-        self.stage_done(key)
 
     def _folder(self, key: str) -> Path:
         stage = self._plan.stages[key]
         return locate(self._plan.store, stage.kind, key, stage.folder)
 
 
-def mirrored_mark(plan: Plan, trial: Trial) -> Path:
-    """Return the empty file that says a trial's run was ended well."""
-    return plan.folder / "tracking" / f"{run_id(trial.key)}.{trial.config['tracking']['name']}"
+def tracking_folder(plan: Plan) -> Path:
+    """Return where a study's trackers keep their files."""
+    return plan.folder / "tracking"
 
 
-def _info(plan: Plan, trial: Trial) -> RunInfo:
+def is_told(plan: Plan, trial: Trial) -> bool:
+    """Say whether a tracker has been told all of a finished trial, be it only in files on disk."""
+    note = read_note(tracking_folder(plan), run_id(trial.key))
+    return note is not None and note.ended == "ok"
+
+
+def waiting_runs(plan: Plan) -> int:
+    """Return how many of a plan's trials have told a tracker on disk more than a server knows."""
+    notes = (read_note(tracking_folder(plan), run_id(trial.key)) for trial in plan.trials)
+    return sum(note is not None and note.ended != "open" and not note.sent for note in notes)
+
+
+def run_info(plan: Plan, trial: Trial) -> RunInfo:
+    """Return what a tracker has to know of a trial before its first number."""
     config = trial.config
     flat = {
         "method": config["method"]["name"], "ratio": config["sparsity"]["ratio"], "pattern": config["sparsity"]["pattern"],
@@ -82,5 +123,4 @@ def _info(plan: Plan, trial: Trial) -> RunInfo:
         "stages": dict(trial.stages),
     }  # fmt: skip
     tags = (flat["method"], flat["model"], flat["calibration"], *config["tracking"]["tags"])
-    folder = plan.folder / "tracking"
-    return RunInfo(run_id(trial.key), trial.name, plan.study, "trial", tags, flat, folder)
+    return RunInfo(run_id(trial.key), trial.name, plan.study, "trial", tags, flat, tracking_folder(plan))

@@ -48,12 +48,15 @@ def preview(plan: Plan, done: Collection[str], jobs: Sequence[Job], resources: R
             "0" if not todo else "not known yet" if cost is None else f"{cost:.0f}",
         )  # fmt: skip
     workers = resources.workers or 1
+    what = (
+        f"{_count(len(jobs), 'job')} for {_count(workers, 'worker')} of {_count(resources.threads, 'thread')}"
+    )
     if not jobs:
         last = "Everything is in the store: nothing would run."
     elif unknown:
-        last = f"{len(jobs)} jobs for {workers} workers of {resources.threads} threads; the store has no times of this model yet."
+        last = f"{what}; the store has no times of this model yet."
     else:
-        last = f"{len(jobs)} jobs for {workers} workers of {resources.threads} threads: about {whole / workers:.0f} s."
+        last = f"{what}: about {whole / workers:.0f} s."
     return Group(table, Text(last))
 
 
@@ -92,3 +95,7 @@ def _right(name: str) -> Any:
     from rich.table import Column
 
     return Column(name, justify="right")
+
+
+def _count(number: int | None, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from prunelab.launch.base import Event, Launcher, Order, Resources
-from prunelab.launch.mirror import mirrored_mark
+from prunelab.launch.mirror import is_told
 from prunelab.plan.graph import Job, jobs
 from prunelab.plan.study import Plan, save_plan
 from prunelab.store.layout import check_writable, index, is_done
+from prunelab.tracking.wandb_probe import is_wanted
 
 
 @dataclass
@@ -44,10 +45,10 @@ def open_jobs(plan: Plan, done: set[str]) -> list[Job]:
     unseen = [
         Job(f"{trial.name}-tracking", (), trial.number, (), ())
         for trial in plan.trials
-        if trial.config["tracking"]["name"] != "none"
+        if is_wanted(trial.config["tracking"])
         and trial.number not in busy
         and all(key in done for key in trial.stages.values())
-        and not mirrored_mark(plan, trial).exists()
+        and not is_told(plan, trial)
     ]
     return left + unseen
 

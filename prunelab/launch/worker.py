@@ -16,9 +16,10 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from prunelab.errors import PrunelabError, StageError, StoreError
 from prunelab.launch.mirror import Mirror
@@ -42,6 +43,14 @@ from prunelab.store.record import Record
 Send = Callable[[str, Mapping[str, Any]], None]
 
 
+class Crew(Protocol):
+    """Other processes that help this one with some stages."""
+
+    def stage(self, kind: str, identity: Mapping[str, Any], context: Context) -> AbstractContextManager[None]:
+        """While open, they run this stage as well, if it is one to share; sets ``context.group``."""
+        ...
+
+
 @dataclass
 class Runner:
     """Runs stages of one plan; ``send(what, values)`` reports, ``runtime`` says how many threads there are."""
@@ -51,6 +60,7 @@ class Runner:
     send: Send
     mirror: Mirror | None = None
     interrupted: Callable[[], bool] = never
+    crew: Crew | None = None
     owner: str = field(default_factory=lambda: owner())
 
     def ensure(self, key: str) -> None:
@@ -112,19 +122,24 @@ class Runner:
         context = Context(
             folder, work, work / OUTPUTS, inputs, {**stage.runtime, **self.runtime}, self._previous(stage),
             lambda what, done, total: self.send("progress", {"what": what, "done": done, "total": total}),
-            self.mirror.log if self.mirror else lambda row: None, self.interrupted,
+            lambda row: None, self.interrupted,
         )  # fmt: skip
         context.resume()
+        if self.mirror:
+            context.listen = self.mirror.listener(stage.key)
         clock = time.perf_counter()
         run = importlib.import_module(f"prunelab.stages.{stage.kind}").run
         try:
-            result = run(stage.identity, context)
+            with self.crew.stage(stage.kind, stage.identity, context) if self.crew else nullcontext():
+                result = run(stage.identity, context)
         except Exception:
             check_owner(
                 folder, self.owner
             )  # files vanish under a process that was replaced; that is its reason
             raise
         cost = {**result.cost, "seconds": time.perf_counter() - clock, "threads": self.runtime.get("threads")}
+        if context.group is not None:
+            cost["ranks"] = context.group.size
         commit(
             folder,
             Record(
@@ -157,15 +172,16 @@ def owner() -> str:
 
 
 def run_job(
-    plan: Plan, job: Job, runtime: Mapping[str, Any], send: Send, interrupted: Callable[[], bool] = never
-) -> bool:
+    plan: Plan, job: Job, runtime: Mapping[str, Any], send: Send, interrupted: Callable[[], bool] = never,
+    crew: Crew | None = None,
+) -> bool:  # fmt: skip
     """Run a job's stages in order; report ``done``, or ``failed`` with the reason. Returns whether it succeeded.
 
     Raises Interrupted at the next safe point once ``interrupted()`` says so.
     """
     send("started", {"pid": os.getpid()})
-    mirror = Mirror(plan, plan.trials[job.trial], skip=job.stages) if job.trial is not None else None
-    runner = Runner(plan, runtime, send, mirror, interrupted)
+    mirror = Mirror(plan, plan.trials[job.trial], own=job.stages) if job.trial is not None else None
+    runner = Runner(plan, runtime, send, mirror, interrupted, crew)
     key = ""
     try:
         for key in job.stages:
@@ -189,7 +205,7 @@ def run_job(
         failure_path(plan, key).parent.mkdir(parents=True, exist_ok=True)
         write_atomic(failure_path(plan, key), json.dumps(note, indent=1).encode("utf-8"))
         if mirror:
-            mirror.finish(False)
+            mirror.failed(reason)
         send(
             "failed", {"reason": reason, "stage": plan.stages[key].kind, "log": str(log_path(plan, job.name))}
         )
@@ -214,6 +230,16 @@ def worker_environment(threads: int) -> dict[str, str]:
 def failure_path(plan: Plan, key: str) -> Path:
     """Return where the reason of a failed stage is kept, until it succeeds."""
     return plan.folder / "failures" / f"{key[:16]}.json"
+
+
+def failure_reason(plan: Plan, key: str) -> str:
+    """Return why a stage failed, "" if it did not."""
+    try:
+        return str(json.loads(failure_path(plan, key).read_text(encoding="utf-8"))["reason"])
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError, KeyError):
+        return "unknown: its note cannot be read"
 
 
 def log_path(plan: Plan, job: str) -> Path:

@@ -110,7 +110,11 @@ class UpdatingMethod(Protocol):
         ...
 
     def prune(self, view: LinearView, budgets: Sequence[Budget]) -> tuple[Tensor, Tensor]:
-        """Return keep (R, C) bool and new weights (R, C) for ``budgets``, one per layer of the view."""
+        """Return keep (R, C) bool and new weights (R, C) for ``budgets``, one per layer of the view.
+
+        A method may also have ``prune_many(view, choices)``: a list of such results for a list of such
+        budgets, to the bit those of one after the other, where that is faster.
+        """
         ...
 
 

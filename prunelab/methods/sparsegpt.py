@@ -43,60 +43,84 @@ class SparseGPT:
     needs = ("input_gram",)
     supports = ("unstructured", "n:m")
 
-    @torch.no_grad()
     def prune(self, view: LinearView, budgets: Sequence[Budget]) -> tuple[Tensor, Tensor]:
         """Return keep (R, C) bool and the updated weights (R, C) float32, zero where not kept.
 
         ``budgets``: one per layer of the view, all of one pattern.
         """
+        return self.prune_many(view, [budgets])[0]
+
+    @torch.no_grad()
+    def prune_many(
+        self, view: LinearView, choices: Sequence[Sequence[Budget]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return what :meth:`prune` would for each of several budgets, to the bit, in about half the time.
+
+        They go through the columns side by side: most of the time is calls on short vectors, not arithmetic.
+        Products, whose rounding may depend on their size, are taken one by one. Needs the memory of all results.
+        """
         U, dead = view.input_hessian.inverse_factor(self.damping)
         # transposed: a column of W is then contiguous
         W = view.W.T.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         W[dead] = 0
+        W = W.expand(len(choices), *W.shape).contiguous()
         keep = torch.empty(W.shape, dtype=torch.bool, device=W.device)
-        m = budgets[0].m or 1
+        columns, m = W.shape[1], choices[0][0].m or 1
         width = max(m, self.block // m * m)  # groups of m must not straddle blocks
         step = max(m, STEP // m * m)
-        for start in range(0, W.shape[0], width):
-            stop = min(start + width, W.shape[0])
-            if budgets[0].m is None:
-                scale = U.diagonal()[start:stop].square()[:, None]
-                self._choose(W[start:stop], scale, view, budgets, keep[start:stop])
-            errors = torch.empty_like(W[start:stop])
+        for start in range(0, columns, width):
+            stop = min(start + width, columns)
+            if choices[0][0].m is None:
+                self._choose(W, U, view, choices, keep, slice(start, stop))
+            errors = torch.empty_like(W[:, start:stop])
             for first in range(start, stop, step):
                 last = min(first + step, stop)
-                inner = errors[first - start : last - start]
-                self._columns(W, U, keep, inner, first, last, view, budgets)
-                if last < stop:
-                    W[last:stop] -= U[first:last, last:stop].T @ inner
-            if stop < W.shape[0]:
-                W[stop:] -= U[start:stop, stop:].T @ errors
+                inner = errors[:, first - start : last - start]
+                self._columns(W, U, keep, inner, first, last, view, choices)
+                _push(W[:, last:stop], U[first:last, last:stop], inner)
+            _push(W[:, stop:], U[start:stop, stop:], errors)
         erase(W, keep)
-        return keep.T, W.T
+        return [(kept.T, weight.T) for kept, weight in zip(keep, W, strict=True)]
 
     def _columns(
-        self, W: Tensor, U: Tensor, keep: Tensor, errors: Tensor, first: int, last: int,
-        view: LinearView, budgets: Sequence[Budget],
+        self, W: Tensor, U: Tensor, keep: Tensor, errors: Tensor, first: int, last: int, view: LinearView,
+        choices: Sequence[Sequence[Budget]],
     ) -> None:  # fmt: skip
-        """Remove within columns ``first`` to ``last`` of W (C, R), one by one; fill ``errors`` (last - first,
+        """Remove within columns ``first`` to ``last`` of W (k, C, R), one by one; fill ``errors`` (k, last - first,
         R)."""
-        m = budgets[0].m
-        for c in range(first, last):
+        m = choices[0][0].m
+        # as few calls as possible for each column: thousands of them go through here one by one
+        diagonal = U.diagonal()[first:last].tolist()
+        gone = (~keep[:, first:last]).to(torch.int32)
+        each = zip(
+            range(first, last), diagonal, W[:, first:last].unbind(1), errors.unbind(1), gone.unbind(1), strict=True
+        )  # fmt: skip
+        for c, scale, weights, error, goes in each:
             if m is not None and c % m == 0:  # with what the columns before have pushed here
-                scale = U.diagonal()[c : c + m].square()[:, None]
-                self._choose(W[c : c + m], scale, view, budgets, keep[c : c + m])
-            error = errors[c - first]
-            torch.div(W[c], U[c, c], out=error)
-            erase(error, ~keep[c])
+                self._choose(W, U, view, choices, keep, slice(c, c + m))
+                torch.logical_not(keep[:, c : c + m], out=gone[:, c - first : c - first + m])
+            torch.div(weights, scale, out=error)
+            erase(error, goes)
             if c + 1 < last:
-                W[c + 1 : last].addr_(U[c, c + 1 : last], error, alpha=-1)
+                W[:, c + 1 : last].addcmul_(U[c, c + 1 : last, None], error[:, None], value=-1)
 
     @staticmethod
-    def _choose(W: Tensor, scale: Tensor, view: LinearView, budgets: Sequence[Budget], keep: Tensor) -> None:
-        """Fill ``keep`` (columns, R) for the columns of W (columns, R), layer by layer."""
-        score = (W.square() / scale).T
-        for part, budget in zip(view.parts(), budgets, strict=True):
-            if budget.n is not None and budget.m is not None:
-                keep[:, part] = select(score[part], (budget.n, budget.m)).T
-            else:
-                keep[:, part] = select(score[part], budget.ratio, "matrix").T
+    def _choose(
+        W: Tensor, U: Tensor, view: LinearView, choices: Sequence[Sequence[Budget]], keep: Tensor, columns: slice
+    ) -> None:  # fmt: skip
+        """Fill ``keep`` (k, C, R) for ``columns`` of W (k, C, R), layer by layer."""
+        scale = U.diagonal()[columns].square()[:, None]
+        for weights, kept, budgets in zip(W[:, columns], keep[:, columns], choices, strict=True):
+            score = (weights.square() / scale).T
+            for part, budget in zip(view.parts(), budgets, strict=True):
+                if budget.n is not None and budget.m is not None:
+                    kept[:, part] = select(score[part], (budget.n, budget.m)).T
+                else:
+                    kept[:, part] = select(score[part], budget.ratio, "matrix").T
+
+
+def _push(W: Tensor, U: Tensor, errors: Tensor) -> None:
+    """Subtract ``U^T errors`` from W (k, columns, R), each of the k on its own; U (c, columns), errors (k, c, R)."""
+    if W.shape[1]:
+        for weights, error in zip(W, errors, strict=True):
+            weights.addmm_(U.T, error, alpha=-1)

@@ -24,6 +24,7 @@ from torch import Tensor
 from prunelab.errors import ConfigError, StoreError
 
 GIB = 2**30
+FILES = "activations-"  # what the folders of a shelf's files begin with
 # numpy has no bfloat16: files hold the bits
 _BITS = {torch.float32: np.int32, torch.bfloat16: np.int16, torch.float16: np.int16}
 _VIEWS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
@@ -54,13 +55,19 @@ class Activations:
         return isinstance(self.held, Path)
 
     def read(self, rows: slice | Tensor, like: Tensor) -> Tensor:
-        """Return sequences ``rows`` (a slice, or indices (b,) int64), (b, seq_len, d), as ``like`` is."""
+        """Return sequences ``rows`` (a slice, or indices (b,) int64), (b, seq_len, d), as ``like`` is.
+
+        A slice of values held where ``like`` is shares their memory: it changes with the next ``write``.
+        """
         if isinstance(self.held, Tensor):
             found = self.held[rows if isinstance(rows, slice) else rows.to(self.held.device)]
         else:
             array = np.load(self.held, mmap_mode="r", allow_pickle=False)
             chosen = array[rows if isinstance(rows, slice) else rows.numpy()]
-            found = torch.from_numpy(np.array(chosen)).view(self.stored)
+            # torch's own memory, aligned as any other tensor's: products round the same wherever states wait
+            bits = torch.empty(chosen.shape, dtype=_VIEWS[self.stored])
+            np.copyto(bits.numpy(), chosen)
+            found = bits.view(self.stored)
         return found.to(like.device, like.dtype)
 
     @torch.no_grad()
@@ -77,6 +84,11 @@ class Activations:
             raise StoreError(
                 f"cannot write activations to {self.held}: {error}. Free space there."
             ) from error
+
+
+def in_memory(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> Activations:
+    """Return a store that a tensor on ``device`` holds; its values are undefined until written."""
+    return Activations(torch.empty(shape, dtype=dtype, device=device), shape, dtype)
 
 
 class Shelf:
@@ -103,9 +115,7 @@ class Shelf:
             )  # fmt: skip
         self.used += size
         device = self.device if place == "device" else torch.device("cpu")
-        return Activations(
-            torch.empty(n, seq_len, width, dtype=self.dtype, device=device), (n, seq_len, width), self.dtype
-        )
+        return in_memory((n, seq_len, width), self.dtype, device)
 
     def discard(self, store: Activations | None) -> None:
         """Give a store's memory or file back; it must not be used afterwards."""
@@ -142,9 +152,9 @@ def open_shelf(placement: Placement, dtype: torch.dtype, device: torch.device) -
     """
     if placement.place not in ("auto", "device", "ram", "disk"):
         raise ConfigError("activations.place", placement.place, "auto | device | ram | disk")
-    if (placement.dtype or dtype) not in _BITS:
+    if (placement.dtype or dtype) not in _BITS and placement.place in ("auto", "disk"):
         raise ConfigError("activations.dtype", str(placement.dtype or dtype), "float32 | bfloat16 | float16")
     if placement.folder is not None:
         placement.folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="activations-", dir=placement.folder) as folder:
+    with tempfile.TemporaryDirectory(prefix=FILES, dir=placement.folder) as folder:
         yield Shelf(placement, dtype, device, Path(folder))

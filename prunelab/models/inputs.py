@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
@@ -12,8 +12,9 @@ from prunelab.errors import ConfigError
 from prunelab.models.block import LinearSite
 from prunelab.models.decoder import Decoder
 from prunelab.models.stream import Stream, advance, call_block
+from prunelab.stats.group import sum_over
 from prunelab.stats.kronecker import GramSum
-from prunelab.stats.linear import NormSum
+from prunelab.stats.linear import InputStatistics, NormSum
 
 KNOWN = ("input_norm", "input_gram")
 
@@ -32,6 +33,11 @@ class Sums:
             self.norm.add(x)
         if self.gram is not None:
             self.gram.add(x)
+
+    def finish(self) -> InputStatistics:
+        """Return the averages over all tokens. Uses up the sums."""
+        norm = None if self.norm is None else self.norm.finish()
+        return InputStatistics(norm, None if self.gram is None else self.gram.mean())
 
 
 class _Enough(Exception):
@@ -81,20 +87,18 @@ def collect_inputs(
     """Return the statistics of block ``index`` on ``stream``, one per group of :func:`groups`.
 
     ``go_on`` moves the stream through the block; without it the stream stays, and what follows the last
-    layer's input is not computed. The weights are those in place.
+    layer's input is not computed. The weights are those in place. Sums are over the streams of all ranks.
     """
     unknown = set(needs) - set(KNOWN)
     if unknown:
         raise ConfigError("method.needs", sorted(unknown), " | ".join(KNOWN))
     members = groups(decoder, index)
-    sums = [Sums(group[0], needs) for group in members]
+    sums = [Sums(layers[0], needs) for layers in members]
     with catch_inputs(members, [found.add for found in sums], stop=not go_on):
         if go_on:
             advance(decoder, index, stream)
-            return sums
-        for i, hidden in enumerate(stream.batches):
-            try:
-                call_block(decoder, index, stream, i, hidden)
-            except _Enough:
-                continue
+        for rows in () if go_on else stream.batches():
+            with suppress(_Enough):
+                call_block(decoder, index, stream, stream.read(rows))
+    sum_over(stream.group, [one for found in sums for one in (found.norm, found.gram) if one is not None])
     return sums

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunelab.errors import DataError
+from prunelab.models.activation import Activations, Shelf, in_memory
 from prunelab.models.decoder import Decoder
+from prunelab.stats.group import ALONE, Group
 
 # Logits of one chunk of `token_losses` hold at most this many values (128 MiB in float32).
 LOGIT_VALUES = 2**25
@@ -41,55 +43,83 @@ class Arguments:
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """Hidden states of many sequences on their way through the blocks.
+    """Hidden states of n sequences on their way through the blocks.
 
-    ``batches[i]``: (b_i, seq_len, d), input of the next block; replaced by ``advance``. ``tokens[i]``:
-    (b_i, seq_len) int64. ``arguments[(b, seq_len)][block]``: the block's other arguments for batches of
-    that shape.
+    ``tokens``: (n, seq_len) int64 on the model's device. ``hidden``: (n, seq_len, d), input of the next block,
+    replaced by ``advance``. ``like``: an empty tensor with the model's dtype and device. ``arguments[b][block]``:
+    the block's other arguments for a batch of b sequences. ``group``: the ranks that walk beside this one, each
+    with sequences of its own.
     """
 
-    batches: list[Tensor]
-    tokens: list[Tensor]
-    arguments: dict[tuple[int, int], tuple[Arguments, ...]]
+    tokens: Tensor
+    batch_size: int
+    hidden: Activations
+    like: Tensor
+    arguments: dict[int, tuple[Arguments, ...]]
+    group: Group = ALONE
+
+    def batches(self) -> Iterator[slice]:
+        """The sequences of each batch; the last one holds what is left."""
+        n = self.tokens.shape[0]
+        for start in range(0, n, self.batch_size):
+            yield slice(start, min(start + self.batch_size, n))
+
+    def read(self, rows: slice | Tensor) -> Tensor:
+        """Return the states (b, seq_len, d) of sequences ``rows``, valid until they are written."""
+        return self.hidden.read(rows, self.like)
+
+    def write(self, rows: slice, value: Tensor) -> None:
+        """Put ``value`` (b, seq_len, d) in place of the states of sequences ``rows``."""
+        self.hidden.write(rows, value)
 
 
-def open_stream(decoder: Decoder, tokens: Tensor, batch_size: int) -> Stream:
+def open_stream(
+    decoder: Decoder, tokens: Tensor, batch_size: int, shelf: Shelf | None = None, group: Group = ALONE
+) -> Stream:
     """Embed ``tokens`` (n, seq_len) int64 and return the hidden states that enter block 0, without gradients.
 
-    Batches hold ``batch_size`` sequences, the last one what is left. Raises DataError for tokens of another
-    shape or dtype, outside the vocabulary, or longer than the decoder takes.
+    They wait where ``shelf`` says, without one on the model's device. Of several ranks in ``group`` each opens
+    its own share, which may be empty. Raises DataError for tokens of another shape or dtype, outside the
+    vocabulary, or longer than the decoder takes.
     """
     check_tokens(decoder, tokens, batch_size)
-    stream = Stream(batches=[], tokens=[], arguments={})
-    for batch in tokens.split(batch_size):
-        batch = batch.to(decoder.device)
-        hidden, arguments = capture(decoder, batch)
-        stream.batches.append(hidden)
-        stream.tokens.append(batch)
-        stream.arguments.setdefault((batch.shape[0], batch.shape[1]), arguments)
+    own = tokens[group.share(len(tokens))].to(decoder.device)
+    like = torch.empty(0, dtype=decoder.dtype, device=decoder.device)
+    # an empty share has a shape all the same: that of somebody else's sequence
+    first, arguments = capture(decoder, (own if len(own) else tokens.to(decoder.device))[:batch_size])
+    store = _store(shelf if len(own) else None, (len(own), tokens.shape[1], first.shape[2]), first)
+    stream = Stream(own, batch_size, store, like, {first.shape[0]: arguments}, group)
+    for rows in stream.batches():
+        hidden, arguments = (first, arguments) if rows.start == 0 else capture(decoder, own[rows])
+        stream.write(rows, hidden)
+        stream.arguments.setdefault(hidden.shape[0], arguments)
     return stream
 
 
-def fork(stream: Stream) -> Stream:
-    """A second stream at the same place: its own list of batches, the same tensors, tokens and arguments."""
-    return Stream(batches=list(stream.batches), tokens=stream.tokens, arguments=stream.arguments)
+def fork(stream: Stream, shelf: Shelf | None = None) -> Stream:
+    """A second stream at the same place: states of its own, the same tokens and arguments."""
+    store = _store(shelf, stream.hidden.shape, stream.like)
+    other = Stream(stream.tokens, stream.batch_size, store, stream.like, stream.arguments, stream.group)
+    for rows in stream.batches():
+        other.write(rows, stream.read(rows))
+    return other
 
 
-def call_block(decoder: Decoder, index: int, stream: Stream, i: int, hidden: Tensor) -> Tensor:
-    """Output (b, seq_len, d) of block ``index`` on ``hidden`` (b, seq_len, d), with the arguments of batch
-    ``i``'s shape.
+def _store(shelf: Shelf | None, shape: tuple[int, int, int], like: Tensor) -> Activations:
+    return in_memory(shape, like.dtype, like.device) if shelf is None else shelf.build(*shape)
+
+
+def call_block(decoder: Decoder, index: int, stream: Stream, hidden: Tensor) -> Tensor:
+    """Output (b, seq_len, d) of block ``index`` on ``hidden`` (b, seq_len, d), b sequences of the stream's
+    length.
 
     Autograd works through it: ``hidden`` may require a gradient.
     """
-    rows, seq_len = stream.tokens[i].shape
-    return run_block(decoder, index, stream.arguments[rows, seq_len], hidden)
-
-
-def run_block(decoder: Decoder, index: int, arguments: tuple[Arguments, ...], hidden: Tensor) -> Tensor:
-    """Output (b, seq_len, d) of block ``index`` on ``hidden`` (b, seq_len, d), with what ``capture`` found for
-    that shape.
-    """
-    captured = arguments[index]
+    rows, n = hidden.shape[0], stream.tokens.shape[0]
+    if rows not in stream.arguments:  # a batch of another size than the walk's, as in training
+        batch = stream.tokens[torch.arange(rows, device=stream.tokens.device) % n]
+        stream.arguments[rows] = capture(decoder, batch)[1]
+    captured = stream.arguments[rows][index]
     block = decoder.blocks[index]
     if captured.keyword is None:
         output = block(hidden, *captured.args, **captured.kwargs)
@@ -100,9 +130,9 @@ def run_block(decoder: Decoder, index: int, arguments: tuple[Arguments, ...], hi
 
 @torch.no_grad()
 def advance(decoder: Decoder, index: int, stream: Stream) -> None:
-    """Replace every batch of ``stream`` by the output of block ``index``, in place and without gradients."""
-    for i, hidden in enumerate(stream.batches):
-        stream.batches[i] = call_block(decoder, index, stream, i, hidden)
+    """Replace the states of ``stream`` by the output of block ``index``, in place and without gradients."""
+    for rows in stream.batches():
+        stream.write(rows, call_block(decoder, index, stream, stream.read(rows)))
 
 
 def head(decoder: Decoder, hidden: Tensor, tokens: Tensor) -> Tensor:

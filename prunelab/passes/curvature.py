@@ -26,6 +26,7 @@ from prunelab.errors import ConfigError, ModelError
 from prunelab.models.block import LinearSite
 from prunelab.models.decoder import Decoder
 from prunelab.models.stream import Stream, advance, call_block, open_stream, token_losses
+from prunelab.stats.group import ALONE, Group, sum_over
 from prunelab.stats.kronecker import Factors, GramSum
 
 Progress = Callable[[Mapping[str, Any]], None]
@@ -39,13 +40,15 @@ def collect_factors(
     batch_size: int,
     progress: Progress | None = None,
     hold: torch.device | str | None = None,
+    group: Group = ALONE,
 ) -> dict[str, Factors]:
     """Return the factors of every linear layer on ``tokens`` (n, seq_len) int64, by layer name.
 
     ``needs``: which of 'input_gram' and 'output_gram' to collect; without any nothing runs, ``tokens`` may be
     None and the factors are None. ``hold``: device where factors and block inputs wait; None = the model's
-    own. ``progress`` gets one mapping per block and direction. Raises ModelError naming the block where an
-    activation or gradient is not finite.
+    own. ``progress`` gets one mapping per block and direction. Of several ranks in ``group``, all of which call
+    this with the same tokens, each walks its share, and all get the factors of the whole. Raises ModelError
+    naming the block where an activation or gradient is not finite.
     """
     unknown = set(needs) - set(KNOWN)
     if unknown:
@@ -56,24 +59,26 @@ def collect_factors(
         raise ConfigError("calibration", None, "a token set", f"The method needs {', '.join(sorted(needs))}.")
     say = progress or (lambda row: None)
     place = decoder.device if hold is None else torch.device(hold)
-    stream = open_stream(decoder, tokens, batch_size)
+    stream = open_stream(decoder, tokens, batch_size, group=group)
     inputs: dict[tuple[int, int], Tensor] = {}
     outputs: dict[str, Tensor] = {}
     entering: list[list[Tensor]] = []
     n_blocks = len(decoder.blocks)
     for index in range(n_blocks):
         if "output_gram" in needs:
-            entering.append([hidden.to(place) for hidden in stream.batches])
+            entering.append([stream.read(rows).to(place, copy=True) for rows in stream.batches()])
         with _catch_inputs(decoder, index, "input_gram" in needs) as sums:
             advance(decoder, index, stream)
-        _check(stream.batches, f"activations after block {index} of {decoder.name}")
+        _check(stream, f"activations after block {index} of {decoder.name}")
+        sum_over(group, sums.values())
         inputs |= {(index, shared): gram.mean().to(place) for shared, gram in sums.items()}
         say({"event": "progress", "phase": "forward", "done": index + 1, "total": n_blocks})
     if "output_gram" in needs:
-        slopes = _loss_slopes(decoder, stream)
+        _start_back(decoder, stream)
         for index in reversed(range(n_blocks)):
-            _check(slopes, f"gradients at the output of block {index} of {decoder.name}")
-            sums = _walk_back(decoder, index, stream, entering.pop(), slopes)
+            _check(stream, f"gradients at the output of block {index} of {decoder.name}")
+            sums = _walk_back(decoder, index, stream, entering.pop())
+            sum_over(group, sums.values())
             outputs |= {name: gram.mean().to(place) for name, gram in sums.items()}
             say({"event": "progress", "phase": "backward", "done": n_blocks - index, "total": n_blocks})
     return {
@@ -82,35 +87,29 @@ def collect_factors(
     }
 
 
-def _loss_slopes(decoder: Decoder, stream: Stream) -> list[Tensor]:
-    """Gradients of the summed token losses at the last block's output, per batch; the stream's batches are
-    spent."""
-    slopes = []
-    for i, tokens in enumerate(stream.tokens):
-        leaf = stream.batches[i].detach().requires_grad_()
-        losses = token_losses(decoder, leaf, tokens)
-        slopes.append(torch.autograd.grad(losses.sum(), leaf)[0])
-    stream.batches.clear()
-    return slopes
+def _start_back(decoder: Decoder, stream: Stream) -> None:
+    """Put the gradients of the summed token losses at the last block's output in the place of that output."""
+    for rows in stream.batches():
+        leaf = stream.read(rows).detach().requires_grad_()
+        losses = token_losses(decoder, leaf, stream.tokens[rows])
+        stream.write(rows, torch.autograd.grad(losses.sum(), leaf)[0])
 
 
-def _walk_back(
-    decoder: Decoder, index: int, stream: Stream, entering: list[Tensor], slopes: list[Tensor]
-) -> dict[str, GramSum]:
-    """Return the output sums of block ``index``; ``slopes`` become the gradients at its input (if not block
-    0)."""
-    sums: dict[str, GramSum] = {}
-    for i, slope in enumerate(slopes):
-        leaf = entering[i].to(slope.device).detach().requires_grad_()
+def _walk_back(decoder: Decoder, index: int, stream: Stream, entering: list[Tensor]) -> dict[str, GramSum]:
+    """Return the output sums of block ``index``; the stream's gradients become those at its input (if not
+    block 0)."""
+    sums = {s.name: _gram(s.linear.out_features, s.linear.weight) for s in decoder.sites(index)}
+    for rows, inputs in zip(stream.batches(), entering, strict=True):
+        slope = stream.read(rows)
+        leaf = inputs.to(slope.device).detach().requires_grad_()
         with _catch_outputs(decoder, index) as caught:
-            result = call_block(decoder, index, stream, i, leaf)
+            result = call_block(decoder, index, stream, leaf)
         wanted = list(caught.values())
         found = torch.autograd.grad(result, [*wanted, leaf] if index else wanted, slope, allow_unused=True)
         for name, output, at_output in zip(caught, wanted, found, strict=False):
-            gram = sums.setdefault(name, _gram(output.shape[-1], output))
-            gram.add(torch.zeros_like(output) if at_output is None else at_output)
+            sums[name].add(torch.zeros_like(output) if at_output is None else at_output)
         if index:
-            slopes[i] = found[-1]
+            stream.write(rows, found[-1])
     return sums
 
 
@@ -158,8 +157,8 @@ def _catch_outputs(decoder: Decoder, index: int) -> Iterator[dict[str, Tensor]]:
             handle.remove()
 
 
-def _check(tensors: list[Tensor], what: str) -> None:
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+def _check(stream: Stream, what: str) -> None:
+    if not all(bool(torch.isfinite(stream.read(rows)).all()) for rows in stream.batches()):
         raise ModelError(
             f"{what} are not finite. Check the checkpoint and the calibration text, "
             "or use model.dtype=float32."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -24,13 +24,7 @@ def decide(
 ) -> list[Decision]:
     """Return what ``method`` decides for each ratio; a scoring method's scores are taken and ordered once."""
     if not hasattr(method, "score"):
-        method = cast(UpdatingMethod, method)
-        return [
-            (torch.ones_like(view.W, dtype=torch.bool), None)
-            if ratio == 0
-            else method.prune(view, [Budget(ratio, pattern.n, pattern.m)] * len(view.rows))
-            for ratio in ratios
-        ]
+        return _update(view, cast(UpdatingMethod, method), pattern, ratios)
     method = cast(ScoringMethod, method)
     score = method.score(view)
     if pattern.n is not None and pattern.m is not None:
@@ -41,6 +35,23 @@ def decide(
         return [(keep, None) for keep in select_ratios(score, ratios)]
     parts = [select_ratios(score[part], ratios, "matrix") for part in view.parts()]
     return [(torch.cat(keeps), None) for keeps in zip(*parts, strict=True)]
+
+
+def _update(
+    view: LinearView, method: UpdatingMethod, pattern: Pattern, ratios: Sequence[float]
+) -> list[Decision]:
+    """Let an updating method prune for each ratio, side by side if it can."""
+    wanted = [ratio for ratio in ratios if ratio > 0]
+    budgets = [[Budget(ratio, pattern.n, pattern.m)] * len(view.rows) for ratio in wanted]
+    found: list[Decision] = []
+    if budgets and hasattr(method, "prune_many"):
+        found += cast(Any, method).prune_many(view, budgets)
+    else:
+        found += [method.prune(view, each) for each in budgets]
+    left = iter(found)
+    return [
+        next(left) if ratio > 0 else (torch.ones_like(view.W, dtype=torch.bool), None) for ratio in ratios
+    ]
 
 
 def states(

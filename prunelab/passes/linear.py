@@ -2,8 +2,9 @@
 
 At each block: one forward with the block's dense weights gives the statistics of all its layers; the method
 decides; a second forward, with the pruned weights, gives the next block's input (``propagation="pruned"``, as
-the papers do). With ``propagation="dense"`` statistics are those of the untouched model and one forward per
-block does. Biases, norms, embeddings and the head are never pruned.
+the papers do). With ``propagation="dense"`` statistics are those of the untouched model: one forward per block
+does, and none if they were collected before (passes.statistics). Biases, norms, embeddings and the head are
+never pruned.
 
 The core, ``passes.decision.decide``, knows layers with one input and their statistics, nothing of transformers.
 """
@@ -11,7 +12,7 @@ The core, ``passes.decision.decide``, knows layers with one input and their stat
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -19,17 +20,20 @@ import torch
 from torch import Tensor
 
 from prunelab.allocation.base import Allocation
-from prunelab.errors import ConfigError, ModelError
+from prunelab.errors import ConfigError
 from prunelab.methods.base import LinearMethod, ScoringMethod
+from prunelab.models.activation import Placement, Shelf, open_shelf
 from prunelab.models.block import LinearSite
 from prunelab.models.decoder import Decoder
-from prunelab.models.inputs import Sums, collect_inputs, groups
+from prunelab.models.inputs import groups
 from prunelab.models.stream import Stream, advance, fork, open_stream
 from prunelab.passes.decision import decide, states, write
+from prunelab.passes.statistics import Statistics
+from prunelab.passes.view import Source, Views, found_of
 from prunelab.sparsity.element import select_global
 from prunelab.sparsity.mask import Elementwise, erase
 from prunelab.sparsity.pattern import Pattern, check_shape
-from prunelab.stats.linear import Hessian, LinearView, site_generator
+from prunelab.stats.group import ALONE, Group
 from prunelab.structures.state import SiteState, State, StateReader, apply_state, read_state
 
 Progress = Callable[[Mapping[str, Any]], None]
@@ -65,49 +69,52 @@ def prune_linear(
     batch_size: int,
     allocation: Spread = "uniform",
     propagation: Propagation = "pruned",
+    statistics: Statistics | None = None,
+    placement: Placement | None = None,
     start: StateReader | None = None,
     start_block: int = 0,
     on_block: OnBlock | None = None,
     progress: Progress | None = None,
+    group: Group = ALONE,
 ) -> State:
     """Prune ``decoder``, dense on entry, in place and return its state (it shares the model's memory).
 
     ``tokens`` (n, seq_len) int64: calibration; None will do where nothing is needed. ``ratio``: removed
-    fraction; with n:m it must be the pattern's own, 1 - n/m. ``on_block(report, part)``: ``part`` holds the
-    layers of that block; save or clone it before returning. Given the parts of blocks 0 to
+    fraction; with n:m it must be the pattern's own, 1 - n/m. ``statistics``: of the dense model, instead of
+    tokens where ``propagation="dense"``; the bits are the same. ``placement``: where hidden states wait between
+    blocks; None = on the model's device. ``on_block(report, part)``: ``part`` holds the layers of that block;
+    save or clone it before returning. Given the parts of blocks 0 to
     ``start_block - 1`` as ``start``, the rest gives the same bits as one go. ``allocation="global"`` compares
-    all layers at once, so it needs a scoring method and, if there are statistics, the dense stream. Raises
-    ConfigError for what does not fit together, ModelError for activations that are not finite.
+    all layers at once, so it needs a scoring method and, if there are statistics, the dense stream. Of several
+    ranks in ``group`` each walks its share of the tokens and all decide the same. Raises ConfigError for what
+    does not fit together, ModelError for activations that are not finite.
     """
-    plan = _Plan(decoder, method, pattern, seed)
-    plan.check(ratio, allocation, propagation, tokens)
-    n_blocks = len(decoder.blocks)
+    _check(decoder, method, pattern, ratio, allocation, propagation, tokens, statistics)
     if start_block and start is None:
         raise ConfigError("start", None, f"the state of blocks 0 to {start_block - 1}", "Or start_block=0.")
-    if allocation == "global":
-        return _prune_global(plan, tokens, ratio, batch_size, on_block, progress)
-    streamed = bool(method.needs) or not isinstance(allocation, str)
-    stream = open_stream(decoder, cast(Tensor, tokens), batch_size) if streamed else None
-    ratios = _block_ratios(plan, allocation, ratio, stream, progress)
-    masks: dict[str, Elementwise] = {}
-    for index in range(n_blocks):
-        began = time.perf_counter()
-        more = stream is not None and bool(method.needs) and index < n_blocks - 1
-        if index < start_block:
-            if more and propagation == "dense":
-                advance(decoder, index, cast(Stream, stream))
-            apply_state(decoder, cast(StateReader, start), index)
-            for site in decoder.sites(index):
-                masks[site.name] = _elementwise(cast(StateReader, start), site.name)
-        else:
-            views = plan.views(index, stream, go_on=propagation == "dense")
-            for group, view in zip(groups(decoder, index), views, strict=True):
-                decision = decide(view, method, pattern, [ratios[index]])[0]
-                masks |= write(group, view, *decision)
-        if more and propagation == "pruned":
-            advance(decoder, index, cast(Stream, stream))
-        if index >= start_block:
-            _tell(decoder, index, ratios[index], masks, began, on_block, progress)
+    with open_shelf(placement or Placement("device"), decoder.dtype, decoder.device) as shelf:
+        source: Source = statistics
+        if source is None and _needs(method, allocation):
+            source = open_stream(decoder, cast(Tensor, tokens), batch_size, shelf, group)
+        views = Views(decoder, method, seed, source)
+        if allocation == "global":
+            return _prune_global(views, ratio, start_block, on_block, progress, group)
+        ratios = _block_ratios(views, allocation, ratio, shelf, progress)
+        masks: dict[str, Elementwise] = {}
+        for index, more in _blocks(decoder):
+            began = time.perf_counter()
+            stream = source if more and method.needs and isinstance(source, Stream) else None
+            if index < start_block:
+                if stream is not None and propagation == "dense":
+                    advance(decoder, index, stream)
+                masks |= _put(decoder, index, cast(StateReader, start))
+            else:
+                masks |= _decide(views, index, pattern, ratios[index], more and propagation == "dense")
+                _confirm(decoder, index, group)
+            if stream is not None and propagation == "pruned":
+                advance(decoder, index, stream)
+            if index >= start_block:
+                _tell(decoder, index, ratios[index], masks, began, on_block, progress)
     return read_state(decoder, masks)
 
 
@@ -128,103 +135,90 @@ def prune_ratios(
     The same bits as ``prune_linear(..., propagation="dense")`` for each ratio. Statistics and, for
     SparseGPT, the inverse Hessian are shared; weights are held once per ratio.
     """
-    plan = _Plan(decoder, method, pattern, seed)
     for ratio in ratios:
-        plan.check(ratio, "uniform", "dense", tokens)
+        _check(decoder, method, pattern, ratio, "uniform", "dense", tokens, None)
     stream = open_stream(decoder, cast(Tensor, tokens), batch_size) if method.needs else None
+    views = Views(decoder, method, seed, stream)
     items: list[dict[str, SiteState]] = [{} for _ in ratios]
-    for index in range(len(decoder.blocks)):
-        views = plan.views(index, stream, go_on=True)
-        for group, view in zip(groups(decoder, index), views, strict=True):
+    for index, more in _blocks(decoder):
+        for group, view in views.block(index, go_on=more):
             for decision, found in zip(decide(view, method, pattern, ratios), items, strict=True):
                 found |= states(group, view, *decision)
         _say(progress, "prune", index + 1, len(decoder.blocks))
     return [State(decoder.name, found) for found in items]
 
 
-@dataclass(frozen=True, eq=False)
-class _Plan:
-    """A method with a pattern on a decoder."""
+def _decide(views: Views, index: int, pattern: Pattern, ratio: float, go_on: bool) -> dict[str, Elementwise]:
+    """Prune block ``index``; return its masks. Its statistics are gone when this returns."""
+    masks = {}
+    for group, view in views.block(index, go_on=go_on):
+        decision = decide(view, views.method, pattern, [ratio])[0]
+        masks |= write(group, view, *decision)
+    return masks
 
-    decoder: Decoder
-    method: LinearMethod
-    pattern: Pattern
-    seed: int
 
-    def check(self, ratio: float, allocation: Spread, propagation: str, tokens: Tensor | None) -> None:
-        method, pattern = self.method, self.pattern
-        if pattern.kind not in method.supports:
-            raise ConfigError("sparsity.pattern", pattern.kind, " | ".join(method.supports), method.name)
-        fixed = pattern.ratio
-        if not 0 <= ratio < 1 or (fixed is not None and abs(ratio - fixed) > 1e-6):
-            allowed = (
-                "0 <= ratio < 1" if fixed is None else f"{fixed:g}, what {pattern.n}:{pattern.m} removes"
-            )
-            raise ConfigError("sparsity.ratio", ratio, allowed)
-        if propagation not in ("pruned", "dense"):
-            raise ConfigError("propagation", propagation, "pruned | dense")
-        if isinstance(allocation, str) and allocation not in ("uniform", "global"):
-            raise ConfigError("allocation.name", allocation, "uniform | global | owl")
-        if allocation != "uniform" and fixed is not None:
-            raise ConfigError("allocation.name", allocation, "uniform, since n:m fixes every layer's ratio")
-        if pattern.within is not None and not hasattr(method, "score"):
-            raise ConfigError(
-                "sparsity.within", pattern.within, f"null: {method.name} chooses in its own way"
-            )
-        if allocation == "global" and not hasattr(method, "score"):
-            raise ConfigError("allocation.name", "global", f"uniform or owl: {method.name} has no scores")
-        if allocation == "global" and method.needs and propagation != "dense":
-            raise ConfigError(
-                "propagation", propagation, "dense with allocation=global",
-                "All layers are compared before any is pruned.",
-            )  # fmt: skip
-        if tokens is None and (method.needs or not isinstance(allocation, str)):
-            raise ConfigError("calibration", None, "a token set", "The method or the allocation needs one.")
-        for site in self.decoder.sites():
-            check_shape(pattern, site.name, site.linear.in_features)
+def _confirm(decoder: Decoder, index: int, group: Group) -> None:
+    """Raise StageError unless all ranks hold the same weights in block ``index``."""
+    group.confirm((site.linear.weight for site in decoder.sites(index)), f"after block {index}")
 
-    def views(self, index: int, stream: Stream | None, *, go_on: bool) -> list[LinearView]:
-        """Return the views of block ``index``; ``go_on``: move the stream on with the weights in place."""
-        found: Sequence[Sums | None] = [None] * len(groups(self.decoder, index))
-        if self.method.needs:
-            assert stream is not None
-            found = collect_inputs(self.decoder, index, stream, self.method.needs, go_on=go_on)
-        return [
-            self.view(group, sums) for group, sums in zip(groups(self.decoder, index), found, strict=True)
-        ]
 
-    def view(self, group: Sequence[LinearSite], sums: Sums | None) -> LinearView:
-        names = tuple(site.name for site in group)
-        norm = sums.norm.finish() if sums is not None and sums.norm is not None else None
-        gram = sums.gram.mean() if sums is not None and sums.gram is not None else None
-        for found in (norm, None if gram is None else gram.diagonal()):
-            if found is not None and not bool(torch.isfinite(found).all()):
-                raise ModelError(
-                    f"what enters {names[0]} is not finite. Check the checkpoint and the calibration text, "
-                    "or use model.dtype=float32."
-                )
-        weights = [site.linear.weight.detach() for site in group]
-        return LinearView(
-            names=names,
-            rows=tuple(weight.shape[0] for weight in weights),
-            W=weights[0] if len(weights) == 1 else torch.cat(weights),
-            norm=norm,
-            hessian=None if gram is None else Hessian(gram, names[0]),
-            generators=tuple(site_generator(self.seed, name, 1) for name in names),
-        )
+def _blocks(decoder: Decoder) -> Iterator[tuple[int, bool]]:
+    """Every block's index, and whether another one follows."""
+    last = len(decoder.blocks) - 1
+    return ((index, index < last) for index in range(last + 1))
+
+
+def _needs(method: LinearMethod, allocation: Spread) -> set[str]:
+    return set(method.needs) | (set() if isinstance(allocation, str) else {"input_norm"})
+
+
+def _check(
+    decoder: Decoder, method: LinearMethod, pattern: Pattern, ratio: float, allocation: Spread,
+    propagation: str, tokens: Tensor | None, statistics: Statistics | None,
+) -> None:  # fmt: skip
+    if pattern.kind not in method.supports:
+        raise ConfigError("sparsity.pattern", pattern.kind, " | ".join(method.supports), method.name)
+    fixed = pattern.ratio
+    if not 0 <= ratio < 1 or (fixed is not None and abs(ratio - fixed) > 1e-6):
+        allowed = "0 <= ratio < 1" if fixed is None else f"{fixed:g}, what {pattern.n}:{pattern.m} removes"
+        raise ConfigError("sparsity.ratio", ratio, allowed)
+    if propagation not in ("pruned", "dense"):
+        raise ConfigError("propagation", propagation, "pruned | dense")
+    if isinstance(allocation, str) and allocation not in ("uniform", "global"):
+        raise ConfigError("allocation.name", allocation, "uniform | global | owl")
+    if allocation != "uniform" and fixed is not None:
+        raise ConfigError("allocation.name", allocation, "uniform, since n:m fixes every layer's ratio")
+    if pattern.within is not None and not hasattr(method, "score"):
+        raise ConfigError("sparsity.within", pattern.within, f"null: {method.name} chooses in its own way")
+    if allocation == "global" and not hasattr(method, "score"):
+        raise ConfigError("allocation.name", "global", f"uniform or owl: {method.name} has no scores")
+    if allocation == "global" and method.needs and propagation != "dense":
+        raise ConfigError(
+            "propagation", propagation, "dense with allocation=global",
+            "All layers are compared before any is pruned.",
+        )  # fmt: skip
+    needs = _needs(method, allocation)
+    if statistics is None and tokens is None and needs:
+        raise ConfigError("calibration", None, "a token set", "The method or the allocation needs one.")
+    if statistics is not None:
+        if propagation != "dense":
+            raise ConfigError("propagation", propagation, "dense with statistics of the dense model")
+        if not needs <= set(statistics.needs):
+            raise ConfigError("statistics", statistics.needs, f"{', '.join(sorted(needs))} among them")
+    for site in decoder.sites():
+        check_shape(pattern, site.name, site.linear.in_features)
 
 
 def _prune_global(
-    plan: _Plan, tokens: Tensor | None, ratio: float, batch_size: int,
-    on_block: OnBlock | None, progress: Progress | None,
+    views: Views, ratio: float, start_block: int, on_block: OnBlock | None, progress: Progress | None,
+    group: Group,
 ) -> State:  # fmt: skip
     """One threshold over all layers: scores of the dense model first, then the choice."""
-    decoder, method = plan.decoder, cast(ScoringMethod, plan.method)
-    stream = open_stream(decoder, cast(Tensor, tokens), batch_size) if method.needs else None
+    decoder, method = views.decoder, cast(ScoringMethod, views.method)
     names: list[str] = []
     scores: list[Tensor] = []
-    for index in range(len(decoder.blocks)):
-        for view in plan.views(index, stream, go_on=True):
+    for index, more in _blocks(decoder):
+        for _, view in views.block(index, go_on=more):
             score = method.score(view)
             scores += [score[part] for part in view.parts()]
             names += view.names
@@ -236,28 +230,38 @@ def _prune_global(
         for site in decoder.sites(index):
             erase(site.linear.weight, keep[site.name])
             masks[site.name] = Elementwise(keep[site.name].cpu())
-        _tell(decoder, index, None, masks, began, on_block, progress)
+        _confirm(decoder, index, group)
+        if index >= start_block:
+            _tell(decoder, index, None, masks, began, on_block, progress)
     return read_state(decoder, masks)
 
 
 def _block_ratios(
-    plan: _Plan, allocation: Spread, ratio: float, stream: Stream | None, progress: Progress | None
+    views: Views, allocation: Spread, ratio: float, shelf: Shelf, progress: Progress | None
 ) -> list[float]:
-    """Return every block's ratio; an allocation with numbers walks the dense model once."""
-    n_blocks = len(plan.decoder.blocks)
+    """Return every block's ratio; an allocation with numbers looks at the dense model first."""
+    decoder, n_blocks = views.decoder, len(views.decoder.blocks)
     if isinstance(allocation, str):
         return [ratio] * n_blocks
-    walk, shares = fork(cast(Stream, stream)), []
-    for index in range(n_blocks):
-        found = collect_inputs(plan.decoder, index, walk, ("input_norm",), go_on=index < n_blocks - 1)
+    walk = fork(views.source, shelf) if isinstance(views.source, Stream) else views.source
+    shares = []
+    for index, more in _blocks(decoder):
+        found = found_of(decoder, index, walk, ("input_norm",), go_on=more)
         scores = []
-        for group, sums in zip(groups(plan.decoder, index), found, strict=True):
-            assert sums.norm is not None
-            norm = sums.norm.finish()
+        for group, statistics in zip(groups(decoder, index), found, strict=True):
+            norm = cast(Tensor, statistics.norm)
             scores += [site.linear.weight.detach().abs().float() * norm for site in group]
         shares.append(allocation.share(scores))
         _say(progress, "allocation", index + 1, n_blocks)
+    if isinstance(walk, Stream):
+        shelf.discard(walk.hidden)
     return allocation.ratios(shares, ratio)
+
+
+def _put(decoder: Decoder, index: int, state: StateReader) -> dict[str, Elementwise]:
+    """Put what an earlier attempt made of block ``index`` in place; return its masks."""
+    apply_state(decoder, state, index)
+    return {site.name: _elementwise(state, site.name) for site in decoder.sites(index)}
 
 
 def _elementwise(state: StateReader, name: str) -> Elementwise:

@@ -27,6 +27,7 @@ from prunelab.passes.curvature import Progress, collect_factors
 from prunelab.sparsity import mask as masking
 from prunelab.sparsity.mask import Structured
 from prunelab.sparsity.structured import Selection, SiteCosts, select
+from prunelab.stats.group import ALONE, Group
 from prunelab.stats.kronecker import Factors
 from prunelab.stats.linear import site_generator
 from prunelab.stats.site import Gram, SiteView
@@ -75,6 +76,7 @@ def prune(
     on_shot: Callable[[ShotReport, State], None] | None = None,
     progress: Progress | None = None,
     hold: torch.device | str | None = None,
+    group: Group = ALONE,
 ) -> State:
     """Prune ``decoder`` in place along ``schedule`` and return its state.
 
@@ -82,20 +84,22 @@ def prune(
     cumulative targets of **all** shots, growing; the first ``start_shot`` of them are skipped because
     ``start`` is the state after them, and the rest gives the same bits as one go. ``hold``: where factors
     wait (see ``collect_factors``). ``on_shot(report, state)`` is called after each shot. States share memory
-    with the decoder: save or clone the one given to ``on_shot`` before it returns. Raises ConfigError for a
-    bad schedule, ModelError for a state of another model or for activations that are not finite.
+    with the decoder: save or clone the one given to ``on_shot`` before it returns. Of several ranks in ``group``
+    each walks its share of the tokens and all decide the same. Raises ConfigError for a bad schedule, ModelError
+    for a state of another model or for activations that are not finite.
     """
     _check_schedule(schedule, start, start_shot)
     masks = _start_masks(decoder, start)
     for number, target in enumerate(schedule[start_shot:], start_shot + 1):
         began = time.perf_counter()
         say = _with_shot(progress, number, len(schedule))
-        factors = collect_factors(decoder, tokens, method.needs, batch_size, say, hold)
+        factors = collect_factors(decoder, tokens, method.needs, batch_size, say, hold, group)
         layers = [Layer(site.name, site.linear, masks[site.name]) for site in decoder.sites()]
         new, chosen = prune_once(
             layers, factors, method, target, seed=seed, shot=number, allocation=allocation, progress=say
         )
         masks = {layer.name: mask for layer, mask in zip(layers, new, strict=True)}
+        group.confirm((layer.linear.weight for layer in layers), f"after shot {number}")
         if on_shot is not None:
             achieved = chosen.removed / chosen.total
             rows = site_rows(decoder, masks)

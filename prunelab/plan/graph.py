@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 
-from prunelab.plan.stage import Stage
+from prunelab.plan.stage import KINDS, Stage
 from prunelab.plan.study import Plan
 
 
@@ -61,7 +61,13 @@ def jobs(plan: Plan, done: Collection[str]) -> list[Job]:
         members.setdefault(name, []).append(key)
         trial_of[name] = trial
     grouped = [
-        Job(name, tuple(keys), trial_of[name], *_waits(name, keys, plan, job_of))
+        # by kind, which every dependency follows: a trial's rows come in one order, whichever job makes them
+        Job(
+            name,
+            tuple(sorted(keys, key=lambda key: KINDS.index(plan.stages[key].kind))),
+            trial_of[name],
+            *_waits(name, keys, plan, job_of),
+        )
         for name, keys in members.items()
     ]
     first = {

@@ -1,4 +1,4 @@
-"""A trial's config to its stages: calibrate, dense, prune, evaluate. What is equal gets an equal key."""
+"""A trial's config to its stages: calibrate, dense, statistics, prune, reconstruct, evaluate. What is equal gets an equal key."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ def trial_stages(config: Config, corpora: Mapping[str, Config]) -> dict[str, Sta
     """Return a trial's stages by role, in an order in which they could run.
 
     Roles: ``calibrate`` (tokens the mask is chosen on), ``test/<corpus>``, ``held_out/<corpus>``,
-    ``dense``, ``prune``, ``reconstruct`` (unless there is none), ``evaluate``; where a repair fits to other tokens
-    than the mask's, ``reconstruction`` and its parts ``reconstruction/<name>``. ``corpora`` holds full specs by name.
+    ``dense``, ``prune``, ``reconstruct`` (unless there is none), ``evaluate``; ``statistics`` where single weights
+    are pruned from the dense stream; where a repair fits to other tokens than the mask's, ``reconstruction`` and
+    its parts ``reconstruction/<name>``. ``corpora`` holds full specs by name.
     """
     evaluation, stages = config["evaluation"], {}
     stages["calibrate"] = _tokens(config, config["calibration"], "mask")
@@ -35,8 +36,12 @@ def trial_stages(config: Config, corpora: Mapping[str, Config]) -> dict[str, Sta
     tests = {role: stage.key for role, stage in stages.items() if role.startswith("test/")}
     errors = {role: stage.key for role, stage in stages.items() if role.startswith("held_out/")}
     model = model_identity(config["model"])
-    stages["dense"] = Stage("dense", {"model": model}, tests, _runtime(config), config["model"]["name"])
-    stages["prune"] = _prune(config, stages["calibrate"].key)
+    tasks = _tasks(evaluation)
+    stages["dense"] = Stage(
+        "dense", {"model": model} | tasks, tests, _runtime(config), config["model"]["name"]
+    )
+    stages |= _statistics(config, stages["calibrate"])
+    stages["prune"] = _prune(config, stages)
     last = "prune"
     if config["reconstruction"]["name"] != "none":
         last = "reconstruct"
@@ -46,7 +51,7 @@ def trial_stages(config: Config, corpora: Mapping[str, Config]) -> dict[str, Sta
             errors["reconstruction"] = stages["reconstruction"].key
     stages["evaluate"] = Stage(
         "evaluate",
-        {"model": model, "error_samples": evaluation["error_samples"]},
+        {"model": model, "error_samples": evaluation["error_samples"]} | tasks,
         {"dense": stages["dense"].key, last: stages[last].key, "calibrate": stages["calibrate"].key}
         | tests
         | errors,
@@ -54,6 +59,12 @@ def trial_stages(config: Config, corpora: Mapping[str, Config]) -> dict[str, Sta
         stages[last].label,
     )
     return stages
+
+
+def _tasks(evaluation: Config) -> dict[str, Any]:
+    if not evaluation["tasks"]:
+        return {}
+    return {"tasks": sorted(evaluation["tasks"]), "task_limit": evaluation["task_limit"]}
 
 
 def model_identity(model: Config) -> dict[str, Any]:
@@ -131,7 +142,24 @@ def _generated(config: Config, n_samples: int) -> Stage:
     return Stage("calibrate", identity, {}, _runtime(config), label)
 
 
-def _prune(config: Config, calibrate: str) -> Stage:
+def _needs(config: Config) -> set[str]:
+    """Return what a method and its allocation look at in the calibration data; nothing: same work for any source."""
+    needs = set(method_source(config["method"]).literals["needs"])
+    return needs | ({"input_norm"} if "_target_" in config["allocation"] else set())
+
+
+def _statistics(config: Config, calibrate: Stage) -> dict[str, Stage]:
+    """Return the stage that looks at the dense model for all ratios and methods with the same needs, if one can."""
+    sparsity, needs = config["sparsity"], sorted(_needs(config))
+    if sparsity["pattern"] == STRUCTURED or sparsity.get("propagation") != "dense" or not needs:
+        return {}
+    identity = {"model": model_identity(config["model"]), "statistics": needs}
+    label = f"{'+'.join(needs)}-{config['model']['name']}-{calibrate.label}"
+    stage = Stage("statistics", identity, {"calibrate": calibrate.key}, _runtime(config), label)
+    return {"statistics": stage}
+
+
+def _prune(config: Config, stages: Mapping[str, Stage]) -> Stage:
     method, sparsity, allocation = config["method"], config["sparsity"], config["allocation"]
     structured = sparsity["pattern"] == STRUCTURED
     identity: dict[str, Any] = {
@@ -144,12 +172,11 @@ def _prune(config: Config, calibrate: str) -> Stage:
     if not structured:
         identity |= {key: sparsity.get(key) for key in ("n", "m", "within")}
         identity["propagation"] = sparsity.get("propagation", "pruned")
-    # a method that looks at no data is the same work for every calibration source
-    looks = method_source(method).literals["needs"] or "_target_" in allocation
-    inputs = {"calibrate": calibrate} if looks else {}
+    source = "statistics" if "statistics" in stages else "calibrate"
+    inputs = {source: stages[source].key} if _needs(config) else {}
     targets = schedule(sparsity["ratio"], method["step"] if structured else None)
     prefixes = [targets[:n] for n in range(len(targets) - 1, 0, -1)]
-    source = config["calibration"]["name"] if inputs else config["model"]["name"]
+    place = config["calibration"]["name"] if inputs else config["model"]["name"]
     pattern = (
         "" if structured else f"-{sparsity['n']}:{sparsity['m']}" if sparsity.get("m") else "-unstructured"
     )
@@ -158,7 +185,7 @@ def _prune(config: Config, calibrate: str) -> Stage:
         identity | {"schedule": list(targets)},
         inputs,
         _runtime(config) | {"method": dict(method), "allocation": dict(allocation)},
-        f"{method['name']}-{sparsity['ratio']:g}{pattern}-{source}-s{config['seed']}",
+        f"{method['name']}-{sparsity['ratio']:g}{pattern}-{place}-s{config['seed']}",
         tuple(fingerprint("prune", identity | {"schedule": list(prefix)}, inputs) for prefix in prefixes),
     )
 

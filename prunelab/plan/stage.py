@@ -9,7 +9,7 @@ from typing import Any
 
 from prunelab.plan.fingerprint import fingerprint
 
-KINDS = ("calibrate", "dense", "prune", "reconstruct", "evaluate")
+KINDS = ("calibrate", "dense", "statistics", "prune", "reconstruct", "evaluate")
 
 
 @dataclass(frozen=True)

@@ -70,10 +70,10 @@ class LeastSquares:
         members = groups(unit.decoder, unit.blocks[0])
         count = 0
         for rows in streams.batches():
-            seen = self._inputs(unit, members, streams.pruned.read(rows, streams.like))
+            seen = self._inputs(unit, members, streams.pruned.read(rows))
             wanted = seen
             if self.target == "global":
-                wanted = self._inputs(unit, members, streams.dense.read(rows, streams.like))
+                wanted = self._inputs(unit, members, streams.dense.read(rows))
             for (own, cross), x, y in zip(sums, seen, wanted, strict=True):
                 own += (x.T @ x).double()
                 if self.target == "global":

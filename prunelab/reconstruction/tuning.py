@@ -65,24 +65,24 @@ class Tuning:
         streams, kind = unit.calibration, cast(Target, self.target)
         if streams.like.dtype == torch.float16:
             raise ConfigError("model.dtype", "float16", "bfloat16 | float32 for reconstruction by gradient")
-        store = unit.shelf.build(*streams.pruned.shape)
+        store = unit.shelf.build(*streams.shape)
         unit.target(streams, kind, store)
 
         def loss(rows: Tensor) -> Tensor:
-            hidden = streams.run(unit.blocks, streams.pruned.read(rows, streams.like))
+            hidden = streams.run(unit.blocks, streams.pruned.read(rows))
             return mean_square(hidden, store.read(rows, streams.like))
 
         stop, stop_store = None, None
         if self.patience is not None:
             texts = cast(Streams, unit.stopping)
-            stop_store = unit.shelf.build(*texts.pruned.shape)
+            stop_store = unit.shelf.build(*texts.shape)
             unit.target(texts, kind, stop_store)
             stop = partial(_error, unit, texts, stop_store)
 
         count = math.prod(store.shape)
         before = _error(unit, streams, store) / count
         pairs = [(layer.linear, layer.mask) for layer in unit.layers]
-        updates = fit(pairs, loss, streams.n, self, unit.generator, stop, say)
+        updates = fit(pairs, loss, streams.shape[0], self, unit.generator, stop, say)
         after = _error(unit, streams, store) / count
         for used in (store, stop_store):
             unit.shelf.discard(used)

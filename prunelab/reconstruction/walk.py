@@ -25,6 +25,7 @@ from torch import Tensor
 from prunelab.errors import ConfigError, ModelError
 from prunelab.models.activation import Placement, Shelf, open_shelf
 from prunelab.models.decoder import Decoder
+from prunelab.models.stream import advance
 from prunelab.reconstruction.base import Layer, Reconstruction, Unit, dense_weights, put
 from prunelab.reconstruction.streams import Streams, open_streams
 from prunelab.sparsity.mask import Mask
@@ -169,10 +170,12 @@ class _Walk:
             pruned = tuple(self._as_pruned(layer) for layer in layers) if tell else ()
             for name, streams in self._streams():
                 with dense_weights(layers):
-                    streams.transform(streams.dense, streams.dense, one)
-                if tell and streams is not self.stopping:
-                    rows.append({"block": index, "stream": name} | _measure(streams, one, pruned))
-                streams.transform(streams.pruned, streams.pruned, one)
+                    advance(self.decoder, index, streams.dense)
+                told = tell and streams is not self.stopping
+                before = _error_of(streams, one, pruned) if told else 0.0
+                advance(self.decoder, index, streams.pruned)
+                if told:
+                    rows.append({"block": index, "stream": name} | _measure(streams, before))
         calibration = {row["block"]: row["error"] for row in rows if row["stream"] == "calibration"}
         return [row | {"overfitting": _over(row["error"], calibration[row["block"]])} for row in rows]
 
@@ -207,16 +210,16 @@ class _Walk:
         return lambda row: progress({**row, "block": block, "blocks": total})
 
 
-def _measure(streams: Streams, one: range, pruned: tuple[Layer, ...]) -> dict[str, float]:
-    """Errors of a block against the dense stream, already moved on; the pruned stream stays."""
+def _error_of(streams: Streams, one: range, layers: tuple[Layer, ...]) -> float:
+    """Squared error that a block would have with the weights of ``layers``; the dense stream is past it already."""
+    with dense_weights(layers):
+        return streams.compare(lambda hidden: streams.run(one, hidden), streams.dense.hidden)[0]
 
-    def run(hidden: Tensor) -> Tensor:
-        return streams.run(one, hidden)
 
-    with dense_weights(pruned):
-        before, norm = streams.compare(run, streams.dense)
-    after, _ = streams.compare(run, streams.dense)
-    count = math.prod(streams.dense.shape)
+def _measure(streams: Streams, before: float) -> dict[str, float]:
+    """Errors against the dense stream after a block that both have passed; ``before``: as it was pruned."""
+    after, norm = streams.compare(lambda hidden: hidden, streams.dense.hidden)
+    count = math.prod(streams.shape)
     return {
         "error_before": _over(before, norm),
         "error": _over(after, norm),

@@ -23,7 +23,7 @@ from prunelab.store.layout import RECORD, index, is_done
 
 DONE, FAILED, UNFINISHED = "done", "failed", "unfinished"
 # about the model and the text, not the pruned model
-PREFIXED = ("dense", "calibrate", "test", "held_out", "reconstruction")
+PREFIXED = ("dense", "calibrate", "statistics", "test", "held_out", "reconstruction")
 
 
 TABLES = {  # tables of the records, and the columns that they have even when they are empty

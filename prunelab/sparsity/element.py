@@ -53,11 +53,16 @@ def select_ratios(score: Tensor, ratios: Sequence[float], within: Within = "row"
         _check_ratio(ratio)
     if within not in ("row", "matrix"):
         raise ConfigError("sparsity.within", within, "row | matrix")
-    rows = score if within == "row" else score.reshape(1, -1)
-    size = rows.shape[1]
-    removed = removed_in_row if within == "row" else removed_in_matrix
-    counts = [removed(size, ratio) for ratio in ratios]
-    return [mark.logical_not_().view(score.shape) for mark in lowest(rows, counts)]
+    if within == "row":
+        counts = [removed_in_row(score.shape[1], ratio) for ratio in ratios]
+        return [mark.logical_not_() for mark in lowest(score, counts)]
+    counts = [removed_in_matrix(score.numel(), ratio) for ratio in ratios]
+    if score.stride(0) == 1 < score.shape[1] and len(counts) == 1 and counts[0]:
+        turned = score.T.contiguous()  # laid out by columns: cheap to take as it is
+        mark = turned <= _order_statistics(turned.view(1, -1), counts)[0]
+        if int(torch.count_nonzero(mark)) == counts[0]:  # ties at the threshold go by the order of rows
+            return [mark.logical_not_().T]
+    return [mark.logical_not_().view(score.shape) for mark in lowest(score.reshape(1, -1), counts)]
 
 
 def lowest(score: Tensor, counts: Sequence[int]) -> list[Tensor]:

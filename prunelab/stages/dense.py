@@ -1,4 +1,4 @@
-"""Stage dense: perplexity of the unpruned model, once per model and text."""
+"""Stage dense: perplexity and zero-shot accuracy of the unpruned model, once per model and text."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from prunelab.evaluation.cost import metered
 from prunelab.evaluation.walk import measure
 from prunelab.models.load import load_decoder
 from prunelab.stages import calibrate, setting
+from prunelab.stages.accuracy import accuracies
 from prunelab.store.context import Context, Result, steps
 
 
 def run(identity: Mapping[str, Any], context: Context) -> Result:
-    """Measure perplexity on every test corpus; metrics ``ppl/<corpus>`` and ``parameters/dense``."""
-    del identity  # the weights and texts it names come in through runtime and inputs
+    """Measure perplexity on every test corpus; metrics ``ppl/<corpus>``, ``acc/<task>`` and ``parameters/dense``."""
     with metered() as cost:
         device = setting.prepare(context.runtime)
         decoder = load_decoder(context.runtime["model"], device=device)
@@ -27,7 +27,8 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
         say = steps(context, "perplexity", len(texts))
         found = measure(decoder, None, texts, {}, setting.batch_size(context.runtime, seq_len), say)
         cost.tokens = sum(text.numel() for text in texts.values())
-    metrics = {f"ppl/{name}": value for name, value in found.perplexity.items()}
+        metrics: dict[str, Any] = {f"ppl/{name}": value for name, value in found.perplexity.items()}
+        metrics |= accuracies(identity, context, decoder, seq_len)
     context.log({"event": "dense", **metrics})
     metrics["parameters/dense"] = decoder.n_parameters()
     return Result(metrics, cost=cost.values())

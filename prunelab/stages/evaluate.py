@@ -11,6 +11,7 @@ from prunelab.evaluation.integrity import check
 from prunelab.evaluation.walk import measure
 from prunelab.models.load import load_decoder
 from prunelab.stages import calibrate, setting
+from prunelab.stages.accuracy import accuracies
 from prunelab.stages.part import STATE
 from prunelab.store.context import Context, Result, steps
 from prunelab.structures.state import apply_state, open_state
@@ -22,7 +23,7 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
     """Measure the pruned state in one walk beside the dense model.
 
     Metrics: ``ppl/<corpus>``, ``delta/ppl/<corpus>`` (pruned / dense - 1); after the last block ``error/<stream>``
-    (relative) and ``mse/<stream>`` (per element); ``integrity/*``. Streams: ``calibration`` (the mask's tokens),
+    (relative) and ``mse/<stream>`` (per element); ``acc/<task>``, ``integrity/*``. Streams: ``calibration`` (the mask's tokens),
     ``reconstruction`` (a repair's own tokens, where they are others), ``held_out/<corpus>``. Table ``blocks``: both
     errors of each stream after each block.
     """
@@ -44,6 +45,7 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
         size = setting.batch_size(context.runtime, seq_len)
         found = measure(decoder, partial(apply_state, decoder, state), texts, streams, size, say)
         cost.tokens = sum(t.numel() for t in texts.values()) + 2 * sum(t.numel() for t in streams.values())
+        scores = accuracies(identity, context, decoder, seq_len)
         integrity = check(decoder, state)
     dense = context.inputs["dense"].record.metrics
     metrics: dict[str, Any] = {f"ppl/{name}": value for name, value in found.perplexity.items()}
@@ -52,7 +54,7 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
         for name, value in found.perplexity.items()
     }
     metrics |= {f"error/{name}": value for name, value in found.errors.items()}
-    metrics |= {f"mse/{name}": value for name, value in found.mse.items()} | integrity
+    metrics |= {f"mse/{name}": value for name, value in found.mse.items()} | scores | integrity
     blocks = [{key: row[key] for key in ("block", "stream", "error", "mse")} for row in found.blocks]
     for row in blocks:
         context.log({"event": "block", **row})

@@ -28,6 +28,7 @@ class Parts:
 
     def save(self, done: int, part: State) -> None:
         """Keep a part and note that ``done`` blocks are finished; raises Interrupted if the job was asked to end."""
-        save_state(part, self._context.work / f"part-{done}.safetensors")
+        if self._context.leads:
+            save_state(part, self._context.work / f"part-{done}.safetensors")
         self.done = done
         self._context.checkpoint(done, self.tables)

@@ -1,4 +1,4 @@
-"""Stage prune: a method on the calibration tokens. Progress is one state per shot, or one part per block."""
+"""Stage prune: a method on tokens, or on statistics of the dense model. Progress is a state per shot or a part per block."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from prunelab.evaluation.ratios import ratios
 from prunelab.models.decoder import Decoder
 from prunelab.models.load import load_decoder
 from prunelab.passes.linear import BlockReport, prune_linear
+from prunelab.passes.statistics import StatisticsFolder
 from prunelab.passes.structured import ShotReport, prune
 from prunelab.sparsity.pattern import build_pattern
 from prunelab.stages import calibrate, setting
@@ -30,6 +31,7 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
 
     Metrics: the three ratios, parameters before and after, ``shots`` of the whole schedule, ``integrity/*``.
     The shots that this stage ran itself are counted in ``cost.shots``. Tables: ``shots`` and ``sites``.
+    Ranks of ``context.group`` share the calibration tokens; rank 0 writes and returns all this, the others nothing.
     """
     with metered() as cost:
         device = setting.prepare(context.runtime)
@@ -40,6 +42,8 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
         state, tables, n_shots = (_rows_columns if structured else _single)(
             identity, context, decoder, tokens
         )
+        if not context.leads:
+            return Result({})
         apply_state(decoder, state)
         integrity = check(decoder, state)
         save_state(state, context.outputs / STATE)
@@ -71,14 +75,16 @@ def _rows_columns(
         tables["sites"] = [dict(site) for site in report.sites]
         context.log({"event": "shot", **row})
         if report.shot < len(schedule):  # the last one is the result itself
-            save_state(state, context.work / f"shot-{report.shot}.safetensors")
+            if context.leads:
+                save_state(state, context.work / f"shot-{report.shot}.safetensors")
             context.checkpoint(report.shot, tables)
-            (context.work / f"shot-{report.shot - 1}.safetensors").unlink(missing_ok=True)
+            if context.leads:
+                (context.work / f"shot-{report.shot - 1}.safetensors").unlink(missing_ok=True)
 
     state = prune(
         decoder, build(context.runtime["method"], "method"), tokens, schedule,
         seed=identity["seed"], batch_size=_batch_size(context, tokens), allocation=identity["allocation"],
-        start=start, start_shot=first, on_shot=on_shot, progress=_say(context),
+        start=start, start_shot=first, on_shot=on_shot, progress=_say(context), group=setting.group(context),
     )  # fmt: skip
     return state, tables, len(schedule) - first
 
@@ -116,12 +122,19 @@ def _single(
         pattern=build_pattern(identity["pattern"], n=identity["n"], m=identity["m"], within=identity["within"]),
         ratio=ratio, seed=identity["seed"], batch_size=_batch_size(context, tokens),
         allocation=build(allocation, "allocation") if "_target_" in allocation else allocation["name"],
-        propagation=identity["propagation"], start=parts.start, start_block=parts.done, on_block=on_block,
-        progress=_say(context),
+        propagation=identity["propagation"], statistics=_statistics(context),
+        placement=setting.placement(context),
+        start=parts.start, start_block=parts.done, on_block=on_block, progress=_say(context),
+        group=setting.group(context),
     )  # fmt: skip
     removed, total = (sum(row[key] for row in parts.tables["sites"]) for key in ("removed", "total"))
     shots = [{"shot": 1, "target": ratio, "achieved": removed / total, "threshold": None}]
     return state, {**parts.tables, "shots": shots}, 1
+
+
+def _statistics(context: Context) -> StatisticsFolder | None:
+    found = context.inputs.get("statistics")
+    return None if found is None else StatisticsFolder(found.folder, found.record.identity["statistics"])
 
 
 def _batch_size(context: Context, tokens: torch.Tensor | None) -> int:

@@ -8,7 +8,6 @@ from typing import Any
 from prunelab.config.build import build
 from prunelab.evaluation.cost import metered
 from prunelab.evaluation.integrity import check
-from prunelab.models.activation import Placement
 from prunelab.models.load import load_decoder
 from prunelab.reconstruction.walk import RepairReport, reconstruct
 from prunelab.stages import calibrate, setting
@@ -48,7 +47,7 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
         state = reconstruct(
             decoder, pruned, tokens, spec, seed=identity["seed"],
             batch_size=setting.batch_size(context.runtime, tokens.shape[1]), stopping=stopping,
-            placement=Placement("auto", context.runtime["activation_gib"], context.work),
+            placement=setting.placement(context, "ram"),
             start=parts.start, start_block=parts.done, on_block=on_block,
             progress=lambda row: context.progress(row["phase"], row["done"], row["total"]),
         )  # fmt: skip

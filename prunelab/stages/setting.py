@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 
 from prunelab.errors import ConfigError
+from prunelab.models.activation import FILES, Placement
+from prunelab.stats.group import ALONE, Group
+from prunelab.store.context import Context
 
 
 def prepare(runtime: Mapping[str, Any]) -> str:
@@ -41,6 +45,25 @@ def choose_device(name: str) -> str:
     if name == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("runtime.device", name, "cpu: this machine has no MPS")
     return name
+
+
+def placement(context: Context, unlimited: Literal["device", "ram"] = "device") -> Placement:
+    """Return where hidden states wait between blocks: in memory up to ``runtime.activation_gib`` and beyond it in
+    files, where those of an attempt that was killed are deleted; ``unlimited``: without that limit.
+
+    Each rank has a folder of its own, so that none deletes what another writes.
+    """
+    ranks = group(context)
+    folder = context.work if ranks.rank == 0 else context.work / f"rank{ranks.rank}"
+    for left in folder.glob(f"{FILES}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    limit = context.runtime["activation_gib"]
+    return Placement(unlimited) if limit is None else Placement("auto", limit, folder)
+
+
+def group(context: Context) -> Group:
+    """Return the processes that run this stage together, as numerics know them."""
+    return ALONE if context.group is None else cast(Group, context.group)
 
 
 def batch_size(runtime: Mapping[str, Any], seq_len: int) -> int:

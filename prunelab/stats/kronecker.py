@@ -31,7 +31,7 @@ class Factors:
     n_tokens: int
 
 
-BLOCK = 512  # columns per product
+BLOCK = 256  # columns per product
 
 
 class GramSum:

@@ -42,6 +42,14 @@ class NormSum:
 
 
 @dataclass(frozen=True, eq=False)
+class InputStatistics:
+    """What was collected of one input: ``norm`` (C,) and ``gram`` = H (C, C), float32; None = not asked for."""
+
+    norm: Tensor | None
+    gram: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
 class Hessian:
     """``H`` (C, C) float32 of a group's input, with the inverse factors already computed from it."""
 

@@ -23,6 +23,19 @@ class RunInfo:
     folder: Path = Path()
 
 
+@dataclass(frozen=True)
+class Artefact:
+    """What a stage left in the store: ``files`` by their names, with sha256 and bytes in ``metadata``.
+
+    ``name`` holds the stage's key, so equal work is one artefact whoever refers to it. Files are never copied.
+    """
+
+    name: str
+    type: str
+    files: Mapping[str, Path]
+    metadata: Mapping[str, Any]
+
+
 def run_id(trial_key: str) -> str:
     """A trial's run id: the first 16 hex digits of its key, so that a resumed trial continues its own run."""
     return trial_key[:RUN_ID_LENGTH]
@@ -43,8 +56,16 @@ class Tracker(Protocol):
         """Set final numbers."""
         ...
 
-    def finish(self, ok: bool) -> None:
-        """End the run; ``ok`` False marks it failed. Later calls do nothing."""
+    def artefact(self, item: Artefact, *, used: bool) -> None:
+        """Name a file of the store as this run's input (``used``) or as what it made; sent at the end."""
+        ...
+
+    def alert(self, title: str, text: str) -> None:
+        """Tell people that the trial failed."""
+        ...
+
+    def finish(self, ok: bool) -> bool:
+        """End the run; ``ok`` False marks it failed. Says whether nothing is left to tell; later calls do nothing."""
         ...
 
 
@@ -60,5 +81,12 @@ class NullTracker:
     def summary(self, values: Mapping[str, Any]) -> None:
         """Do nothing."""
 
-    def finish(self, ok: bool) -> None:
+    def artefact(self, item: Artefact, *, used: bool) -> None:
         """Do nothing."""
+
+    def alert(self, title: str, text: str) -> None:
+        """Do nothing."""
+
+    def finish(self, ok: bool) -> bool:
+        """Do nothing."""
+        return True

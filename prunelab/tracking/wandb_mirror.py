@@ -1,33 +1,30 @@
 """W&B as a mirror of metrics.jsonl: one run per trial, its id from the trial's key (wandb 0.31).
 
-Measured facts behind the settings: a plain SIGTERM or SIGKILL loses a short run unless the transaction log is
-flushed each second and the process leaves through ``atexit``; an online ``init`` against a dead server takes
-102 s; an outage blocks ``finish`` for ever unless ``finish_timeout`` is set; ``step=`` breaks requeued runs.
+Each start of a trial tells its story from the first row, from what the store has. Offline every folder is
+therefore whole by itself; online the rows that the server has from an earlier start are left out.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import signal
-import sys
-import threading
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from types import FrameType
+from dataclasses import replace
 from typing import Any
 
+from filelock import Timeout
+
 from prunelab.errors import ConfigError, nearest
-from prunelab.tracking.base import NullTracker, RunInfo, Tracker
+from prunelab.tracking.base import Artefact, NullTracker, RunInfo, Tracker
+from prunelab.tracking.note import Note, live_lock
+from prunelab.tracking.secret import one_line, without_secrets
+from prunelab.tracking.wandb_end import send_artefact, send_tables, within
+from prunelab.tracking.wandb_open import end_timeout, open_run
 from prunelab.tracking.wandb_probe import Decision, decide
-from prunelab.tracking.wandb_rows import as_number, axis_of, clean, columns_and_data, flat_config, flat_row
+from prunelab.tracking.wandb_process import Folders, Preemption
+from prunelab.tracking.wandb_rows import as_number, axis_of, clean, flat_row
 
 LOGGER = logging.getLogger(__name__)
-INIT_TIMEOUT_S = 30
-FLUSH_S = 0.5
-PREEMPT_S = 5.0
 LIVE: set[int] = set()  # this process's trackers with a run, by id()
-FOLDER_VARIABLES = ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ARTIFACT_DIR")
 
 
 def open_tracker(tracking_config: Mapping[str, Any], run: RunInfo) -> Tracker:
@@ -49,66 +46,74 @@ def open_tracker(tracking_config: Mapping[str, Any], run: RunInfo) -> Tracker:
     try:
         return WandbTracker(tracking_config, run, decision)
     except Exception as error:  # the trial outlives its tracker, whatever a third party raises
-        LOGGER.warning("W&B is left out of %s: %s", run.name, _one_line(error))
+        LOGGER.warning("W&B is left out of %s: %s", run.name, one_line(error))
         return NullTracker()
 
 
 class WandbTracker:
-    """A live W&B run. The first failure is logged in one line; after it every call does nothing."""
+    """A live W&B run. The first failure is logged in one line; after it nothing but the end is sent."""
 
-    def __init__(self, config: Mapping[str, Any], run: RunInfo, decision: Decision) -> None:
-        self.mode, self.reason = decision.mode, decision.reason
+    def __init__(
+        self, config: Mapping[str, Any], run: RunInfo, decision: Decision, *, strict: bool = False
+    ) -> None:
         self._tables: dict[str, list[dict[str, Any]]] = {}
+        self._artefacts: list[tuple[Artefact, bool]] = []
         self._axes: set[str] = set()
+        self._rows, self._broken = 0, ""
+        self._end_s, self._folder = end_timeout(config), run.folder
         run.folder.mkdir(parents=True, exist_ok=True)
-        self._environment = _Environment({name: str(run.folder / "wandb") for name in FOLDER_VARIABLES})
-        self._environment.enter()
+        self._lock = live_lock(run.folder, run.id)
         try:
-            self._run: Any = self._open(config, run, decision)
+            self._lock.acquire()
+        except Timeout:  # a task that outlived its node's daemon: the store decides whose numbers count
+            LOGGER.warning("another process is telling W&B about %s as well", run.name)
+        self._folders = Folders(run.folder)
+        self._folders.enter()
+        try:
+            self._run: Any
+            self._run, self.mode, self.reason = open_run(config, run, decision, strict=strict)
         except BaseException:
-            self._environment.leave()
+            self._folders.leave()
+            self._lock.release()
             raise
-        self._signal = _Preemption(self._run)
+        self._known = int(self._run.starting_step or 0)  # rows the server has from an earlier start
+        self.note = Note(run.id, self.mode, reason=self.reason if self.mode == "offline" else "")
+        self.note.save(run.folder)
+        self._signal = Preemption(self._run)
         LIVE.add(id(self))
         if self.mode == "offline":
             LOGGER.info(
                 "W&B is offline for %s (%s); files in %s", run.name, self.reason, run.folder / "wandb"
             )
 
-    def _open(self, config: Mapping[str, Any], run: RunInfo, decision: Decision) -> Any:
-        try:
-            return _init(config, run, decision.mode, decision.base_url)
-        except Exception as error:
-            if decision.mode != "online":
-                raise
-            self.mode, self.reason = "offline", _one_line(error)
-            import wandb
-
-            wandb.teardown()  # the failed attempt keeps the id "in use" otherwise
-            return _init(config, run, "offline", decision.base_url)
-
     def log(self, row: Mapping[str, Any]) -> None:
         """Mirror one metrics row; rows with an axis also grow the table named after their event."""
         row = dict(row)
+        axis = axis_of(row)
+        if axis:
+            rows = self._tables.setdefault(str(row["event"]), [])
+            rows.append({key: value for key, value in row.items() if key != "event"})
 
         def send() -> None:
-            axis = axis_of(row)
             if axis and axis[0] not in self._axes:
                 self._axes.add(axis[0])
                 self._run.define_metric(axis[1], hidden=True)
                 self._run.define_metric(axis[0], step_metric=axis[1])
             flat = flat_row(row)
             if flat:
-                self._run.log(flat)
-            if axis:
-                rows = self._tables.setdefault(str(row["event"]), [])
-                rows.append({key: value for key, value in row.items() if key != "event"})
+                self._rows += 1
+                if self._rows > self._known:
+                    self._run.log(flat)
 
         self._guard(send)
 
     def table(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Keep ``rows`` for the table ``name``, in place of what was logged under that name."""
-        self._guard(lambda: self._tables.__setitem__(name, [dict(row) for row in rows]))
+        self._tables[name] = [dict(row) for row in rows]
+
+    def artefact(self, item: Artefact, *, used: bool) -> None:
+        """Keep an artefact until the end."""
+        self._artefacts.append((item, used))
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Set final numbers and short texts under dot-free names."""
@@ -121,159 +126,67 @@ class WandbTracker:
 
         self._guard(send)
 
-    def finish(self, ok: bool) -> None:
-        """Send tables and plots and end the run; waits at most ``finish_timeout`` seconds for the upload."""
-        self._guard(self._send_tables)
+    def alert(self, title: str, text: str) -> None:
+        """Send an alert of level ERROR; the reason without values of secret variables."""
+        text = without_secrets(text)
+        self._guard(lambda: self._run.alert(title[:63], text, "ERROR"))
+
+    def finish(self, ok: bool) -> bool:
+        """Send tables, plots and artefacts, and end the run, all within ``finish_timeout`` seconds.
+
+        A failed trial sends no tables: its rows are not complete, and they will be at another start.
+        """
         run, self._run = self._run, None
-        if run is not None:
-            self._try(lambda: run.finish(exit_code=0 if ok else 1))
-            self._forget()
-        self._signal.leave()
-        self._environment.leave()
+        if run is None:
+            return self.note.ended == "ok"
+        before = self._broken  # told when it happened
+        if ok:
+            self._broken = self._broken or within(self._end_s, lambda: self._send_end(run))
+        try:
+            run.finish(exit_code=0 if ok else 1)
+        except TimeoutError:
+            self._broken = f"the server did not take the rest within {self._end_s:g} s"
+        except Exception as error:  # the trial outlives its tracker, whatever a third party raises
+            self._broken = self._broken or one_line(error)
+        if self._broken and not before:
+            LOGGER.warning("W&B has not all of it (prunelab sync sends the rest): %s", self._broken)
+        self._close(ok)
+        return True
 
-    def _send_tables(self) -> None:
-        import wandb
+    def _send_end(self, run: Any) -> None:
+        send_tables(run, self._tables)
+        for item, used in self._artefacts:
+            send_artefact(run, item, used=used)
 
-        for name, rows in self._tables.items():
-            if f"{name}s" in self._tables:  # the record's own table, whole, in place of the logged rows
-                continue
-            columns: list[Any]
-            data: list[Any]
-            columns, data = columns_and_data(rows)
-            if not data:
-                continue
-            table = wandb.Table(columns=columns, data=data, allow_mixed_types=True)
-            self._run.log({f"table/{clean(name)}": table})
-            plot = _plot(wandb, name, columns, data)
-            if plot is not None:
-                self._run.log({f"plot/{clean(name)}": plot})
+    def _close(self, ok: bool) -> None:
+        """Note how it ended and give back lock, variables and SIGTERM.
 
-    def _guard(self, call: Callable[[], None]) -> None:
-        if self._run is not None and not self._try(call):
-            self._signal.leave()
-            self._run = None
-            LIVE.discard(id(self))
-
-    def _forget(self) -> None:
-        """Offline, ``finish`` returns before the file is written, and a worker that leaves by ``os._exit``
-        would lose it: stopping the SDK's process waits for it. Not while somebody else's run lives there.
+        Offline, ``finish`` returns before the file is written, and a worker that leaves by ``os._exit`` would
+        lose it: stopping the SDK's process waits for it. Not while somebody else's run lives there.
         """
         import wandb
 
         LIVE.discard(id(self))
         if self.mode == "offline" and not LIVE and wandb.run is None:
             self._try(wandb.teardown)
+        whole = not self._broken
+        self.note = replace(
+            self.note, ended="ok" if ok else "failed", whole=whole, sent=whole and self.mode == "online",
+            rows=self._rows, reason=self._broken or self.note.reason,
+        )  # fmt: skip
+        self._try(lambda: self.note.save(self._folder))
+        self._signal.leave()
+        self._folders.leave()
+        self._lock.release()
 
-    def _try(self, call: Callable[[], Any]) -> bool:
+    def _guard(self, call: Callable[[], None]) -> None:
+        if self._run is not None and not self._broken:
+            self._broken = self._try(call)
+
+    def _try(self, call: Callable[[], Any]) -> str:
         try:
             call()
         except Exception as error:  # the trial outlives its tracker, whatever a third party raises
-            LOGGER.warning("W&B stops mirroring: %s", _one_line(error))
-            return False
-        return True
-
-
-def _init(config: Mapping[str, Any], run: RunInfo, mode: str, base_url: str) -> Any:
-    import wandb  # 0.5 s: only a trial that is tracked pays for it
-
-    settings = wandb.Settings(
-        base_url=base_url,
-        console="off",
-        disable_git=True,
-        finish_timeout=float(config.get("finish_timeout") or 300),
-        init_timeout=INIT_TIMEOUT_S,
-        save_code=False,
-        silent=True,
-        x_transaction_log_flush_interval=FLUSH_S,
-    )
-    return wandb.init(
-        project=config.get("project") or "prunelab",
-        entity=config.get("entity"),
-        id=run.id,
-        name=run.name,
-        group=run.group,
-        job_type=run.job_type,
-        tags=list(dict.fromkeys([*run.tags, *(str(tag) for tag in config.get("tags") or ())])),
-        config=flat_config(run.config),
-        dir=str(run.folder),
-        mode="offline" if mode == "offline" else "online",
-        reinit="create_new",  # several trials may follow each other in one process
-        resume="allow",
-        settings=settings,
-    )
-
-
-def _plot(wandb: Any, name: str, columns: list[str], data: list[list[Any]]) -> Any:
-    """Error over blocks by stream, ratio over shots; None for tables without an obvious line."""
-    lines = {"block": ("block", "error", "stream"), "blocks": ("block", "error", "stream")}
-    lines |= {"shot": ("shot", "achieved", None), "shots": ("shot", "achieved", None)}
-    if name not in lines or not set(filter(None, lines[name])) <= set(columns):
-        return None
-    x, y, stroke = lines[name]
-    table = wandb.Table(columns=columns, data=data, allow_mixed_types=True)
-    return wandb.plot.line(table, x=x, y=y, stroke=stroke, title=f"{y} by {x}")
-
-
-class _Environment:
-    """W&B's staging and caches inside the run's folder while the run lives; by default they fill home."""
-
-    def __init__(self, values: Mapping[str, str]) -> None:
-        self._values, self._before = dict(values), dict[str, str | None]()
-
-    def enter(self) -> None:
-        for name, value in self._values.items():
-            Path(value).mkdir(parents=True, exist_ok=True)
-            self._before[name] = os.environ.get(name)
-            os.environ[name] = value
-
-    def leave(self) -> None:
-        for name, value in self._before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-        self._before = {}
-
-
-class _Preemption:
-    """SIGTERM while the run lives: mark it preempting, then do as before; by default leave by SystemExit."""
-
-    def __init__(self, run: Any) -> None:
-        self._run, self._before = run, None
-        self._installed = threading.current_thread() is threading.main_thread()
-        if self._installed:
-            self._before = signal.signal(signal.SIGTERM, self._receive)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        # in a thread: the interrupted code may hold the SDK's lock, and then this must not wait for ever
-        thread = threading.Thread(target=self._mark, daemon=True, name="prunelab-preempting")
-        thread.start()
-        thread.join(PREEMPT_S)
-        before = self._before
-        self.leave()
-        if callable(before):
-            before(number, frame)
-        elif before != signal.SIG_IGN:
-            sys.exit(128 + number)
-
-    def _mark(self) -> None:
-        try:
-            self._run.mark_preempting()
-        except Exception as error:
-            LOGGER.warning("W&B was not told of the preemption: %s", _one_line(error))
-
-    def leave(self) -> None:
-        """Give SIGTERM back, unless somebody else has taken it since."""
-        if self._installed and threading.current_thread() is threading.main_thread():
-            # == and not `is`: each access to a bound method is a new object
-            if signal.getsignal(signal.SIGTERM) == self._receive:
-                signal.signal(signal.SIGTERM, self._before if self._before is not None else signal.SIG_DFL)
-            self._installed = False
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    key = os.environ.get("WANDB_API_KEY")
-    if key:  # messages of a third party: never let a key through
-        text = text.replace(key, "***")
-    return f"{type(error).__name__}: {text[:200]}"
+            LOGGER.warning("W&B stops mirroring: %s", one_line(error))
+            return one_line(error)
+        return ""

@@ -1,15 +1,17 @@
 """Online or offline? Decided within two seconds and without importing wandb.
 
-``wandb.init`` needs 102 s to notice a closed port (0.31.0), so a TCP connection is tried first. Whether a key
+``wandb.init`` needs 102 s to notice a closed port (0.31.0), so one plain request is tried first. Whether a key
 is *present* is all that is asked of it; its text stays where it is.
 """
 
 from __future__ import annotations
 
+import http.client
 import netrc
 import os
-import socket
+import ssl
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,7 +42,7 @@ def decide(config: Mapping[str, Any]) -> Decision:
         ConfigError: ``mode`` is none of online, offline, disabled, null.
     """
     base_url = str(config.get("base_url") or os.environ.get("WANDB_BASE_URL") or DEFAULT_BASE_URL).rstrip("/")
-    asked = config.get("mode") or os.environ.get("WANDB_MODE") or None
+    asked = _asked(config)
     if asked in ("offline", "dryrun"):
         return Decision("offline", base_url, "offline was asked for")
     if asked == "disabled":
@@ -52,6 +54,15 @@ def decide(config: Mapping[str, Any]) -> Decision:
     if not reachable(base_url):
         return Decision("offline", base_url, f"{base_url} did not answer within {PROBE_S:g} s")
     return Decision("online", base_url, "server answers, key present")
+
+
+def is_wanted(config: Mapping[str, Any]) -> bool:
+    """Whether trials with these values are to be tracked at all."""
+    return config.get("name") != "none" and _asked(config) != "disabled"
+
+
+def _asked(config: Mapping[str, Any]) -> str | None:
+    return config.get("mode") or os.environ.get("WANDB_MODE") or None
 
 
 def has_key(base_url: str) -> bool:
@@ -69,24 +80,28 @@ def has_key(base_url: str) -> bool:
 
 
 def reachable(base_url: str, timeout_s: float = PROBE_S) -> bool:
-    """Whether the server, or the proxy on the way to it, accepts a TCP connection within ``timeout_s``."""
-    url = urlsplit(base_url)
-    host, port = url.hostname or "", url.port or (80 if url.scheme == "http" else 443)
-    proxy = urllib.request.getproxies().get(url.scheme)
-    if proxy and not urllib.request.proxy_bypass(host):
-        way = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-        host, port = way.hostname or host, way.port or 80
+    """Whether the server, or the proxy on the way to it, answers a request within ``timeout_s``, and not with 5xx.
+
+    An open port is not enough: a server that accepts and never answers would hold up ``wandb.init``.
+    """
     answered = threading.Event()
 
-    def connect() -> None:
+    def ask() -> None:
         try:
-            socket.create_connection((host, port), timeout=timeout_s).close()
-        except OSError:
+            urllib.request.urlopen(f"{base_url}/healthz", timeout=timeout_s).close()
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code >= 500:
+                return
+        except urllib.error.URLError as error:
+            if not isinstance(error.reason, ssl.SSLError):  # which certificates count is the SDK's business
+                return
+        except (OSError, http.client.HTTPException, ValueError):
             return
         answered.set()
 
-    # in a thread: create_connection bounds neither the name look-up nor the number of addresses
-    thread = threading.Thread(target=connect, daemon=True, name="prunelab-probe")
+    # in a thread: the timeout bounds neither the name look-up nor the number of addresses
+    thread = threading.Thread(target=ask, daemon=True, name="prunelab-probe")
     thread.start()
     thread.join(timeout_s)
     return answered.is_set()

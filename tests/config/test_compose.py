@@ -85,7 +85,10 @@ def test_every_option_is_checked(composer: Composer, group: str) -> None:
         single = ["sparsity=unstructured", "method=magnitude"] if name == "owl" else []
         config, _, errors = check_trial(composer.trial([f"{group}={name}", *single]), composer)
         # what a user has to fill in is a mistake until it is
-        assert all(error.key.endswith((".path", ".id", ".seq_len")) for error in errors), (name, errors)
+        assert all(error.key.endswith((".path", ".id", ".revision", ".seq_len")) for error in errors), (
+            name,
+            errors,
+        )
         assert config[group]["name"] == name or name == "by_pattern"
 
 

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
     "calibration.n_samples=4", "calibration.seq_len=32", "evaluation.corpora=[austen]", "evaluation.held_out=[kjv]",
     "evaluation.seq_len=32", "evaluation.max_samples=4", "evaluation.error_samples=2",
+    "runtime.workers=1",  # importing torch twice costs more than the study
 ]  # fmt: skip
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -40,7 +41,8 @@ def prunelab(home: Path, tmp_path: Path) -> Run:
         *words: str, module: str = "prunelab", small: bool = True, **env: str
     ) -> subprocess.CompletedProcess[str]:
         home.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", module, *(SMALL if small and module == "prunelab" else []), *words]
+        own = [*SMALL, "hydra.launcher.report=false"] if small and module == "prunelab" else []
+        command = [sys.executable, "-m", module, *own, *words]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env}
         return subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240

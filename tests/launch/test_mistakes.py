@@ -67,6 +67,8 @@ EARLY = [
     (["model=local"], ["model.id", "Set it: model.id="]),
     (["model=local", "model.id={0}/nowhere"], ["model.id", "No folder at"]),
     (["model=local", "model.id={0}/pickled_model"], ["model.id", "safetensors", "never loaded"]),
+    (["model=hub", "model.id=a/b"], ["model.revision", "Set it: model.revision="]),
+    (["model=hub", "model.id=a/b", "model.revision=main"], ["model.revision='main'", "40 hex digits"]),
     (["model=llama3"], ["model='llama3'", "embedded_llama"]),
     (["evaluation.corpora=[austn]"], ["evaluation.corpora='austn'", "Did you mean 'austen'?"]),
     (["evaluation.corpora=[]"], ["evaluation.corpora=[]", "at least one corpus"]),

@@ -14,10 +14,11 @@ STUDY = [
     "study=r", "method=magnitude", "sparsity=unstructured", "sparsity.ratio=0.5", "reconstruction=layer",
     "reconstruction_data=self_generated_mix", "reconstruction_data.parts.self_generated=0",
     "+reconstruction_data.parts.kjv=0,4", "evaluation.held_out=[kjv,jargon]", "evaluation.error_samples=8",
-    "runtime.threads=1", "hydra/launcher=inline", "-m",
+    "runtime.threads=1", "hydra/launcher=inline", "hydra.launcher.report=true", "-m",
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_fitted_text_is_the_repairs_own(
     prunelab: Callable[..., subprocess.CompletedProcess[str]], home: Path
 ) -> None:

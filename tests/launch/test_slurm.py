@@ -29,6 +29,7 @@ from prunelab.launch.slurm.files import Files
 from prunelab.launch.slurm.launcher import Slurm
 from prunelab.launch.slurm.scheduler import parse_accounting
 from prunelab.launch.slurm.settings import Settings
+from prunelab.launch.slurm.task import own_gpu
 from prunelab.launch.study import plan_study
 from prunelab.launch.worker import failure_path
 from prunelab.plan.study import Plan, save_plan
@@ -125,7 +126,8 @@ def test_arrays_dependencies_and_what_crosses(
                  "cpus-per-task=3", "mail-type=FAIL", "signal=USR2@90", "requeue"):  # fmt: skip
         assert f"#SBATCH --{line}\n" in trials
     assert "module load cuda" in trials
-    assert "srun" in trials
+    assert "--cpus-per-task=3 --kill-on-bad-exit=1" in trials
+    assert "ntasks-per-node=1" in trials
     env = (fake.folder / "env-103").read_text()
     assert "secret-value" not in env
     assert "OMP_NUM_THREADS=3" in env
@@ -239,7 +241,17 @@ def test_resources_by_size_and_by_word(tmp_path: Path) -> None:
     assert (need(small, job, Settings()).gpus, need(small, job, Settings()).cpus) == (0, 1)
     assert need(small, job, Settings(mem_gib=64, time_min=5, gpus=2, cpus=6)).mem_gib == 64
     large = _plan(tmp_path, ["surgeon"], [0.1], "model=llama2_7b")
-    asked = need(large, open_jobs(large, set())[-1], Settings())
+    *shared, own = open_jobs(large, set())
+    four = need(large, own, Settings(tasks_per_node=4, nodes=2))
+    assert str(four).startswith("2 nodes of 4 tasks: 4 GPUs, 4 x 8 CPUs, ")
+    assert four.mem_gib > 3 * need(large, own, Settings()).mem_gib
+    assert need(large, own, Settings(gpus=2)).tasks == 2
+    assert need(small, job, Settings(tasks_per_node=2, nodes=2)) == need(
+        small, job, Settings()
+    )  # no statistics
+    for one in shared:
+        assert (need(large, one, Settings(tasks_per_node=4, nodes=2)).tasks) == 1
+    asked = need(large, own, Settings())
     assert asked.gpus == 1
     assert 30 < asked.mem_gib < 120
     assert weights_gib(
@@ -252,12 +264,29 @@ def test_resources_by_size_and_by_word(tmp_path: Path) -> None:
     [
         ({"partitoin": "x"}, "Did you mean 'partition'"), ({"time_min": 2.5}, "an integer"), ({"gpus": -1}, "x >= 0"),
         ({"mem_gib": "64G"}, "a number"), ({"setup": "module load"}, "a list"),
-        ({"extra": {"array": "0-3"}}, "does not set itself"),
+        ({"extra": {"array": "0-3"}}, "does not set itself"), ({"extra": {"ntasks_per_node": 2}}, "does not set itself"),
+        ({"environment": ["PATH", "HF_TOKEN"]}, "no secrets"),
+        ({"tasks_per_node": 0}, "x >= 1"), ({"tasks_per_node": 4, "gpus": 2}, "at most the 2 of hydra.launcher.gpus"),
     ],
 )  # fmt: skip
 def test_settings_are_checked(values: dict, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         Settings.read(values)
+
+
+def test_more_tasks_than_gpus_also_at_a_retry() -> None:
+    with pytest.raises(ConfigError, match="a GPU per task"):
+        Settings(tasks_per_node=4).changed(gpus=2)
+    assert Settings(tasks_per_node=4).changed(gpus=0).gpus == 0
+
+
+def test_each_task_has_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    for given, local, size, left in (("2,5", "1", "2", "5"), ("2,5", "0", "1", "2,5"), ("", "1", "2", "")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+        monkeypatch.setenv("SLURM_LOCALID", local)
+        monkeypatch.setenv("SLURM_NTASKS", size)
+        assert own_gpu() == given
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == left
 
 
 def test_secrets_never_cross() -> None:

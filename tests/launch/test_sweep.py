@@ -37,7 +37,7 @@ def numbers(folder: Path) -> str:
 
 
 def test_a_sweep_runs_once_and_grows(prunelab: Run, home: Path) -> None:
-    first = prunelab(*SWEEP)
+    first = prunelab(*SWEEP, "runtime.workers=2", "hydra.launcher.report=true")
     assert first.returncode == 0, first.stdout + first.stderr
     folder = home / "studies" / "s"
     assert (folder / "report" / "index.html").is_file()
@@ -190,7 +190,7 @@ def test_ctrl_c_stops_and_the_same_command_goes_on(
     words = [
         "study=s",
         "method=surgeon",
-        "method.step=0.02",
+        "method.step=0.005",  # enough shots that the signal comes before the last, however busy the machine
         "sparsity.ratio=0.2",
         "runtime.threads=1",
         *small,
@@ -202,6 +202,8 @@ def test_ctrl_c_stops_and_the_same_command_goes_on(
         env=environment,
         stdout=subprocess.PIPE,
         text=True,
+        # tests that run in a shell's background inherit that SIGINT is ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as driver:
         until = time.monotonic() + 120
         while time.monotonic() < until and not list((home / "store").glob("prune/*/work/progress.json")):
@@ -211,7 +213,7 @@ def test_ctrl_c_stops_and_the_same_command_goes_on(
     assert driver.returncode == 130
     assert "the same command goes on from there" in out
     assert not [f for f in (home / "store" / "prune").iterdir() if is_done(f)]
-    assert prunelab(*words[:-7]).returncode == 0
+    assert prunelab(*words[: -len(small)]).returncode == 0
     shots = records(home, "prune")[0]
-    assert len(shots["tables"]["shots"]) == 10
-    assert shots["cost"]["shots"] < 10  # it went on from its own progress
+    assert len(shots["tables"]["shots"]) == 40
+    assert shots["cost"]["shots"] < 40  # it went on from its own progress

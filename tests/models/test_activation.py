@@ -71,6 +71,8 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         pass
     with pytest.raises(ConfigError, match=r"activations\.dtype"), open_shelf(Placement(), torch.int64, CPU):
         pass
+    with open_shelf(Placement("device"), torch.float64, CPU) as shelf:  # only files know three dtypes
+        assert shelf.build(1, 2, 3).stored == torch.float64
     with (
         pytest.raises(StoreError, match="Choose another folder"),
         open_shelf(Placement("disk", None, tmp_path), torch.float32, CPU) as shelf,

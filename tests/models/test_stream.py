@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from prunelab.errors import DataError
+from prunelab.models.activation import Placement, open_shelf
 from prunelab.models.decoder import Decoder, freeze
 from prunelab.models.family import Family
 from prunelab.models.random import random_decoder
@@ -26,11 +28,12 @@ def walk(decoder: Decoder, tokens: Tensor, batch_size: int) -> Stream:
 
 def assert_walk_is_forward(decoder: Decoder, tokens: Tensor, batch_size: int) -> None:
     stream = walk(decoder, tokens, batch_size)
-    for i, batch in enumerate(tokens.split(batch_size)):
+    for rows in stream.batches():
+        batch = tokens[rows]
         with torch.no_grad():
             expected = decoder.model(input_ids=batch, use_cache=False).logits
             plain = decoder.model(batch).logits
-        got = head(decoder, stream.batches[i], stream.tokens[i])
+        got = head(decoder, stream.read(rows), stream.tokens[rows])
         assert torch.equal(got, expected)
         assert torch.equal(got, plain)
 
@@ -58,7 +61,7 @@ def test_sliding_windows_differ_from_full_attention(tokens: Tensor) -> None:
 
 def test_gemma3_blocks_get_different_arguments(tokens: Tensor) -> None:
     stream = open_stream(random_decoder("gemma3"), tokens, 5)
-    sliding, full = stream.arguments[5, 20]
+    sliding, full = stream.arguments[5]
     masks = [arguments.kwargs["attention_mask"] for arguments in (sliding, full)]
     assert masks[0] is not None
     assert masks[1] is None or not torch.equal(masks[0], masks[1])
@@ -86,24 +89,24 @@ def test_walk_is_forward_where_blocks_return_tuples(tokens: Tensor) -> None:
     freeze(model)
     decoder = Decoder(model=model, family=BLOOM, name="bloom", max_len=64)
     stream = open_stream(decoder, tokens, 2)
-    last = stream.arguments[2, 20][0]
-    returned = decoder.blocks[0](stream.batches[0], *last.args, **last.kwargs)
+    last = stream.arguments[2][0]
+    returned = decoder.blocks[0](stream.read(slice(0, 2)), *last.args, **last.kwargs)
     assert isinstance(returned, tuple)
     assert_walk_is_forward(decoder, tokens, 2)
 
 
 def test_forward_is_restored(decoder: Decoder, tokens: Tensor) -> None:
     stream = walk(decoder, tokens, 2)
-    head(decoder, stream.batches[0], stream.tokens[0])
+    head(decoder, stream.read(slice(0, 2)), stream.tokens[:2])
     assert all("forward" not in vars(block) for block in decoder.blocks)
 
 
 def test_forward_is_restored_after_a_failure(decoder: Decoder, tokens: Tensor) -> None:
     stream = walk(decoder, tokens, 5)
     with pytest.raises(RuntimeError):
-        head(decoder, stream.batches[0][..., :-1], tokens)
+        head(decoder, stream.read(slice(None))[..., :-1], tokens)
     with pytest.raises((RuntimeError, IndexError)):
-        head(decoder, stream.batches[0], tokens + 1000)
+        head(decoder, stream.read(slice(None)), tokens + 1000)
     assert all("forward" not in vars(block) for block in decoder.blocks)
     assert_walk_is_forward(decoder, tokens, 5)
 
@@ -134,7 +137,7 @@ def reference_losses(decoder: Decoder, tokens: Tensor) -> Tensor:
 @pytest.mark.parametrize("chunk", [None, 1, 7, 30, 1000])
 def test_token_losses(decoder: Decoder, tokens: Tensor, chunk: int | None) -> None:
     stream = walk(decoder, tokens, 5)
-    losses = token_losses(decoder, stream.batches[0], tokens, chunk)
+    losses = token_losses(decoder, stream.read(slice(None)), tokens, chunk)
     with torch.no_grad():
         expected = reference_losses(decoder, tokens)
     assert losses.dtype == torch.float32
@@ -144,7 +147,7 @@ def test_token_losses(decoder: Decoder, tokens: Tensor, chunk: int | None) -> No
 
 def test_logits_exist_for_one_chunk_at_a_time(tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = random_decoder("llama")
-    hidden = walk(decoder, tokens, 5).batches[0].clone().requires_grad_()
+    hidden = walk(decoder, tokens, 5).read(slice(None)).clone().requires_grad_()
     sizes: list[int] = []
     references: list[weakref.ref[Tensor]] = []
 
@@ -168,10 +171,10 @@ def test_gradients_are_those_of_the_whole_model(family_name: str, tokens: Tensor
     stream = open_stream(decoder, tokens, 5)
     weights = torch.rand(5, 19, generator=torch.Generator().manual_seed(1))
 
-    entry = stream.batches[0].clone().requires_grad_()
+    entry = stream.read(slice(None)).clone().requires_grad_()
     hidden = entry
     for index in range(len(decoder.blocks)):
-        hidden = call_block(decoder, index, stream, 0, hidden)
+        hidden = call_block(decoder, index, stream, hidden)
     (token_losses(decoder, hidden, tokens, chunk) * weights).sum().backward()
 
     leaf: list[Tensor] = []
@@ -191,7 +194,7 @@ def test_gradients_are_those_of_the_whole_model(family_name: str, tokens: Tensor
 
 
 def test_last_position_has_no_loss_and_no_gradient(decoder: Decoder, tokens: Tensor) -> None:
-    hidden = walk(decoder, tokens, 5).batches[0].clone().requires_grad_()
+    hidden = walk(decoder, tokens, 5).read(slice(None)).clone().requires_grad_()
     token_losses(decoder, hidden, tokens).sum().backward()
     assert hidden.grad is not None
     assert torch.count_nonzero(hidden.grad[:, -1]) == 0
@@ -200,18 +203,45 @@ def test_last_position_has_no_loss_and_no_gradient(decoder: Decoder, tokens: Ten
 
 def test_stream_carries_no_graph(decoder: Decoder, tokens: Tensor) -> None:
     stream = walk(decoder, tokens, 2)
-    assert not any(batch.requires_grad for batch in stream.batches)
+    states = stream.read(slice(None))
+    assert not states.requires_grad
     # made under no_grad, not inference_mode: they may enter autograd later
-    assert not any(batch.is_inference() for batch in stream.batches)
+    assert not states.is_inference()
 
 
 def test_fork_moves_alone(decoder: Decoder, tokens: Tensor) -> None:
     stream = open_stream(decoder, tokens, 2)
-    first = list(stream.batches)
+    first = stream.read(slice(None)).clone()
     other = fork(stream)
+    assert torch.equal(other.read(slice(None)), first)
     advance(decoder, 0, other)
-    assert all(a is b for a, b in zip(stream.batches, first, strict=True))
-    assert not torch.equal(other.batches[0], first[0])
+    assert torch.equal(stream.read(slice(None)), first)
+    assert not torch.equal(other.read(slice(None)), first)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_shelf_changes_no_bit(family_name: str, dtype: torch.dtype, tokens: Tensor, tmp_path: Path) -> None:
+    decoder = random_decoder(family_name, dtype=dtype)
+    expected = walk(decoder, tokens, 2).read(slice(None))
+    for place in ("device", "ram", "disk"):
+        with open_shelf(Placement(place, None, tmp_path), dtype, decoder.device) as shelf:
+            stream = open_stream(decoder, tokens, 2, shelf)
+            other = fork(stream, shelf)
+            assert stream.hidden.on_disk == other.hidden.on_disk == (place == "disk")
+            for index in range(len(decoder.blocks)):
+                advance(decoder, index, stream)
+                advance(decoder, index, other)
+            assert torch.equal(stream.read(slice(None)), expected)
+            assert torch.equal(other.read(slice(None)), expected)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_of_any_size_finds_its_arguments(decoder: Decoder, tokens: Tensor) -> None:
+    stream, whole = (open_stream(decoder, tokens, size) for size in (2, 4))
+    with torch.no_grad():
+        for size in (4, 3, 1):
+            hidden = stream.read(slice(0, size))
+            assert torch.equal(call_block(decoder, 0, stream, hidden), call_block(decoder, 0, whole, hidden))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from torch import Tensor
 from prunelab.allocation.owl import OWL
 from prunelab.errors import ConfigError
 from prunelab.evaluation.integrity import check
+from prunelab.models.activation import Placement
 from prunelab.models.decoder import Decoder
 from prunelab.models.inputs import collect_inputs, groups
 from prunelab.models.random import random_decoder
@@ -120,6 +121,36 @@ def test_resume_at_any_block_is_one_go(method: Any, propagation: str, tokens: Te
         assert torch.equal(fresh.site(whole.names[-1]).linear.weight, whole.site(whole.names[-1]).weight)
 
 
+def test_resume_under_one_threshold_reports_no_block_twice(tokens: Tensor) -> None:
+    blocks: list[int] = []
+    family = {"num_hidden_layers": 3}
+    settings: dict[str, Any] = {"allocation": "global", "propagation": "dense"}
+    parts: list[State] = []
+    whole = run(random_decoder("opt", **family), build("wanda"), tokens, **settings,
+                on_block=lambda _, part: parts.append(part.clone()))  # fmt: skip
+    resumed = run(
+        random_decoder("opt", **family), build("wanda"), tokens, **settings, start=parts[0], start_block=1,
+        on_block=lambda report, _: blocks.append(report.block),
+    )  # fmt: skip
+    assert blocks == [1, 2]
+    assert same_bits(resumed, whole)
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global", OWL("owl", 1, 2.0, 0.08)], ids=str)
+@each_method
+def test_where_states_wait_changes_no_bit(
+    method: Any, allocation: Any, tokens: Tensor, tmp_path: Path
+) -> None:
+    if allocation == "global" and not hasattr(method, "score"):
+        return
+    settings = {"allocation": allocation, "propagation": "dense" if allocation == "global" else "pruned"}
+    expected = run(random_decoder("qwen2"), method, tokens, **settings)
+    for placement in (Placement("disk", None, tmp_path), Placement("auto", 1e-9, tmp_path), Placement("ram")):
+        found = run(random_decoder("qwen2"), method, tokens, placement=placement, **settings)
+        assert same_bits(found, expected)
+    assert not list(tmp_path.iterdir())
+
+
 @each_method
 def test_ratio_zero_leaves_every_bit(method: Any, tokens: Tensor) -> None:
     decoder = random_decoder("gemma3")
@@ -161,16 +192,17 @@ def test_statistics_are_those_of_the_layers_inputs(decoder: Decoder, tokens: Ten
         )
         for site in decoder.sites(0)
     ]
-    before = [hidden.clone() for hidden in stream.batches]
+    everything = slice(None)
+    before = stream.read(everything).clone()
     advance(decoder, 0, stream)
-    after = list(stream.batches)
+    after = stream.read(everything).clone()
     for handle in handles:
         handle.remove()
     for go_on in (False, True):
-        stream.batches[:] = before
+        stream.write(everything, before)
         sums = collect_inputs(decoder, 0, stream, ("input_norm", "input_gram"), go_on=go_on)
         expected = after if go_on else before
-        assert all(torch.equal(a, b) for a, b in zip(stream.batches, expected, strict=True))
+        assert torch.equal(stream.read(everything), expected)
         for group, found in zip(groups(decoder, 0), sums, strict=True):
             for site in group:  # every layer of the group sees this very input
                 x = torch.cat(caught[site.name])

@@ -57,6 +57,30 @@ def test_masks_never_see_self_generated_text(composer: Composer, data: str) -> N
     assert after["reconstruction"].identity["role"] == "reconstruction"
 
 
+@pytest.mark.parametrize("stream", ["sparsity.propagation=pruned", "sparsity.propagation=dense"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "evaluation.held_out=[kjv]", "evaluation.held_out=[]", "evaluation.corpora=[jargon]",
+        "evaluation.error_samples=3", "evaluation.max_samples=5", "evaluation.seq_len=64",
+    ],
+)  # fmt: skip
+def test_measured_text_moves_nothing_that_makes_weights(
+    composer: Composer, override: str, stream: str
+) -> None:
+    given = ["reconstruction_data=self_generated_mix", stream]
+    before, after = stages(composer, *given), stages(composer, *given, override)
+    makers = [
+        role for role in before if role.partition("/")[0] not in ("test", "held_out", "dense", "evaluate")
+    ]
+    assert {"calibrate", "prune", "reconstruct", "reconstruction/self_generated"} <= set(makers)
+    assert ("statistics" in makers) == stream.endswith("dense")
+    assert {role: before[role].key for role in makers} == {role: after[role].key for role in makers}
+    assert before["evaluate"].key != after["evaluate"].key
+    measured = {s.key for role, s in before.items() if role.partition("/")[0] in ("test", "held_out")}
+    assert not measured & {key for role in makers for key in before[role].inputs.values()}
+
+
 def test_a_mixture_shares_its_parts(composer: Composer) -> None:
     given = ["reconstruction_data=self_generated_mix", "+reconstruction_data.parts.kjv=5"]
     found = stages(composer, *given)

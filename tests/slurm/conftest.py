@@ -39,8 +39,8 @@ def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict]:
     """Two clusters that start when they are first asked for: ``db`` with accounting, ``bare`` without."""
     base = tmp_path_factory.mktemp("clusters")
     found = {
-        "db": site_module.Cluster(base / "db", DB="1", PORT="18117"),
-        "bare": site_module.Cluster(base / "bare", DB="0", PORT="18217"),
+        "db": site_module.Cluster(base / "db", DB="1", PORT=site_module.free_port(18017)),
+        "bare": site_module.Cluster(base / "bare", DB="0", PORT=site_module.free_port(19017)),
     }
     started: list = []
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -217,6 +219,20 @@ def until(true: Callable[[], bool], seconds: float, tick: float = 0.1) -> None:
     while not true():
         assert time.monotonic() < end, f"not within {seconds} s"
         time.sleep(tick)
+
+
+def free_port(low: int) -> str:
+    """Return a port for a cluster whose controller, accounting and two nodes find theirs free; others may test as well."""
+    for base in range(low + 20 * (os.getpid() % 40), low + 1000, 20):
+        with ExitStack() as stack:
+            try:
+                for offset in (0, 1, 11, 12):
+                    taken = stack.enter_context(socket.socket())
+                    taken.bind(("127.0.0.1", base + offset))
+            except OSError:
+                continue
+            return str(base)
+    raise AssertionError(f"no free ports from {low} on")
 
 
 def kill(process: subprocess.Popen[str]) -> None:

@@ -59,6 +59,15 @@ def test_resuming_equals_one_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert sum(row[name] for row in rows) == whole.metrics[f"generated/{name}"]
 
 
+def test_one_seed_is_one_file(tmp_path: Path) -> None:
+    seeds = {"first": 0, "again": 0, "other": 1}
+    for name, seed in seeds.items():
+        calibrate.run({**IDENTITY, "seed": seed}, context(tmp_path / name))
+    for file in ("tokens.npy", "tokens.json"):
+        first, again, other = ((tmp_path / name / "outputs" / file).read_bytes() for name in seeds)
+        assert first == again != other
+
+
 def test_more_windows_only_append(tmp_path: Path) -> None:
     calibrate.run(IDENTITY, context(tmp_path / "more"))
     calibrate.run({**IDENTITY, "n_samples": 4}, context(tmp_path / "less"))

@@ -32,7 +32,7 @@ def test_hanging_name_lookup_is_bounded(wandb_env: Path, monkeypatch: pytest.Mon
         time.sleep(1.5)
         raise OSError("no such host")
 
-    monkeypatch.setattr(wandb_probe.socket, "create_connection", hang)
+    monkeypatch.setattr(wandb_probe.urllib.request, "urlopen", hang)
     start = time.monotonic()
     assert not reachable("https://nowhere.invalid", timeout_s=0.2)
     assert time.monotonic() - start < 1

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 from prunelab.errors import ConfigError
 from prunelab.launch.worker import worker_environment
+from prunelab.tracking.secret import is_secret
 
-# found in a job's environment, batch script or accounting by anyone who may look there
-_SECRET = re.compile(
-    r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|SECRETS|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE
-)
 _NEVER = ("SBATCH_EXPORT", "SLURM_EXPORT_ENV")  # they would open the list again
 
 
@@ -26,12 +22,7 @@ def job_environment(
     ``allowed`` holds names and patterns such as ``LC_*``. A pattern never takes a name that looks like a secret
     (``*_TOKEN``, ``*_API_KEY``, ...), unless it ends in ``_PATH`` or ``_FILE``; raises ConfigError if one is named outright.
     """
-    for name in allowed:
-        if is_secret(name):
-            raise ConfigError(
-                "hydra.launcher.environment", name, "names of variables that are no secrets",
-                "A job reads keys from ~/.netrc (wandb login) or from a file whose path crosses (HF_TOKEN_PATH).",
-            )  # fmt: skip
+    check_names(allowed)
     found = {
         name: value
         for name, value in (os.environ if environ is None else environ).items()
@@ -42,9 +33,14 @@ def job_environment(
     return found | worker_environment(threads)
 
 
-def is_secret(name: str) -> bool:
-    """Say whether a variable's name looks like that of a secret; a path to one is none."""
-    return bool(_SECRET.search(name)) and not name.upper().endswith(("_PATH", "_FILE"))
+def check_names(allowed: Sequence[str]) -> None:
+    """Raise ConfigError if a secret is named outright."""
+    for name in allowed:
+        if is_secret(name):
+            raise ConfigError(
+                "hydra.launcher.environment", name, "names of variables that are no secrets",
+                "A job reads keys from ~/.netrc (wandb login) or from a file whose path crosses (HF_TOKEN_PATH).",
+            )  # fmt: skip
 
 
 @contextmanager

@@ -24,6 +24,7 @@ _COST = {
     "generate": (1.6, 4.0),  # the dense model writes text
     "calibrate": (0.0, 0.0),
     "dense": (1.3, 1.0),
+    "statistics": (2.0, 2.0),  # one forward beside the sums of a block
     "prune": (3.0, 4.0),
     "reconstruct": (3.0, 4.0),
     "evaluate": (1.6, 2.0),
@@ -32,7 +33,7 @@ _COST = {
 
 @dataclass(frozen=True)
 class Need:
-    """What one job asks for. ``threads`` is what torch gets of the CPUs."""
+    """What one job asks for: GPUs, memory and ``tasks`` per node, CPUs per task; ``threads`` is torch's part of these."""
 
     time_min: int
     mem_gib: float
@@ -40,31 +41,39 @@ class Need:
     cpus: int
     nodes: int
     threads: int
+    tasks: int = 1
 
     def __str__(self) -> str:
         gpus = f"{self.gpus} GPU{'s' if self.gpus != 1 else ''}, " if self.gpus else ""
         nodes = f"{self.nodes} nodes of " if self.nodes > 1 else ""
-        return f"{nodes}{gpus}{self.cpus} CPU{'s' if self.cpus != 1 else ''}, {self.mem_gib:g} GiB, {self.time_min} min"
+        tasks = f"{self.tasks} tasks: " if self.tasks > 1 else ""
+        cpus = f"{f'{self.tasks} x ' if self.tasks > 1 else ''}{self.cpus} CPU{'s' if self.cpus != 1 else ''}"
+        return f"{nodes}{tasks}{gpus}{cpus}, {self.mem_gib:g} GiB, {self.time_min} min"
 
 
 def need(plan: Plan, job: Job, settings: Settings) -> Need:
-    """Return what a job asks for; the settings win over the estimate."""
+    """Return what a job asks for; the settings win over the estimate.
+
+    Unless told, a task per GPU. A job that has no statistics to share gets one task on one node in any case.
+    """
     stages = [plan.stages[key] for key in job.stages]
     weights = max((weights_gib(stage.runtime["model"]) for stage in stages), default=0.0)
     runtime = plan.trials[0].config["runtime"]
     small = weights < _SMALL
     memory = _BASE_GIB + max((_cost(stage)[0] * weights for stage in stages), default=0.0)
     minutes = 15.0 + sum(_cost(stage)[1] * weights * _shots(stage, plan) for stage in stages)
+    shares = any(stage.kind == "prune" and "calibrate" in stage.inputs for stage in stages)
+    tasks = (settings.tasks_per_node or settings.gpus or 1) if shares else 1
     gpus = (
         settings.gpus
         if settings.gpus is not None
-        else int(not small and runtime["device"] in ("auto", "cuda"))
+        else tasks * (not small and runtime["device"] in ("auto", "cuda"))
     )
     cpus = settings.cpus or runtime["threads"] or (1 if small else 8)
     return Need(
         settings.time_min or ceil(minutes / 15) * 15,
-        settings.mem_gib or float(ceil(memory)),
-        gpus, cpus, settings.nodes, runtime["threads"] or cpus,
+        settings.mem_gib or float(ceil(tasks * memory)),
+        gpus, cpus, settings.nodes if shares else 1, runtime["threads"] or cpus, tasks,
     )  # fmt: skip
 
 

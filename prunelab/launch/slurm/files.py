@@ -5,6 +5,7 @@ slurm/<uid>/jobs.json    one submission, always an array: what its tasks run
 slurm/<uid>/id           the cluster's id, written after; if it is missing, the job's name leads to it
 slurm/<uid>/<n>.json     what task n noted about itself: node, starts, how it ended
 slurm/<uid>/<n>.events   its events, one JSON object a line
+slurm/<uid>/<n>.ranks    where its other ranks find rank 0, while it runs
 """
 
 from __future__ import annotations

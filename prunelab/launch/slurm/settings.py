@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from prunelab.errors import ConfigError, LaunchError, nearest
+from prunelab.launch.slurm.environment import check_names
 from prunelab.store.layout import write_atomic
 
 _KEY = "hydra.launcher"
 # what prunelab decides itself; a second value would break the way back from a job to its trial
-_OURS = ("array", "comment", "dependency", "error", "export", "job-name", "open-mode", "output", "parsable", "requeue",
-         "no-requeue", "signal", "test-only", "wait", "wrap", "kill-on-invalid-dep")  # fmt: skip
+_OURS = ("array", "comment", "dependency", "error", "export", "job-name", "ntasks", "ntasks-per-node", "open-mode",
+         "output", "parsable", "requeue", "no-requeue", "signal", "test-only", "wait", "wrap", "kill-on-invalid-dep")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One site and what a job asks of it; None leaves time, memory, GPUs and CPUs to an estimate per job."""
+    """One site and what a job asks of it; None leaves time, memory, GPUs, CPUs and tasks to an estimate per job."""
 
     partition: str | None = None
     account: str | None = None
@@ -30,6 +31,7 @@ class Settings:
     gpus: int | None = None
     cpus: int | None = None
     nodes: int = 1
+    tasks_per_node: int | None = None
     extra: Mapping[str, Any] | None = None
     setup: tuple[str, ...] = ()
     python: str | None = None
@@ -38,6 +40,13 @@ class Settings:
     signal_s: int = 90
     kill_requeues: int = 1
     poll_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.gpus and self.tasks_per_node and self.tasks_per_node > self.gpus:
+            raise ConfigError(
+                f"{_KEY}.tasks_per_node", self.tasks_per_node, f"at most the {self.gpus} of {_KEY}.gpus: a GPU per task",
+                "null gives a task per GPU; gpus=0 runs tasks on CPUs.",
+            )  # fmt: skip
 
     @staticmethod
     def read(values: Mapping[str, Any]) -> Settings:
@@ -53,7 +62,7 @@ class Settings:
                 )
         for key in ("partition", "account", "qos", "constraint", "python"):
             _check(key, values, str, "a string or null")
-        for key in ("time_min", "cpus", "nodes", "array_parallelism", "signal_s"):
+        for key in ("time_min", "cpus", "nodes", "tasks_per_node", "array_parallelism", "signal_s"):
             _check(key, values, int, "an integer, x >= 1", 1)
         for key in ("gpus", "kill_requeues"):
             _check(key, values, int, "an integer, x >= 0", 0)
@@ -63,6 +72,7 @@ class Settings:
             lines = values.get(key) or []
             if isinstance(lines, str) or not all(isinstance(line, str) for line in lines):
                 raise ConfigError(f"{_KEY}.{key}", lines, "a list of strings")
+        check_names(values.get("environment") or [])
         for name in _extra(values.get("extra")):
             if name.replace("_", "-") in _OURS:
                 raise ConfigError(

@@ -137,19 +137,24 @@ def _parameters(study: str, uid: str, need: Need, settings: Settings, dependency
     values: dict[str, Any] = {
         "job_name": f"{study}-{uid}", "comment": f"prunelab/{uid}", "partition": settings.partition, "account": settings.account,
         "qos": settings.qos, "constraint": settings.constraint, "time": need.time_min, "mem": f"{int(need.mem_gib * 1024)}M",
-        "nodes": need.nodes, "ntasks_per_node": 1, "cpus_per_task": need.cpus, "gpus_per_node": need.gpus or None,
+        "nodes": need.nodes, "ntasks_per_node": need.tasks, "cpus_per_task": need.cpus, "gpus_per_node": need.gpus or None,
         "array_parallelism": settings.array_parallelism, "signal_delay_s": settings.signal_s, "wckey": None,
-        "setup": list(settings.setup), "teardown": _teardown(settings.kill_requeues), "srun_args": ["--export=ALL"],
-        "additional_parameters": more,
+        "setup": list(settings.setup), "teardown": _teardown(settings.kill_requeues), "additional_parameters": more,
+        # srun no longer takes CPUs per task from sbatch; and a task that dies must not leave the others waiting for it
+        "srun_args": ["--export=ALL", f"--cpus-per-task={need.cpus}", "--kill-on-bad-exit=1"],
     }  # fmt: skip
     return {key: value for key, value in values.items() if value is not None or key == "wckey"}
 
 
 def _teardown(times: int) -> list[str]:
-    """Return shell lines that queue a job again whose Python was killed, unless the job was cancelled."""
+    """Return shell lines that queue a job again whose Python was killed, unless the job was cancelled.
+
+    137 is SIGKILL; 143 is srun's SIGTERM to the other tasks of a job after SIGKILL to one of them.
+    """
     return [
         "code=$?",
-        f'if [ $code -eq 137 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {times} ] &&',
+        "if { [ $code -eq 137 ] || [ $code -eq 143 ]; } &&",
+        f'   [ "${{SLURM_RESTART_COUNT:-0}}" -lt {times} ] &&',
         '   [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ]; then',
         '  echo "prunelab: killed; asking for another start" >&2; scontrol requeue "$SLURM_JOB_ID"; fi',
         "exit $code",

@@ -3,10 +3,15 @@
 SIGUSR2 (before the time limit, and at preemption where the cluster sends it) and SIGTERM only raise a flag; the
 running shot or stage ends and is on disk, then the job asks to be queued again and leaves. Nothing is lost when no
 signal comes: progress is saved shot by shot in any case.
+
+Of several tasks that srun starts, the first is rank 0 and does all this; the others help it (prunelab.stages.crew) and
+leave when it says so. submitit's TorchDistributedEnvironment would do without its pickles, but takes a node's name in
+SLURM for a host's, guesses a port from the job's id, and names GPU 0 to the first task even where SLURM gave it GPU 2.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -40,10 +45,10 @@ class Note:
             self._values = {"starts": []}
         self._spoken = 0.0
 
-    def start(self) -> None:
-        """Note a start: where, when, as which job."""
-        now = {"job": job_id(), "restart": restarts(), "node": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
-               "time": time.time(), "pid": os.getpid(), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", "")}  # fmt: skip
+    def start(self, gpus: str) -> None:
+        """Note a start: where, when, as which job, with which GPUs."""
+        now = {"job": job_id(), "restart": restarts(), "node": _nodes(),
+               "time": time.time(), "pid": os.getpid(), "gpus": gpus, "ranks": ranks()}  # fmt: skip
         self._values |= {"state": "running", "reason": "", "starts": [*self._values["starts"], now]}
         self._save()
 
@@ -90,17 +95,30 @@ def restarts() -> int:
     return int(os.environ.get("SLURM_RESTART_COUNT", "0") or 0)
 
 
+def ranks() -> int:
+    """Return how many tasks srun started for this job."""
+    return int(os.environ.get("SLURM_NTASKS", "1") or 1)
+
+
+def _nodes() -> str:
+    if int(os.environ.get("SLURM_JOB_NUM_NODES", "1") or 1) > 1:
+        return os.environ.get("SLURM_JOB_NODELIST", "")
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
 def run(task_file: Path, index: int) -> int:
     """Run task ``index`` of a submission; return the exit code."""
     signals = Signals()
+    gpus = own_gpu()
     submission = json.loads(task_file.read_text(encoding="utf-8"))
     entry = submission["jobs"][index]
     plan = load_plan(Path(submission["plan"]))
     job = Job(entry["name"], tuple(entry["stages"]), entry["trial"], (), ())
     note = Note(task_file.parent, index)
-    note.start()
+    note.start(gpus)
     log_to(log_path(plan, job.name), f"job {job_id()} restart {restarts()} on {socket.gethostname()}")
     failed: dict[str, Any] = {}
+    crew = _crew().Lead(_meeting(task_file, index), _start(), ranks()) if ranks() > 1 else None
 
     def send(what: str, values: Mapping[str, Any]) -> None:
         if what == "failed":
@@ -109,12 +127,51 @@ def run(task_file: Path, index: int) -> int:
             note.event(what, values)
 
     try:
-        ok = run_job(plan, job, {"threads": submission["need"]["threads"]}, send, signals)
+        ok = run_job(plan, job, {"threads": submission["need"]["threads"]}, send, signals, crew)
     except Interrupted as end:
+        if crew is not None:
+            crew.end()
         return _leave(note, signals, str(end))
     if "superseded" not in failed:
         note.end("done" if ok else "failed", failed.get("reason", ""))
+    if crew is not None:
+        crew.end()
     return 0 if ok else 1
+
+
+def help_out(task_file: Path, index: int) -> int:
+    """Be one of the other ranks of task ``index``; return the exit code.
+
+    A signal is rank 0's to act on; its log is beside the job's.
+    """
+    Signals()
+    own_gpu()
+    rank = int(os.environ["SLURM_PROCID"])
+    submission = json.loads(task_file.read_text(encoding="utf-8"))
+    log = log_path(load_plan(Path(submission["plan"])), f"{submission['jobs'][index]['name']}.rank{rank}")
+    log_to(log, f"rank {rank} of {ranks()}, job {job_id()} on {socket.gethostname()}, pid {os.getpid()}")
+    return _crew().follow(_meeting(task_file, index), _start(), rank, ranks())
+
+
+def own_gpu() -> str:
+    """Of several tasks on a node, leave each the GPU of its number among those SLURM gave; return what SLURM gave."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = given.split(",")
+    if given and ranks() > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = names[int(os.environ.get("SLURM_LOCALID", "0")) % len(names)]
+    return given
+
+
+def _crew() -> Any:
+    return importlib.import_module("prunelab.stages.crew")  # torch, which this half does not import by itself
+
+
+def _meeting(task_file: Path, index: int) -> Path:
+    return task_file.parent / f"{index}.ranks"
+
+
+def _start() -> str:
+    return f"{job_id()}.{restarts()}"
 
 
 def _leave(note: Note, signals: Signals, where: str) -> int:
@@ -135,10 +192,9 @@ def _leave(note: Note, signals: Signals, where: str) -> int:
 
 
 def main() -> int:
-    """Run the task that SLURM's environment names; with several tasks, the first alone works."""
-    if os.environ.get("SLURM_PROCID", "0") != "0":
-        return 0
-    return run(Path(sys.argv[1]), int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")))
+    """Run the task that SLURM's environment names, as rank 0 or as a helper of it."""
+    work = run if os.environ.get("SLURM_PROCID", "0") == "0" else help_out
+    return work(Path(sys.argv[1]), int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,63 @@
+"""How a trial's run stands: a small file beside its folders, and a lock that is held while it lives.
+
+W&B's own files do not say whether a server has them: an online run that broke off looks like one that did not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+SUFFIX = ".run.json"
+
+
+@dataclass(frozen=True)
+class Note:
+    """``mode`` online or offline; ``ended`` open, ok or failed; ``rows`` of history, told or known to the server.
+
+    ``whole``: the run's folder tells all there is; ``sent``: the server has all of it; ``reason`` says in one
+    clause why not, or why the run is offline.
+    """
+
+    id: str
+    mode: str
+    ended: str = "open"
+    whole: bool = False
+    sent: bool = False
+    rows: int = 0
+    reason: str = ""
+
+    def save(self, folder: Path) -> None:
+        """Write the note into the study's tracking folder, by rename."""
+        path = folder / f"{self.id}{SUFFIX}"
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        partial.replace(path)
+
+
+def read_note(folder: Path, run_id: str) -> Note | None:
+    """Return a run's note, None where there is none or it cannot be read."""
+    try:
+        return Note(**json.loads((folder / f"{run_id}{SUFFIX}").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def live_lock(folder: Path, run_id: str) -> FileLock:
+    """Return the lock of a run; the kernel lets go of it when the process that tells the run dies."""
+    return FileLock(folder / f"{run_id}.lock", timeout=0)
+
+
+def is_live(folder: Path, run_id: str) -> bool:
+    """Say whether a process on a machine that shares locks with this one is telling the run."""
+    if not (folder / f"{run_id}.lock").exists():
+        return False
+    try:
+        with live_lock(folder, run_id):
+            return False
+    except Timeout:
+        return True

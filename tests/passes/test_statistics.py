@@ -1,0 +1,149 @@
+"""Statistics of the dense model kept in files: the bits of a pass of its own, a block at a time, damage named."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from prunelab.allocation.owl import OWL
+from prunelab.errors import ConfigError, StoreError
+from prunelab.models.decoder import Decoder
+from prunelab.models.random import random_decoder
+from prunelab.passes import linear, statistics, view
+from prunelab.passes.linear import prune_linear
+from prunelab.passes.statistics import (
+    StatisticsFolder,
+    block_path,
+    collect_statistics,
+    save_block,
+)
+from prunelab.sparsity.pattern import build_pattern
+from prunelab.structures.state import state_digest
+
+CONF = Path(__file__).parents[2] / "conf" / "method"
+FREE = build_pattern("unstructured")
+BOTH = ("input_gram", "input_norm")
+
+
+def build(name: str) -> Any:
+    config = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    module, _, cls = config.pop("_target_").rpartition(".")
+    return getattr(importlib.import_module(module), cls)(**config)
+
+
+def collect(
+    decoder: Decoder, tokens: Tensor, folder: Path, needs: tuple[str, ...] = BOTH, start: int = 0
+) -> None:
+    collect_statistics(
+        decoder, tokens, needs, 2, lambda i, found: save_block(decoder, i, found, block_path(folder, i)),
+        start_block=start,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["wanda", "sparsegpt"])
+def test_every_family_prunes_to_the_same_bits_without_a_forward(
+    family_name: str, name: str, dtype: torch.dtype, tokens: Tensor, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    method = build(name)
+    common: dict[str, Any] = {"pattern": FREE, "seed": 0, "batch_size": 2, "propagation": "dense"}
+    collect(random_decoder(family_name, dtype=dtype), tokens, tmp_path, method.needs)
+    alone = [
+        state_digest(
+            prune_linear(random_decoder(family_name, dtype=dtype), method, tokens, ratio=ratio, **common)
+        )
+        for ratio in (0.3, 0.6)
+    ]
+    for module, function in ((linear, "open_stream"), (linear, "advance"), (view, "collect_inputs")):
+        monkeypatch.delattr(module, function)
+    kept = StatisticsFolder(tmp_path, method.needs)
+    for ratio, expected in zip((0.3, 0.6), alone, strict=True):
+        decoder = random_decoder(family_name, dtype=dtype)
+        state = prune_linear(decoder, method, None, ratio=ratio, statistics=kept, **common)
+        assert state_digest(state) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "allocation"),
+    [
+        ("wanda", "global"),
+        ("wanda", OWL("owl", 1, 2.0, 0.08)),
+        ("sparsegpt", OWL("owl", 1, 2.0, 0.08)),
+        ("magnitude", OWL("owl", 1, 2.0, 0.08)),
+    ],
+)
+def test_allocations_read_them_too(name: str, allocation: Any, tokens: Tensor, tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "pattern": FREE, "ratio": 0.6, "seed": 0, "batch_size": 2, "propagation": "dense", "allocation": allocation
+    }  # fmt: skip
+    family = {"num_hidden_layers": 3}
+    collect(random_decoder("qwen3", **family), tokens, tmp_path)
+    alone = prune_linear(random_decoder("qwen3", **family), build(name), tokens, **options)
+    kept = StatisticsFolder(tmp_path, BOTH)
+    shared = prune_linear(random_decoder("qwen3", **family), build(name), None, statistics=kept, **options)
+    assert state_digest(shared) == state_digest(alone)
+
+
+def test_going_on_at_any_block_writes_the_same_files(tokens: Tensor, tmp_path: Path) -> None:
+    family = {"num_hidden_layers": 3}
+    for start in range(4):
+        folder = tmp_path / str(start)
+        folder.mkdir()
+        collect(random_decoder("opt", **family), tokens, folder, start=start)
+        written = sorted(path.name for path in folder.iterdir())
+        assert written == [f"block-{index}.safetensors" for index in range(start, 3)]
+        for name in written:
+            assert (folder / name).read_bytes() == (tmp_path / "0" / name).read_bytes()
+
+
+def test_one_block_is_in_memory_at_a_time(tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[int] = []
+    made: list[Any] = []
+    real = statistics.collect_inputs
+
+    def spy(*args: Any, **options: Any) -> Any:
+        import gc
+        import weakref
+
+        gc.collect()
+        alive.append(sum(reference() is not None for reference in made))
+        found = real(*args, **options)
+        made.extend(weakref.ref(sums.gram.total) for sums in found)
+        return found
+
+    monkeypatch.setattr(statistics, "collect_inputs", spy)
+    decoder = random_decoder("llama", num_hidden_layers=4)
+    collect_statistics(decoder, tokens, ("input_gram",), 2, lambda index, found: None)
+    assert len(alive) == 4
+    assert max(alive) == 0
+
+
+def test_what_does_not_fit_is_named(tokens: Tensor, tmp_path: Path) -> None:
+    decoder = random_decoder("llama")
+    options: dict[str, Any] = {"pattern": FREE, "ratio": 0.5, "seed": 0, "batch_size": 2}
+    collect(decoder, tokens, tmp_path, ("input_norm",))
+    norms = StatisticsFolder(tmp_path, ("input_norm",))
+    with pytest.raises(ConfigError, match="dense with statistics"):
+        prune_linear(decoder, build("wanda"), None, statistics=norms, **options)
+    options["propagation"] = "dense"
+    with pytest.raises(ConfigError, match="input_gram among them"):
+        prune_linear(decoder, build("sparsegpt"), None, statistics=norms, **options)
+    with pytest.raises(StoreError, match=r"needs gram \(\d+, \d+\), it has none"):
+        StatisticsFolder(tmp_path, BOTH).block(decoder, 0)
+    with pytest.raises(StoreError, match=r"opt needs norm \(\d+,\), it has none"):
+        norms.block(random_decoder("opt"), 0)
+    with pytest.raises(StoreError, match="Delete its folder"):
+        norms.block(decoder, 7)
+    path = block_path(tmp_path, 1)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(StoreError, match="block-1"):
+        norms.block(decoder, 1)
+    with pytest.raises(StoreError, match="cannot write statistics"):
+        save_block(decoder, 0, norms.block(decoder, 0), tmp_path / "nowhere" / "block-0.safetensors")
