@@ -5,6 +5,7 @@ Drawn at one ratio. Errors are those of the paper's figures (arXiv:2406.15524) r
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ def by_repair(study: Study, ratio: float) -> Figure:
     errors = {"error/fitted": fitted_name(study)} | {
         f"error/held_out/{c}": f"held-out {c}" for c in study.held_out
     }
-    scores = {"mean/ppl": "mean of test corpora"} if len(study.corpora) > 1 else {}
+    scores = {"mean/ppl": "test, mean"} if len(study.corpora) > 1 else {}
     scores |= {f"ppl/{corpus}": f"test {corpus}" for corpus in study.corpora}
     columns, lines = max(len(errors), len(scores)), 2 * len(study.facets)
     factors = _masks(study)
@@ -65,9 +66,9 @@ def by_repair(study: Study, ratio: float) -> Figure:
                     axes.set_axis_off()
                     continue
                 _repair_panel(axes, study, part, column, repairs, factors)
-                axes.set_title(short(name + measured[column], 28))
+                axes.set_title(short(name + measured[column], 24))
             grid[line, 0].set_ylabel(what)
-        _share_height(grid[2 * place][: len(errors)])
+        _share_height(grid[2 * place : 2 * place + 1, : len(errors)])
         for axes, column in zip(grid[2 * place + 1], scores, strict=False):
             level = dense(study, facet, None if column == "mean/ppl" else column.removeprefix("ppl/"))
             if level is not None and axes.axison:
@@ -115,16 +116,16 @@ def _repair_panel(
         log_axis(axes)
 
 
-def _share_height(line: Sequence[Axes]) -> None:
-    """One range for the errors of a row, so that text and text can be compared by eye."""
-    drawn = [axes for axes in line if axes.axison]
-    limits = np.array([axes.get_ylim() for axes in drawn])
+def _share_height(grid: np.ndarray) -> None:
+    """One range for all panels of ``grid`` (rows, columns), so that they can be compared by eye; ticks at the left."""
+    drawn = [axes for axes in grid.flat if axes.axison]
+    limits = np.array([axes.get_ylim() for axes in drawn]).reshape(-1, 2)
     for axes in drawn:
         axes.set_ylim(limits[:, 0].min(), limits[:, 1].max())
         if axes.get_yscale() == "log":
             log_axis(axes)
-        if axes is not drawn[0]:
-            axes.tick_params(labelleft=False)
+    for axes in grid[:, 1:].flat:
+        axes.tick_params(labelleft=False)
 
 
 Values = Callable[[pd.DataFrame], Any]  # rows of one variant -> a Series of values by block
@@ -171,35 +172,43 @@ def _over_blocks(
     level: float | None = None,
 ) -> Figure:
     """Lines over blocks: a panel per facet and mask (all variants in one where repairs are not compared), as many
-    rows of panels as ``rows``, wrapped after four.
+    rows of panels as ``rows``, wrapped after four; each of ``rows`` has one range.
     """
     key = key_of(study)
     frame = at_ratio(study.frame.assign(chosen=chosen(study.frame)), ratio)
-    masks = distinct(frame["chosen"]) if key.factors is not None else ("",)
-    places = [(facet, mask) for facet in study.facets for mask in masks]
-    columns = min(PER_ROW, len(places))
-    bands = -(-len(places) // columns)
+    bands = _bands(study.facets, distinct(frame["chosen"]) if key.factors is not None else ())
+    columns = max(map(len, bands))
     figure, grid = panels(
-        bands * len(rows), columns, 2.2, groups=key.groups, gap_x=0.25, gap_y=0.5, sharex=True, sharey="row"
+        len(bands) * len(rows), columns, 2.2, groups=key.groups, gap_x=0.25, gap_y=0.5, sharex=True
     )
     data = table.merge(frame[["number", "facet", "variant", "chosen"]], on="number")
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for place, (facet, mask) in enumerate(places):
-        band, column = divmod(place, columns)
-        here = data[(data["facet"] == facet) & ((data["chosen"] == mask) | (mask == ""))]
-        names = [name for name in (mask, facet if len(study.facets) > 1 or not mask else "") if name]
-        for offset, (label, values) in enumerate(rows):
-            axes = grid[band * len(rows) + offset, column]
-            axes.set_axis_on()
+    for (number, band), offset in itertools.product(enumerate(bands), range(len(rows))):
+        line, (label, values) = grid[number * len(rows) + offset], rows[offset]
+        for axes in line[len(band) :]:
+            axes.set_axis_off()
+        line[0].set_ylabel(label)
+        for column, (axes, (facet, mask)) in enumerate(zip(line, band, strict=False)):
+            here = data[(data["facet"] == facet) & ((data["chosen"] == mask) | (mask == ""))]
+            names = [name for name in (mask, facet if len(study.facets) > 1 or not mask else "") if name]
             _block_lines(axes, key, here, values, logarithmic=logarithmic, level=level)
-            axes.set_title("" if offset else short(", ".join(names), 34))
-            if column == 0:
-                axes.set_ylabel(label)
-            if place + columns >= len(places) and offset + 1 == len(rows):
+            axes.set_title("" if offset else short(", ".join(names), 28))
+            below = bands[number + 1] if number + 1 < len(bands) else []
+            if offset + 1 == len(rows) and column >= len(below):  # the last panel of its column
                 axes.set_xlabel("block")
                 axes.tick_params(labelbottom=True)
+    for offset in range(len(rows)):
+        _share_height(grid[offset :: len(rows)])
     return figure
+
+
+def _bands(facets: Sequence[str], masks: Sequence[str]) -> list[list[tuple[str, str]]]:
+    """Rows of panels, four at most in each: masks of a facet, or facets where masks share a panel."""
+    lines = [[(facet, mask) for mask in masks] for facet in facets]
+    if not masks:
+        lines = [[(facet, "") for facet in facets]]
+    width = len(lines[0])
+    each = -(-width // -(-width // PER_ROW))  # six panels stand three and three, not four and two
+    return [line[start : start + each] for line in lines for start in range(0, width, each)]
 
 
 def _block_lines(
