@@ -25,6 +25,7 @@ from prunelab.report.key import SAME_TEXT, Factors
 from prunelab.report.label import DATA, NO_REPAIR
 
 _SAME = f"{DATA}/{SAME}"
+_OF_MASK = "of_mask"  # windows of the mask that a repair fits to: a count, or "all"
 MEASURED = ("error/fitted", "mean/held_out", "mean/overfit", "mean/ppl")
 
 
@@ -46,9 +47,9 @@ def amounts(study: Study, ratio: float) -> list[Amount]:
     parts += [_SAME] if _SAME in study.frame else []
     found = []
     for column in [*parts, "n_samples", "seq_len"]:
-        others = [c for c in [*parts, "n_samples", "seq_len"] if c != column]
-        if column == "n_samples":  # "all of the mask's windows" grows with them
-            others = [c for c in others if c != _SAME]
+        others = [c for c in [*parts, "n_samples", "seq_len", _OF_MASK] if c not in (column, _SAME)]
+        if column == _SAME:
+            others.remove(_OF_MASK)
         rows = frame[frame["repair"] != NO_REPAIR] if column in parts else frame
         rows = _on_axis(rows, column, others)
         if len(rows):
@@ -62,6 +63,11 @@ def _with_parts(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
     for part in suffixes(frame, f"{DATA}/"):
         counts = pd.to_numeric(frame[f"{DATA}/{part}"], errors="coerce").fillna(0)
         frame[f"{DATA}/{part}"] = counts.where(frame["repair"] != NO_REPAIR, 0)
+    if _SAME in frame:  # all of the mask's windows grow with their number
+        whole = (frame[_SAME] == frame["n_samples"]) | (frame["repair"] == NO_REPAIR)
+        frame[_OF_MASK] = frame[_SAME].map("{:g}".format).where(~whole, "all")
+    else:
+        frame[_OF_MASK] = "all"
     column = f"{DATA}/{GENERATED}"
     written = frame[column].tolist() if column in frame else [0.0] * len(frame)
     own = [
@@ -82,15 +88,24 @@ def _on_axis(rows: pd.DataFrame, column: str, others: Sequence[str]) -> pd.DataF
     """Rows whose line has two amounts or more; NaN amounts lie on no axis."""
     rows = rows.assign(amount=pd.to_numeric(rows[column], errors="coerce")).dropna(subset=["amount"])
     varying = [c for c in [*others, "recipe"] if rows[c].nunique(dropna=False) > 1]
-    words = [rows[c].map(lambda value, c=c: f"{_short(c)}{value}") for c in varying]
+    words = [rows[c].map(lambda value, c=c: _short(c) + _plain(value)) for c in varying]
     rest = pd.concat(words, axis=1).agg(", ".join, axis=1) if words and len(rows) else ""
     rows = rows.assign(rest=rest)
     several = rows.groupby(["facet", "mask", "repair", "rest"])["amount"].transform("nunique") > 1
     return rows[several]
 
 
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _short(column: str) -> str:
-    known = {"n_samples": "windows: ", "seq_len": "tokens per window: ", "recipe": ""}
+    known = {
+        "n_samples": "windows: ",
+        "seq_len": "tokens per window: ",
+        "recipe": "",
+        _OF_MASK: "windows of the mask: ",
+    }
     return known.get(column, f"{column.rpartition('/')[2]}: ")
 
 

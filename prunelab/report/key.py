@@ -52,7 +52,7 @@ class Factors:
     def groups(self) -> list[Group]:
         """The legend: what varies, a line each."""
         bars = [
-            Line2D([], [], color=self._colour(i, 0, 0), linewidth=5, label=short(name))
+            Line2D([], [], color=self._colour(i, 0, 0), linewidth=5, label=short(name, 42))
             for i, name in enumerate(self.repairs)
         ]
         one, only = len(self.repairs) == 1, len(self.masks) == 1
@@ -74,7 +74,7 @@ class Factors:
         look = self.look(self.repairs[0], mask, other)
         if not coloured:  # the colour speaks of something else
             look["color"] = GREY
-        return Line2D([], [], label=short(name or SAME_TEXT), **look)
+        return Line2D([], [], label=short(name or SAME_TEXT, 42), **look)
 
 
 @dataclass(frozen=True, eq=False)

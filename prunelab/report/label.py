@@ -23,7 +23,8 @@ class Label:
     """``facet``: which rows are comparable; ``variant``: what is compared at each ratio.
 
     A variant's parts: ``mask`` (method, pattern and what else decides which weights stay), ``size`` of the
-    calibration text (empty unless it varies), ``repair`` and ``data`` that it fits to (empty: the mask's tokens).
+    calibration text (windows × tokens; empty unless it varies), ``repair`` and ``data`` that it fits to (empty:
+    the mask's tokens).
     """
 
     facet: str
@@ -90,7 +91,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _sizes(flat: Sequence[Mapping[str, Any]]) -> list[str]:
     """Windows × tokens of each one's calibration text."""
     pairs = [tuple(one.get(key, "?") for key in SIZES) for one in flat]
-    return [f"{count} × {length} tokens" for count, length in pairs]
+    return [f"{count} × {length}" for count, length in pairs]
 
 
 def _group_labels(flat: Sequence[Mapping[str, Any]], group: str) -> list[str]:

@@ -49,7 +49,7 @@ def over_blocks(study: Study, ratio: float) -> Figure:
 
 
 def _title(study: Study, variant: str, facet: str) -> str:
-    return short(f"{variant}, {facet}" if len(study.facets) > 1 else variant, 22)
+    return short(f"{variant}, {facet}" if len(study.facets) > 1 else variant, 26)
 
 
 def _block_label(axes: Axes, place: int, grid: np.ndarray, lines: int, variants: int) -> None:

@@ -86,7 +86,8 @@ def _results(study: Study) -> str:
         "weights, of the decoder's parameters once compacted, of the units. Error: "
         "‖h<sub>dense</sub> − h<sub>pruned</sub>‖² ÷ ‖h<sub>dense</sub>‖² after the last block "
         "on calibration text (the mask's tokens), on a repair's own text where that is another, and, as a "
-        "mean over corpora, on held-out text; over-fitting: held-out ÷ what was fitted to.</p>"
+        "mean over corpora, on held-out text; over-fitting: held-out ÷ what was fitted to. "
+        "Sizes such as 32 × 128: windows × tokens of calibration text.</p>"
     )
     return "".join(parts) + _repairs(study)
 

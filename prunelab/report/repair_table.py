@@ -64,11 +64,12 @@ def _table(study: Study, frame: pd.DataFrame, facet: str) -> ResultTable:
     order = {variant: place for place, variant in enumerate(study.variants)}
     cells = cells.assign(_order=cells["variant"].map(order)).sort_values(["ratio", "_order"])
     masks = frame.drop_duplicates("variant").set_index("variant")["chosen"]
+    several = frame["repair"].nunique() > 1
     rows, starts, last = list[tuple[Cell, ...]](), list[bool](), None
     for row in cells.to_dict("records"):
         first = (Cell(f"{row['ratio']:.4g}"), Cell(str(row["variant"])))
         rows.append((*first, *(_entry(row, name) for name in names)))
-        now = (row["ratio"], masks[row["variant"]])
+        now = (row["ratio"], masks[row["variant"]] if several else "")
         starts.append(now != last)
         last = now
     mse = [name for name in MSE if name in names]

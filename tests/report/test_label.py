@@ -49,7 +49,7 @@ def test_sizes_of_the_calibration_text_are_compared():
     sizes = [{"name": name, "n_samples": n, "seq_len": 64} for name, n in (("austen", 64), ("kjv", 8))]
     labels = label_trials([config(calibration=size) for size in sizes])
     assert [label.facet for label in labels] == ["austen", "kjv"]
-    assert [label.variant for label in labels] == ["surgeon + 64 × 64 tokens", "surgeon + 8 × 64 tokens"]
+    assert [label.variant for label in labels] == ["surgeon + 64 × 64", "surgeon + 8 × 64"]
     assert [label.mask for label in labels] == ["surgeon", "surgeon"]
 
 

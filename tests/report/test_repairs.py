@@ -128,7 +128,7 @@ def test_amounts_of_calibration_text_know_source_and_length(repaired):
     windows, length = (next(a for a in amounts(study, 0.5) if a.name == n) for n in ("n_samples", "seq_len"))
     assert len(windows.rows) == len(length.rows) == len(study.frame)
     rest = windows.rows[windows.rows["variant"].str.contains("mix")]["rest"]
-    assert set(rest) == {f"self_generated: 16.0, tokens per window: {n}" for n in (64, 128)}
+    assert set(rest) == {f"self_generated: 16, tokens per window: {n}" for n in (64, 128)}
 
 
 def test_looks_tell_repairs_masks_and_text_apart(repaired, fabricate):
