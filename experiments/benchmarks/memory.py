@@ -63,7 +63,7 @@ def child(
             method = SparseGPT("sparsegpt", 1, None, 128, 0.01)
             prune_linear(decoder, method, tokens, placement=placement, **prune)
         else:
-            spec = Tuning(way, 1, 1, 1, "global", EPOCHS, 8, 2e-4, 0.9, 0.95, None)
+            spec = Tuning(way, 1, 1, 1, "global", EPOCHS, 0, 8, 2e-4, 0.9, 0.95, None)
             reconstruct(
                 decoder, open_state(state), tokens, spec, seed=0, batch_size=size, placement=placement,
                 on_block=lambda report, part: None,

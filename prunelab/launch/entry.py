@@ -28,7 +28,7 @@ _VALUED = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-n
 def run(argv: Sequence[str]) -> int:
     """Run Hydra on ``argv``; return the exit code. Mistakes of ours and of Hydra's composition print as text."""
     register()
-    words = ordered(argv[1:])
+    words = with_swept_groups(ordered(argv[1:]))
     sys.argv = [argv[0], *words]
     given = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here instead of being printed by Hydra
@@ -60,6 +60,17 @@ def ordered(words: Sequence[str]) -> list[str]:
             overrides.append(word)
         index += 1
     return [*overrides, *flags]
+
+
+def with_swept_groups(words: Sequence[str]) -> list[str]:
+    """Let ``method.block=64`` stand beside ``method=wanda,sparsegpt``.
+
+    Hydra composes once without swept overrides before it composes the trials, and refuses a key which that option
+    lacks. With ``++`` it reaches the trials, where ours are the checks: a trial whose option has no such key is a mistake.
+    """
+    given = [(word.partition("=")[0], word) for word in words]
+    swept = {key for key, word in given if "." not in key and "," in word}
+    return [f"++{word}" if key.partition(".")[0] in swept - {key} else word for key, word in given]
 
 
 def _no_single_run(config: DictConfig) -> None:

@@ -34,9 +34,10 @@ class Tuning:
     """``window`` blocks are trained together, moving on by ``stride``; the target is the dense window on the
     pruned stream (local) or on the dense one (global).
 
-    ``epochs`` over the sequences in batches of ``batch``; ``beta1``, ``beta2``: Adam's. ``patience``: epochs
-    without a lower loss on the stopping text before training ends and the best weights return; null = train to
-    the end.
+    ``epochs`` over the sequences in batches of ``batch``, and more of them where fewer than ``min_updates`` would
+    come of it: a few sequences at the paper's epochs are hardly fitted at all. ``epochs`` 0 trains nothing.
+    ``beta1``, ``beta2``: Adam's. ``patience``: epochs without a lower loss on the stopping text before training
+    ends and the best weights return; null = train to the end.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Tuning:
     stride: Annotated[int, "x >= 1"]
     target: Annotated[str, "local | global"]
     epochs: Annotated[int, "x >= 0"]
+    min_updates: Annotated[int, "x >= 0"]
     batch: Annotated[int, "x >= 1"]
     learning_rate: Annotated[float, "x > 0"]
     beta1: Annotated[float, "0 <= x < 1"]
@@ -104,6 +106,11 @@ def mean_square(output: Tensor, target: Tensor) -> Tensor:
     return (output.float() - target.float()).square().mean()
 
 
+def epochs(spec: Tuning, per_epoch: int) -> int:
+    """Return how often training goes over the sequences, at ``per_epoch`` updates each time."""
+    return max(spec.epochs, math.ceil(spec.min_updates / per_epoch)) if spec.epochs else 0
+
+
 def rate(spec: Tuning, update: int, updates: int) -> float:
     """Return the learning rate of update ``update`` (from 0) of ``updates``: linear, 0 after the last."""
     return spec.learning_rate * (1 - update / updates)
@@ -126,7 +133,8 @@ def fit(
     """
     batch = min(spec.batch, n)
     per_epoch = n // batch
-    updates = spec.epochs * per_epoch
+    total = epochs(spec, per_epoch)
+    updates = total * per_epoch
     done = 0
     with training(layers) as parameters, torch.enable_grad():
         optimiser = torch.optim.AdamW(
@@ -134,7 +142,7 @@ def fit(
             fused=True,
         )  # fmt: skip
         best = _Best(parameters, spec.patience, stop)
-        for epoch in range(spec.epochs):
+        for epoch in range(total):
             order = torch.randperm(n, generator=generator)
             for step in range(per_epoch):
                 for group in optimiser.param_groups:
@@ -144,7 +152,7 @@ def fit(
                 optimiser.step()
                 done += 1
             if say is not None:
-                say({"event": "progress", "phase": "epochs", "done": epoch + 1, "total": spec.epochs})
+                say({"event": "progress", "phase": "epochs", "done": epoch + 1, "total": total})
             if best.enough():
                 break
         best.restore()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prunelab.launch.entry import ordered, run
+from prunelab.launch.entry import ordered, run, with_swept_groups
 
 
 @pytest.fixture
@@ -147,6 +147,18 @@ def test_overrides_on_either_side_of_the_flag() -> None:
     words = ["+exp=x", "-m", "key=1", "--config-dir", "/some/where", "method=a,b"]
     assert ordered(words) == ["+exp=x", "key=1", "method=a,b", "-m", "--config-dir", "/some/where"]
     assert ordered(["--info", "plugins"]) == ["--info", "plugins"]
+
+
+def test_keys_of_swept_groups_reach_the_trials() -> None:
+    words = [
+        "method=wanda,sparsegpt",
+        "method.block=64",
+        "sparsity.ratio=0.4,0.5",
+        "sparsity.n=2",
+        "+method.x=1",
+        "-m",
+    ]
+    assert with_swept_groups(words) == [words[0], "++method.block=64", *words[2:]]
     assert ordered(["--cfg", "job", "a=1"]) == ["a=1", "--cfg", "job"]
 
 

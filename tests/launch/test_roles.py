@@ -12,7 +12,8 @@ import torch
 from prunelab.structures.state import open_state
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-BASE = ["method=sparsegpt", "sparsity=unstructured", "reconstruction=cross_block", "reconstruction.epochs=1",
+BASE = ["method=sparsegpt", "sparsity=unstructured", "reconstruction=cross_block",
+        "reconstruction.epochs=1", "reconstruction.min_updates=0",
         "runtime.threads=1", "-m"]  # fmt: skip
 OTHER_TEXT = ["evaluation.corpora=[kjv]", "evaluation.held_out=[austen,jargon]", "evaluation.error_samples=3",
               "evaluation.max_samples=2", "evaluation.seq_len=48"]  # fmt: skip

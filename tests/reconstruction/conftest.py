@@ -32,7 +32,7 @@ def spec() -> Callable[..., Any]:
     """Build a repair by name; keyword arguments replace fields. Gradient repairs are short."""
 
     def make(name: str, **changes: Any) -> Any:
-        short = {} if name == "layer" else {"epochs": 2, "batch": 2, "learning_rate": 1e-3}
+        short = {} if name == "layer" else {"epochs": 2, "min_updates": 0, "batch": 2, "learning_rate": 1e-3}
         return build("reconstruction", name, **short | changes)
 
     return make

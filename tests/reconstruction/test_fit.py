@@ -183,3 +183,19 @@ def test_the_loss_cannot_overflow_where_half_precision_would() -> None:
     assert float(mean_square(high, -high)) == pytest.approx((2 * 59_980) ** 2, rel=1e-2)
     big = torch.full((2, 2), 1e18, dtype=torch.bfloat16)
     assert torch.isfinite(mean_square(big, -big))
+
+
+@pytest.mark.parametrize(
+    ("epochs", "least", "updates"),
+    [(3, 0, 6), (3, 6, 6), (3, 7, 8), (3, 160, 160), (0, 160, 0)],
+)
+def test_few_sequences_are_trained_on_for_more_epochs(
+    epochs: int, least: int, updates: int, spec: Make
+) -> None:
+    linear, mask, x, y = toy()
+    settings = spec("block", epochs=epochs, min_updates=least, batch=8)
+
+    def loss(rows: Tensor) -> Tensor:
+        return mean_square(linear(x[rows]), y[rows])
+
+    assert fit([(linear, mask)], loss, 20, settings, torch.Generator()) == updates
