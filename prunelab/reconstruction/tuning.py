@@ -61,7 +61,7 @@ class Tuning:
         return self.patience is not None
 
     def repair(self, unit: Unit, say: Say) -> dict[str, float]:
-        """Train the unit; return updates, and the loss on its own target before and after."""
+        """Train the unit; return updates, and the loss on its own target: first_epoch's mean, and after."""
         if self.epochs == 0:
             return {"updates": 0}
         streams, kind = unit.calibration, cast(Target, self.target)
@@ -82,9 +82,8 @@ class Tuning:
             stop = partial(_error, unit, texts, stop_store)
 
         count = math.prod(store.shape)
-        before = _error(unit, streams, store) / count
         pairs = [(layer.linear, layer.mask) for layer in unit.layers]
-        updates = fit(pairs, loss, streams.shape[0], self, unit.generator, stop, say)
+        updates, first = fit(pairs, loss, streams.shape[0], self, unit.generator, stop, say)
         after = _error(unit, streams, store) / count
         for used in (store, stop_store):
             unit.shelf.discard(used)
@@ -93,7 +92,7 @@ class Tuning:
                 f"reconstruction of blocks {unit.blocks[0]} to {unit.blocks[-1]} diverged (loss {after}). "
                 "Lower reconstruction.learning_rate."
             )
-        return {"updates": updates, "loss_before": before, "loss_after": after}
+        return {"updates": updates, "loss_first_epoch": first, "loss_after": after}
 
 
 def _error(unit: Unit, streams: Streams, target: Activations) -> float:
@@ -124,8 +123,8 @@ def fit(
     generator: torch.Generator,
     stop: Callable[[], float] | None = None,
     say: Say | None = None,
-) -> int:
-    """Train the kept weights of ``layers`` in place; return the number of updates made.
+) -> tuple[int, float]:
+    """Train the kept weights of ``layers`` in place; return the number of updates and the first epoch's mean loss.
 
     ``loss`` takes indices (b,) int64 of n examples and returns a scalar that depends on the layers. ``stop``
     returns the loss on other text; it is called before training and after each epoch if ``spec.patience`` is
@@ -135,7 +134,7 @@ def fit(
     per_epoch = n // batch
     total = epochs(spec, per_epoch)
     updates = total * per_epoch
-    done = 0
+    done, first = 0, torch.zeros(())
     with training(layers) as parameters, torch.enable_grad():
         optimiser = torch.optim.AdamW(
             parameters, lr=spec.learning_rate, betas=(spec.beta1, spec.beta2), eps=1e-8, weight_decay=0.0,
@@ -148,15 +147,18 @@ def fit(
                 for group in optimiser.param_groups:
                     group["lr"] = rate(spec, done, updates)
                 optimiser.zero_grad(set_to_none=True)
-                loss(order[step * batch : (step + 1) * batch]).backward()
+                value = loss(order[step * batch : (step + 1) * batch])
+                value.backward()
                 optimiser.step()
                 done += 1
+                if epoch == 0:
+                    first = first.to(value.device) + value.detach() / per_epoch
             if say is not None:
                 say({"event": "progress", "phase": "epochs", "done": epoch + 1, "total": total})
             if best.enough():
                 break
         best.restore()
-    return done
+    return done, float(first)
 
 
 class _Best:
