@@ -23,6 +23,7 @@ from prunelab.models.block import LinearSite
 from prunelab.models.decoder import Decoder
 from prunelab.models.inputs import collect_inputs, groups
 from prunelab.models.stream import advance, open_stream
+from prunelab.stats.group import ALONE, Group
 from prunelab.stats.linear import InputStatistics
 
 FORMAT, VERSION = "prunelab.statistics", 1
@@ -53,16 +54,17 @@ def collect_statistics(
     placement: Placement | None = None,
     start_block: int = 0,
     progress: Callable[[Mapping[str, Any]], None] | None = None,
+    group: Group = ALONE,
 ) -> None:
     """Give ``on_block(index, found)`` the statistics of every block from ``start_block`` on, in order.
 
     ``tokens`` (n, seq_len) int64. ``placement``: where hidden states wait between blocks; None = on the model's
-    device. ``found`` is valid during the call only. ``decoder`` stays dense. Raises ConfigError for needs that
-    are unknown.
+    device. ``found`` is valid during the call only. ``decoder`` stays dense. Of several ranks in ``group`` each walks
+    its share of the tokens, and all find the same. Raises ConfigError for needs that are unknown.
     """
     n_blocks = len(decoder.blocks)
     with open_shelf(placement or Placement("device"), decoder.dtype, decoder.device) as shelf:
-        stream = open_stream(decoder, tokens, batch_size, shelf)
+        stream = open_stream(decoder, tokens, batch_size, shelf, group)
         for index in range(n_blocks):
             if index < start_block:
                 advance(decoder, index, stream)

@@ -29,11 +29,10 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 
 from prunelab.errors import PrunelabError, StageError
 from prunelab.stats.group import Ranks
-from prunelab.store.context import Context, Input, Interrupted
+from prunelab.store.context import SHARED, Context, Input, Interrupted
 from prunelab.store.layout import write_atomic
 from prunelab.store.record import read_record
 
-SHARED = ("prune",)  # kinds whose statistics are sums over sequences
 # srun starts all tasks at once, but their imports may come from a slow disk
 _ASSEMBLY = timedelta(minutes=10)
 _LEAVE_S = 20.0

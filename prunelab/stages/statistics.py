@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from prunelab.evaluation.cost import metered
 from prunelab.models.load import load_decoder
 from prunelab.passes.statistics import Found, block_path, collect_statistics, save_block
@@ -15,7 +17,8 @@ from prunelab.store.context import Context, Result
 def run(identity: Mapping[str, Any], context: Context) -> Result:
     """Collect ``identity["statistics"]`` on the calibration tokens; writes ``block-<i>.safetensors``.
 
-    A kill loses the block it falls into: its successor walks through finished blocks without collecting.
+    A kill loses the block it falls into: its successor walks through finished blocks without collecting. Ranks of
+    ``context.group`` share the tokens; rank 0 alone writes.
     """
     with metered() as cost:
         device = setting.prepare(context.runtime)
@@ -24,16 +27,22 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
         paths = [block_path(context.work, index) for index in range(len(decoder.blocks))]
         done, _ = context.resume()
         done = next((index for index, path in enumerate(paths[:done]) if not path.exists()), done)
+        ranks = setting.group(context)
+        begin = torch.tensor([done if context.leads else 0])
+        ranks.sum([begin])  # rank 0 looks for files, all begin where it does
 
         def on_block(index: int, found: Found) -> None:
-            save_block(decoder, index, found, paths[index])
+            if context.leads:
+                save_block(decoder, index, found, paths[index])
             context.checkpoint(index + 1)
 
         collect_statistics(
             decoder, tokens, identity["statistics"], setting.batch_size(context.runtime, tokens.shape[1]),
-            on_block, placement=setting.placement(context), start_block=done,
-            progress=lambda row: context.progress(row["phase"], row["done"], row["total"]),
+            on_block, placement=setting.placement(context), start_block=int(begin),
+            progress=lambda row: context.progress(row["phase"], row["done"], row["total"]), group=ranks,
         )  # fmt: skip
+        if not context.leads:
+            return Result({})
         for path in reversed(paths):  # a kill in here leaves the first blocks in place
             path.replace(context.outputs / path.name)
         cost.tokens = tokens.numel()

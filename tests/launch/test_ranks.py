@@ -27,7 +27,7 @@ from prunelab.launch.study import plan_study
 from prunelab.launch.worker import failure_path, log_path, run_job
 from prunelab.plan.graph import Job
 from prunelab.plan.study import Plan, save_plan
-from prunelab.sparsity.mask import Structured
+from prunelab.sparsity.mask import Elementwise, Structured
 from prunelab.store.layout import is_done, locate
 from prunelab.store.record import Record, read_record
 from prunelab.structures.state import State, open_state, state_digest
@@ -93,7 +93,11 @@ class Ranked:
 
     def at_shot(self, number: int) -> None:
         """Wait until a shot is on disk."""
-        path = self.stage("prune") / "work" / "progress.json"
+        self.at_step("prune", number)
+
+    def at_step(self, kind: str, number: int) -> None:
+        """Wait until a step of a stage is on disk."""
+        path = self.stage(kind) / "work" / "progress.json"
         end = time.monotonic() + 120
         while not path.exists() or json.loads(path.read_text())["step"] < number:
             assert time.monotonic() < end, self.log()
@@ -137,7 +141,8 @@ def study(tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch) -> 
         trial = plan.trials[0]
         tokens = Job("tokens", (trial.stages["calibrate"],), None, (), ())
         assert run_job(plan, tokens, {"threads": 1}, lambda what, values: None)
-        return Ranked(folder, plan, Job(trial.name, (trial.stages["prune"],), 0, (), ()))
+        keys = tuple(trial.stages[role] for role in ("statistics", "prune") if role in trial.stages)
+        return Ranked(folder, plan, Job(trial.name, keys, 0, (), ()))
 
     return make
 
@@ -206,6 +211,31 @@ def test_an_exception_in_one_rank_ends_both(study: Callable[..., Ranked], rank: 
     assert two.reason() == ("rank 1 of 2: " if rank else "") + "ValueError: told to fail"
     assert 'raise ValueError("told to fail")' in two.log(rank)
     assert two.end(two.start(2)) == [0, 0], two.log()
+
+
+@pytest.mark.slow
+def test_statistics_of_the_dense_model_are_shared_and_go_on_where_they_stopped(
+    study: Callable[..., Ranked],
+) -> None:
+    words = ["method=sparsegpt", "sparsity=unstructured", "sparsity.propagation=dense", "sparsity.ratio=0.5",
+             "calibration.n_samples=8", "calibration.seq_len=128"]  # fmt: skip
+    whole, cut, one = study("whole", *words), study("cut", *words), study("one", *words)
+    assert whole.end(whole.start(2)) == [0, 0], whole.log()
+    assert whole.record("statistics").cost["ranks"] == 2
+    assert "ranks" not in whole.record("prune").cost  # it reads what was collected
+    tasks = cut.start(2)
+    cut.at_step("statistics", 1)
+    for task in tasks:
+        task.send_signal(signal.SIGUSR2)
+    assert cut.end(tasks) == [75, 0], cut.log()
+    assert cut.end(cut.start(2)) == [0, 0], cut.log() + cut.log(1)
+    assert state_digest(cut.state()) == state_digest(whole.state())
+    assert run_job(one.plan, one.job, {"threads": 1}, lambda what, values: None)
+    for name, item in one.state().items.items():
+        mine, other = item.mask, whole.state().items[name].mask
+        assert isinstance(mine, Elementwise)
+        assert isinstance(other, Elementwise)
+        assert torch.equal(mine.keep_weight, other.keep_weight)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from prunelab.models.random import random_decoder
 from prunelab.models.stream import open_stream
 from prunelab.passes.curvature import collect_factors
 from prunelab.passes.linear import prune_linear
+from prunelab.passes.statistics import Found, collect_statistics
 from prunelab.passes.structured import prune
 from prunelab.sparsity.mask import Elementwise
 from prunelab.sparsity.pattern import build_pattern
@@ -59,9 +60,24 @@ def find(group: Group, n_sequences: int) -> dict[str, Tensor]:
             assert sums.gram is not None
             assert sums.norm.n_tokens == sums.gram.n_tokens == tokens.numel()
             found |= {f"{family}/norm/{i}": sums.norm.finish(), f"{family}/gram/{i}": sums.gram.mean()}
+        needs = ("input_norm", "input_gram")
+        collect_statistics(random_decoder(family), tokens, needs, 2, keep_into(found, family), group=group)
         for name, state in _states(family, tokens, group):
             found |= {f"{family}/{key}": value for key, value in _flat(name, state)}
     return found
+
+
+def keep_into(found: dict[str, Tensor], family: str) -> Callable[[int, Found], None]:
+    """Return what keeps the statistics of every block."""
+
+    def keep(index: int, statistics: Found) -> None:
+        for i, one in enumerate(statistics):
+            assert one.norm is not None
+            assert one.gram is not None
+            found[f"{family}/norm/of block {index}/{i}"] = one.norm.clone()
+            found[f"{family}/gram/of block {index}/{i}"] = one.gram.clone()
+
+    return keep
 
 
 def _states(family: str, tokens: Tensor, group: Group) -> Iterator[tuple[str, State]]:

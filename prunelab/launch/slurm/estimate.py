@@ -15,6 +15,7 @@ from prunelab.launch.slurm.settings import Settings
 from prunelab.plan.graph import Job, longest_planned
 from prunelab.plan.stage import Stage
 from prunelab.plan.study import Plan
+from prunelab.store.context import SHARED
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _SMALL = 0.3  # GiB of weights; below this one core and no GPU are enough
@@ -62,7 +63,7 @@ def need(plan: Plan, job: Job, settings: Settings) -> Need:
     small = weights < _SMALL
     memory = _BASE_GIB + max((_cost(stage)[0] * weights for stage in stages), default=0.0)
     minutes = 15.0 + sum(_cost(stage)[1] * weights * _shots(stage, plan) for stage in stages)
-    shares = any(stage.kind == "prune" and "calibrate" in stage.inputs for stage in stages)
+    shares = any(stage.kind in SHARED and "calibrate" in stage.inputs for stage in stages)
     tasks = (settings.tasks_per_node or settings.gpus or 1) if shares else 1
     gpus = (
         settings.gpus
