@@ -104,7 +104,7 @@ def clocked(parts: dict[str, float]) -> Iterator[None]:
     wrapped = [
         (view, "collect_inputs", "forwards"), (linear, "advance", "forwards"), (GramSum, "add", "Gram matrices"),
         (Hessian, "inverse_factor", "inversions"), (SparseGPT, "_choose", "choices"),
-        (SparseGPT, "prune", "column loops"),
+        (SparseGPT, "prune_many", "column loops"),
     ]  # fmt: skip
     before = [vars(owner)[name] for owner, name, _ in wrapped]
 
