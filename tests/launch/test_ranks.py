@@ -159,6 +159,7 @@ def same_masks(left: State, right: State) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_fails_the_job_and_the_next_try_equals_one_process(
     study: Callable[..., Ranked],
 ) -> None:

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import yaml
 
 from prunelab.methods.sparsegpt import SparseGPT
@@ -23,6 +24,7 @@ SWEEP = ["study=s", "method=wanda,sparsegpt", "sparsity=unstructured", "sparsity
          "sparsity.ratio=0.3,0.5,0.7", "runtime.threads=1", "-m"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_sweep_looks_once_and_gives_the_bits_of_the_function(prunelab: Run, home: Path) -> None:
     preview = prunelab(*SWEEP, "hydra.launcher.dry_run=true")
     assert preview.returncode == 0, preview.stdout + preview.stderr

@@ -70,6 +70,7 @@ def test_a_sweep_runs_once_and_grows(prunelab: Run, home: Path) -> None:
     assert {path: after[path] for path in before} == before
 
 
+@pytest.mark.slow
 def test_pool_and_inline_give_the_same_numbers(prunelab: Run, home: Path) -> None:
     words = ["method=surgeon", "sparsity.ratio=0.1", "runtime.threads=1"]
     pool = prunelab(*words)
@@ -167,6 +168,7 @@ def test_a_damaged_input_is_quarantined_and_made_again(prunelab: Run, home: Path
     assert state.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_two_drivers_at_once_run_nothing_twice(home: Path, tmp_path: Path, small: list[str]) -> None:
     words = ["method=magnitude,random", "sparsity.ratio=0.1,0.2", "-m", *small]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

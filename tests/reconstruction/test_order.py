@@ -55,6 +55,7 @@ def chain(n: int, seed: int) -> Tensor:
     return torch.stack(tokens, 1)
 
 
+@pytest.mark.slow
 def test_calibration_error_falls_in_order_on_the_embedded_llama(spec: Make) -> None:
     model = load_model("embedded_llama")
     tokens = load_tokens(model, "austen", n_samples=8, seq_len=64)
