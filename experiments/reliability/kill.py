@@ -59,20 +59,25 @@ def main() -> int:
     if _start(words, whole).wait():
         print("the undisturbed run failed", file=sys.stderr)
         return 1
-    seconds = _seconds(whole)
-    spent = ", ".join(f"{kind} {value:.1f} s" for kind, value in seconds.items())
-    print(f"undisturbed: {time.monotonic() - started:.0f} s, of which {spent}", flush=True)
+    stages = _stages(whole)
+    spent = ", ".join(f"{len(stages[kind])} {kind} {sum(stages[kind]):.1f} s" for kind in stages)
+    print(f"undisturbed: {time.monotonic() - started:.0f} s; stages: {spent}", flush=True)
 
     moments = random.Random(arguments.seed)
-    aims = [kind for kind in AIMS if kind in seconds]
+    aims = [kind for kind in AIMS if kind in stages]
     aims = sorted((aims[i % len(aims)] for i in range(arguments.kills)), key=AIMS.index)
     finished: dict[Path, tuple[int, int]] = {}
     repeated: list[Path] = []
     struck: Counter[str] = Counter()
     for number, aim in enumerate(aims):
+        before, count = (
+            aims[:number].count(aim),
+            aims.count(aim),
+        )  # kills of this aim are spread over its stages
+        after = int(moments.uniform(before, before + 1) / count * len(stages[aim]))
         began, driver = time.time(), _start(words, killed)
-        _wait(driver, killed, aim, began)
-        time.sleep(moments.uniform(0, seconds[aim] / aims.count(aim)))
+        _wait(driver, killed, aim, after, len(stages[aim]), began)
+        time.sleep(moments.uniform(0, sum(stages[aim]) / len(stages[aim])))
         over = driver.poll() is not None
         at_work = Counter() if over else _at_work(killed, began)
         _kill(driver)
@@ -113,12 +118,13 @@ def _kind(folder: Path) -> str:
     return "generation" if "recipe" in spec["identity"] else spec["kind"]
 
 
-def _seconds(home: Path) -> dict[str, float]:
-    """Seconds that the stages of each kind took, per worker that ran them."""
-    found: Counter[str] = Counter()
+def _stages(home: Path) -> dict[str, list[float]]:
+    """Seconds of each stage, by the kinds that kills aim at."""
+    found: dict[str, list[float]] = {}
     for path in home.glob("store/*/*/record.json"):
-        found[_kind(path.parent)] += json.loads(path.read_text())["cost"]["seconds"]
-    return {kind: found[kind] / (os.cpu_count() or 1) for kind in AIMS if kind in found}
+        cost = json.loads(path.read_text())["cost"]
+        found.setdefault(_kind(path.parent), []).append(cost["seconds"])
+    return {kind: found[kind] for kind in AIMS if kind in found}
 
 
 def _at_work(home: Path, since: float) -> Counter[str]:
@@ -134,8 +140,14 @@ def _at_work(home: Path, since: float) -> Counter[str]:
     return found
 
 
-def _wait(driver: subprocess.Popen[bytes], home: Path, aim: str, since: float) -> None:
-    while driver.poll() is None and aim not in _at_work(home, since):
+def _wait(
+    driver: subprocess.Popen[bytes], home: Path, aim: str, after: int, total: int, since: float
+) -> None:
+    """Wait until a stage of the kind ``aim`` is at work and ``after`` of them are finished, or all ``total``."""
+    while driver.poll() is None:
+        done = sum(_kind(path.parent) == aim for path in home.glob("store/*/*/DONE"))
+        if done == total or (done >= after and aim in _at_work(home, since)):
+            return
         time.sleep(0.02)
 
 
