@@ -4,8 +4,8 @@
     python experiments/reliability/kill.py --sweep repair --kills 20      # generation, prune and reconstruct
     python experiments/reliability/kill.py --kills 3 study=s method=magnitude,random -m
 
-Each kill aims at one kind of work: it waits until a stage of that kind is under way and then for a random part of
-the time that such work took undisturbed. Exit code 0 if results.csv (timing columns aside) and every file that a
+Each kill aims at one kind of work and waits until a random number of its stages are finished (the kills of one kind
+are spread over all of them), one is under way, and then for a random part of the time that such a stage took. Exit code 0 if results.csv (timing columns aside) and every file that a
 stage wrote, states and generated text among them, are byte-identical, and no finished stage ran again.
 """
 
