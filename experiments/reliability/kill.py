@@ -5,8 +5,9 @@
     python experiments/reliability/kill.py --kills 3 study=s method=magnitude,random -m
 
 Each kill aims at one kind of work and waits until a random number of its stages are finished (the kills of one kind
-are spread over all of them), one is under way, and then for a random part of the time that such a stage took. Exit code 0 if results.csv (timing columns aside) and every file that a
-stage wrote, states and generated text among them, are byte-identical, and no finished stage ran again.
+are spread over all of them), one is under way, and then for a random part of the time that such a stage took. Exit code
+0 if results.csv (timing columns aside) and every file that a stage wrote, states and generated text among them,
+are byte-identical, and no finished stage ran again.
 """
 
 from __future__ import annotations
