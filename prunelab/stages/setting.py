@@ -32,11 +32,11 @@ def prepare(runtime: Mapping[str, Any]) -> str:
     if runtime.get("threads"):
         torch.set_num_threads(int(runtime["threads"]))
     torch.manual_seed(0)
-    _return_freed_tensors()
+    return_freed_tensors()
     return choose_device(runtime["device"])
 
 
-def _return_freed_tensors() -> None:
+def return_freed_tensors() -> None:
     """Let glibc map every block of 4 MiB and more on its own, not only those above a size that grows to 32 MiB.
 
     Else Gram matrices and their float64 factorisations leave holes in the heap that fit nothing which comes after
