@@ -25,6 +25,7 @@ from collections import Counter
 from pathlib import Path
 
 from prunelab.report.table import results_csv
+from prunelab.store.layout import DONE, WORK, is_done
 
 SWEEPS = {
     "surgeon": ["+exp=surgeon_sweep", "-m"],
@@ -131,12 +132,12 @@ def _stages(home: Path) -> dict[str, list[float]]:
 def _at_work(home: Path, since: float) -> Counter[str]:
     """Kinds of the stages that a driver started at ``since`` (seconds of the epoch) is at."""
     found: Counter[str] = Counter()
-    for owner in home.glob("store/*/*/work/owner"):
+    for owner in home.glob(f"store/*/*/{WORK}/owner"):
         try:
             begun = owner.stat().st_mtime >= since
         except FileNotFoundError:
             continue
-        if begun and not (owner.parents[1] / "DONE").exists():
+        if begun and not is_done(owner.parents[1]):
             found[_kind(owner.parents[1])] += 1
     return found
 
@@ -146,7 +147,7 @@ def _wait(
 ) -> None:
     """Wait until a stage of the kind ``aim`` is at work and ``after`` of them are finished, or all ``total``."""
     while driver.poll() is None:
-        done = sum(_kind(path.parent) == aim for path in home.glob("store/*/*/DONE"))
+        done = sum(_kind(path.parent) == aim for path in home.glob(f"store/*/*/{DONE}"))
         if done == total or (done >= after and aim in _at_work(home, since)):
             return
         time.sleep(0.02)
@@ -169,7 +170,7 @@ def _kill(driver: subprocess.Popen[bytes]) -> None:
 def _repeated(home: Path, finished: dict[Path, tuple[int, int]]) -> list[Path]:
     """Return stages whose record was written again since it was first seen; note the new ones."""
     again = []
-    for done in home.glob("store/*/*/DONE"):
+    for done in home.glob(f"store/*/*/{DONE}"):
         stat = (done.parent / "record.json").stat()
         mark = (stat.st_ino, stat.st_mtime_ns)
         if finished.setdefault(done, mark) != mark:

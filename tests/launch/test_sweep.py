@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from prunelab.report.table import results_csv
-from prunelab.store.layout import is_done
+from prunelab.store.layout import WORK, is_done
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 ROOT = Path(__file__).resolve().parents[2]
@@ -208,7 +208,7 @@ def test_ctrl_c_stops_and_the_same_command_goes_on(
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as driver:
         until = time.monotonic() + 120
-        while time.monotonic() < until and not list((home / "store").glob("prune/*/work/progress.json")):
+        while time.monotonic() < until and not list((home / "store").glob(f"prune/*/{WORK}/progress.json")):
             time.sleep(0.05)
         driver.send_signal(signal.SIGINT)
         out = driver.communicate(timeout=60)[0]

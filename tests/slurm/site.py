@@ -14,6 +14,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from prunelab.store.layout import WORK
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "slurm" / "local_cluster.sh"
 SMALL = [
@@ -195,10 +197,10 @@ class Site:
         """Wait until a prune stage has ``number`` shots on disk; return its folder."""
 
         def there() -> bool:
-            return any(_step(path) >= number for path in self.store.glob("prune/*/work/progress.json"))
+            return any(_step(path) >= number for path in self.store.glob(f"prune/*/{WORK}/progress.json"))
 
         until(there, seconds)
-        return next(p.parent.parent for p in self.store.glob("prune/*/work/progress.json"))
+        return next(p.parent.parent for p in self.store.glob(f"prune/*/{WORK}/progress.json"))
 
     def running(self) -> tuple[str, dict]:
         """Return name and note of the one job that runs."""
