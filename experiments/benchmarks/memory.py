@@ -65,7 +65,10 @@ def child(
             method = SparseGPT("sparsegpt", 1, None, 128, 0.01)
             prune_linear(decoder, method, tokens, placement=placement, **prune)
         else:
-            spec = Tuning(way, 1, 1, 1, "global", EPOCHS, 0, 8, 2e-4, 0.9, 0.95, None)
+            spec = Tuning(
+                way, 1, window=1, stride=1, target="global", epochs=EPOCHS, min_updates=0, batch=8,
+                learning_rate=2e-4, beta1=0.9, beta2=0.95, patience=None,
+            )  # fmt: skip
             reconstruct(
                 decoder, open_state(state), tokens, spec, seed=0, batch_size=size, placement=placement,
                 on_block=lambda report, part: None,

@@ -72,10 +72,8 @@ def main() -> int:
     repeated: list[Path] = []
     struck: Counter[str] = Counter()
     for number, aim in enumerate(aims):
-        before, count = (
-            aims[:number].count(aim),
-            aims.count(aim),
-        )  # kills of this aim are spread over its stages
+        before, count = aims[:number].count(aim), aims.count(aim)
+        # the kills of one aim are spread over its stages
         after = int(moments.uniform(before, before + 1) / count * len(stages[aim]))
         began, driver = time.time(), _start(words, killed)
         _wait(driver, killed, aim, after, len(stages[aim]), began)
