@@ -22,8 +22,14 @@ GROUPS = (
 _OPEN = ("allocation", "reconstruction")  # options may bring a class of their own, as methods do
 
 
-def check_trial(config: Config, composer: Composer) -> tuple[Config, dict[str, Config], list[ConfigError]]:
-    """Check one trial; return it with values in their types, the specs of its evaluation corpora, its mistakes."""
+def check_trial(
+    config: Config, composer: Composer, *, whole: bool = True
+) -> tuple[Config, dict[str, Config], list[ConfigError]]:
+    """Check one trial; return it with values in their types, the specs of its evaluation corpora, its mistakes.
+
+    Not ``whole``: an override could not be composed and a default stands in its place, so that nothing is said of
+    what fits together.
+    """
     errors: list[ConfigError] = []
     config = _checked("", config, read_class(f"{_SCHEMA}.Trial"), errors)
     for group in GROUPS:
@@ -39,8 +45,11 @@ def check_trial(config: Config, composer: Composer) -> tuple[Config, dict[str, C
             "name": SAME
         }  # nothing is fitted: trials that differ only here are one
     corpora = _corpora(config, composer, errors)
-    if not errors:
-        errors += _crossed(config, corpora)
+    wrong = {error.key.partition(".")[0] for error in errors}
+    if whole and not wrong:
+        errors += _across_groups(config)
+    if not wrong & {"model", "calibration", "evaluation"}:
+        errors += _about_files(config, corpora)
     return config, corpora, errors
 
 
@@ -113,15 +122,6 @@ def _check_method(config: Config, errors: list[ConfigError]) -> Config:
                     f"See {method['_target_']}.",
                 )
             )
-    pattern, supported = config["sparsity"].get("pattern"), source.literals.get("supports", ())
-    if supported and pattern not in supported:
-        errors.append(
-            ConfigError(
-                "sparsity.pattern",
-                pattern,
-                f"what method={method.get('name')} can do: {', '.join(supported)}",
-            )
-        )
     return checked
 
 
@@ -161,11 +161,7 @@ def _corpus(name: str, composer: Composer, errors: list[ConfigError]) -> Config:
     return _checked(f"calibration/{name}", spec, read_class(f"{_SCHEMA}.Calibration"), errors)
 
 
-def _crossed(config: Config, corpora: Mapping[str, Config]) -> list[ConfigError]:
-    return list(_across_groups(config, corpora))
-
-
-def _across_groups(config: Config, corpora: Mapping[str, Config]) -> Iterator[ConfigError]:
+def _across_groups(config: Config) -> Iterator[ConfigError]:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", config["study"]):
         yield ConfigError("study", config["study"], "letters, digits, '.', '_', '-' (it names a folder)")
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config["runtime"]["device"]):
@@ -182,6 +178,9 @@ def _across_groups(config: Config, corpora: Mapping[str, Config]) -> Iterator[Co
             yield ConfigError(
                 f"{key}.seq_len", length, f"at most {longest}, the context of {config['model']['name']}"
             )
+
+
+def _about_files(config: Config, corpora: Mapping[str, Config]) -> Iterator[ConfigError]:
     try:
         if config["model"]["source"] == "local":
             check_model_folder("model.id", config["model"]["id"])
@@ -200,6 +199,10 @@ def _across_groups(config: Config, corpora: Mapping[str, Config]) -> Iterator[Co
 def _about_sparsity(config: Config) -> Iterator[ConfigError]:
     sparsity, allocation, method = config["sparsity"], config["allocation"]["name"], config["method"]
     n, m, within = (sparsity.get(key) for key in ("n", "m", "within"))
+    supported = method_source(method).literals["supports"]
+    if sparsity["pattern"] not in supported:
+        can = f"what method={method['name']} can do: {', '.join(supported)}"
+        yield ConfigError("sparsity.pattern", sparsity["pattern"], can)
     if sparsity["pattern"] == STRUCTURED:
         if allocation not in ("global", "uniform"):
             yield ConfigError(

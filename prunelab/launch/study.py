@@ -48,8 +48,9 @@ def checked_trials(
         str(p.error): (p.error, list(p.trials)) for p in problems
     }
     configs, corpora = [], []
+    partial = {number for problem in problems for number in problem.trials}
     for number, config in enumerate(composed):
-        checked, specs, errors = check_trial(config, composer)
+        checked, specs, errors = check_trial(config, composer, whole=number not in partial)
         configs.append(checked)
         corpora.append(specs)
         for error in errors:

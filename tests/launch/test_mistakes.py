@@ -115,6 +115,16 @@ def test_all_mistakes_of_all_trials_at_once(place: Path, capsys: pytest.CaptureF
     assert "(trials 1, 4)" in text
 
 
+def test_a_mistake_hides_no_other_and_makes_up_none(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = ["calibration=text", f"calibration.path={place}/nothing.txt", "sparsity.ratio=2"]
+    assert run(["prunelab", *missing]) == 1
+    text = capsys.readouterr().err
+    assert text.startswith("2 mistakes in 1 trial") and "sparsity.ratio=2" in text and "nothing.txt" in text
+    # in the place of a method that there is not stands the default, which cannot do this pattern
+    assert run(["prunelab", "method=wandaa", "sparsity=unstructured"]) == 1
+    assert capsys.readouterr().err.startswith("1 mistake in 1 trial")
+
+
 # mistakes that only the data show: the trial fails, with the reason, and nothing else is lost
 LATE = [
     (["calibration=text", "calibration.path={0}/short.txt"], ["split 'train' is empty", "longer text"]),
