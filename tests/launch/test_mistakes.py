@@ -119,7 +119,9 @@ def test_a_mistake_hides_no_other_and_makes_up_none(place: Path, capsys: pytest.
     missing = ["calibration=text", f"calibration.path={place}/nothing.txt", "sparsity.ratio=2"]
     assert run(["prunelab", *missing]) == 1
     text = capsys.readouterr().err
-    assert text.startswith("2 mistakes in 1 trial") and "sparsity.ratio=2" in text and "nothing.txt" in text
+    assert text.startswith("2 mistakes in 1 trial")
+    assert "sparsity.ratio=2" in text
+    assert "nothing.txt" in text
     # in the place of a method that there is not stands the default, which cannot do this pattern
     assert run(["prunelab", "method=wandaa", "sparsity=unstructured"]) == 1
     assert capsys.readouterr().err.startswith("1 mistake in 1 trial")
