@@ -32,7 +32,6 @@ from prunelab.passes.linear import prune_linear
 from prunelab.reconstruction.tuning import Tuning
 from prunelab.reconstruction.walk import reconstruct
 from prunelab.sparsity.pattern import build_pattern
-from prunelab.stages.setting import return_freed_tensors
 from prunelab.structures.state import open_state, save_state
 
 REST, TRAINING_BYTES = 1.5e9, 5 * 4
@@ -44,7 +43,6 @@ def child(
     way: str, name: str, n: int, seq_len: int, budget: float, dtype: str, state: Path
 ) -> dict[str, float]:
     """Do the work of one way in this process; ``magnitude`` writes the state that reconstruction starts from."""
-    return_freed_tensors()  # as every stage does
     model = load_model(name, dtype=dtype)
     decoder = model.decoder
     tokens = load_tokens(model, "austen", n_samples=n, seq_len=seq_len)

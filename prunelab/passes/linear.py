@@ -33,6 +33,7 @@ from prunelab.passes.view import Source, Views, found_of
 from prunelab.sparsity.element import select_global
 from prunelab.sparsity.mask import Elementwise, erase
 from prunelab.sparsity.pattern import Pattern, check_shape
+from prunelab.stats import heap
 from prunelab.stats.group import ALONE, Group
 from prunelab.structures.state import SiteState, State, StateReader, apply_state, read_state
 
@@ -154,6 +155,7 @@ def _decide(views: Views, index: int, pattern: Pattern, ratio: float, go_on: boo
     for group, view in views.block(index, go_on=go_on):
         decision = decide(view, views.method, pattern, [ratio])[0]
         masks |= write(group, view, *decision)
+    heap.trim()
     return masks
 
 

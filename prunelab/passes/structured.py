@@ -27,6 +27,7 @@ from prunelab.passes.curvature import Progress, collect_factors
 from prunelab.sparsity import mask as masking
 from prunelab.sparsity.mask import Structured
 from prunelab.sparsity.structured import Selection, SiteCosts, select
+from prunelab.stats import heap
 from prunelab.stats.group import ALONE, Group
 from prunelab.stats.kronecker import Factors
 from prunelab.stats.linear import site_generator
@@ -134,6 +135,7 @@ def prune_once(
         live = _live(site, factors[site.name])
         view = views.build(site, factors[site.name], *live)
         costs.append(_costs(site, method, view, *live))
+        heap.trim()
         say({"event": "progress", "phase": "costs", "done": i + 1, "total": len(layers)})
     chosen = select(costs, target, "global" if allocation == "global" else "site")
     masks = []
@@ -150,6 +152,7 @@ def prune_once(
         mask = masking.split(keep_rows, keep_columns, site.linear.bias is not None)
         masking.apply(mask, site.linear.weight, site.linear.bias)
         masks.append(mask)
+        heap.trim()
         say({"event": "progress", "phase": "update", "done": i + 1, "total": len(layers)})
     return masks, chosen
 

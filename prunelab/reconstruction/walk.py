@@ -29,6 +29,7 @@ from prunelab.models.stream import advance
 from prunelab.reconstruction.base import Layer, Reconstruction, Unit, dense_weights, put
 from prunelab.reconstruction.streams import Streams, open_streams
 from prunelab.sparsity.mask import Mask
+from prunelab.stats import heap
 from prunelab.stats.linear import site_generator
 from prunelab.structures.state import SiteState, State, StateReader, read_state
 
@@ -165,6 +166,7 @@ class _Walk:
     def leave(self, finished: range, *, tell: bool) -> list[dict[str, Any]]:
         """Move all streams through the finished blocks; return the report's rows if asked to ``tell``."""
         rows = []
+        heap.trim()
         for index in finished:
             one, layers = range(index, index + 1), self.layers[index]
             pruned = tuple(self._as_pruned(layer) for layer in layers) if tell else ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,14 +14,12 @@ from prunelab.models.activation import FILES, Placement
 from prunelab.stats.group import ALONE, Group
 from prunelab.store.context import Context
 
-_MMAP_THRESHOLD, _MAPPED_BYTES = -3, 4 * 2**20  # glibc's M_MMAP_THRESHOLD
-
 
 def prepare(runtime: Mapping[str, Any]) -> str:
     """Fix what could change bits between two runs on one machine; return the device's name.
 
-    Deterministic kernels only, no TF32, so that the same seed gives the same bits. Freed tensors go back to the
-    system. ``device=auto`` takes CUDA if there is one, else the CPU. Raises ConfigError for a device this machine lacks.
+    Deterministic kernels only, no TF32, so that the same seed gives the same bits. ``device=auto`` takes CUDA
+    if there is one, else the CPU. Raises ConfigError for a device this machine lacks.
     """
     torch.use_deterministic_algorithms(True)
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -32,18 +29,7 @@ def prepare(runtime: Mapping[str, Any]) -> str:
     if runtime.get("threads"):
         torch.set_num_threads(int(runtime["threads"]))
     torch.manual_seed(0)
-    return_freed_tensors()
     return choose_device(runtime["device"])
-
-
-def return_freed_tensors() -> None:
-    """Let glibc map every block of 4 MiB and more on its own, not only those above a size that grows to 32 MiB.
-
-    Else Gram matrices and their float64 factorisations leave holes in the heap that fit nothing which comes after
-    them: on SmolLM2-135M the peak of a shot was 5.5 GiB where 2.6 were in use. Other C libraries have no such knob.
-    """
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _MAPPED_BYTES)
 
 
 def choose_device(name: str) -> str:
