@@ -34,10 +34,12 @@ class Tuning:
     """``window`` blocks are trained together, moving on by ``stride``; the target is the dense window on the
     pruned stream (local) or on the dense one (global).
 
-    ``epochs`` over the sequences in batches of ``batch``, and more of them where fewer than ``min_updates`` would
-    come of it: a few sequences at the paper's epochs are hardly fitted at all. ``epochs`` 0 trains nothing.
-    ``beta1``, ``beta2``: Adam's. ``patience``: epochs without a lower loss on the stopping text before training
-    ends and the best weights return; null = train to the end.
+    ``epochs`` over the sequences in batches of ``batch``, and more of them where fewer than ``min_updates``
+    would come of it: a few sequences at the paper's epochs are hardly fitted at all. ``epochs`` 0 trains
+    nothing. Of a batch at most ``forward_tokens`` go through the window at a time (one sequence at least), and
+    the gradients add up: memory follows those, not the batch. ``beta1``, ``beta2``: Adam's. ``patience``:
+    epochs without a lower loss on the stopping text before training ends and the best weights return; null =
+    train to the end.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Tuning:
     epochs: Annotated[int, "x >= 0"]
     min_updates: Annotated[int, "x >= 0"]
     batch: Annotated[int, "x >= 1"]
+    forward_tokens: Annotated[int, "x >= 1"]
     learning_rate: Annotated[float, "x > 0"]
     beta1: Annotated[float, "0 <= x < 1"]
     beta2: Annotated[float, "0 <= x < 1"]
@@ -83,7 +86,9 @@ class Tuning:
 
         count = math.prod(store.shape)
         pairs = [(layer.linear, layer.mask) for layer in unit.layers]
-        updates, first = fit(pairs, loss, streams.shape[0], self, unit.generator, stop, say)
+        n, seq_len = streams.shape[:2]
+        together = max(1, self.forward_tokens // seq_len)
+        updates, first = fit(pairs, loss, n, self, unit.generator, stop, say, together=together)
         after = _error(unit, streams, store) / count
         for used in (store, stop_store):
             unit.shelf.discard(used)
@@ -123,10 +128,13 @@ def fit(
     generator: torch.Generator,
     stop: Callable[[], float] | None = None,
     say: Say | None = None,
+    *,
+    together: int | None = None,
 ) -> tuple[int, float]:
     """Train the kept weights of ``layers`` in place; return the number of updates and the first epoch's mean loss.
 
-    ``loss`` takes indices (b,) int64 of n examples and returns a scalar that depends on the layers. ``stop``
+    ``loss`` takes indices (b,) int64 of n examples and returns a scalar, their mean, that depends on the layers.
+    ``together``: examples of a batch that it is asked for at a time; None: all of them. ``stop``
     returns the loss on other text; it is called before training and after each epoch if ``spec.patience`` is
     set. Removed weights receive no gradient and stay exactly zero.
     """
@@ -147,12 +155,13 @@ def fit(
                 for group in optimiser.param_groups:
                     group["lr"] = rate(spec, done, updates)
                 optimiser.zero_grad(set_to_none=True)
-                value = loss(order[step * batch : (step + 1) * batch])
-                value.backward()
+                for rows in order[step * batch : (step + 1) * batch].split(together or batch):
+                    value = loss(rows) * (len(rows) / batch)
+                    value.backward()
+                    if epoch == 0:
+                        first = first.to(value.device) + value.detach() / per_epoch
                 optimiser.step()
                 done += 1
-                if epoch == 0:
-                    first = first.to(value.device) + value.detach() / per_epoch
             if say is not None:
                 say({"event": "progress", "phase": "epochs", "done": epoch + 1, "total": total})
             if best.enough():

@@ -202,3 +202,22 @@ def test_few_sequences_are_trained_on_for_more_epochs(
         return mean_square(linear(x[rows]), y[rows])
 
     assert fit([(linear, mask)], loss, 20, settings, torch.Generator())[0] == updates
+
+
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole(spec: Make) -> None:
+    settings, weights = spec("block", epochs=5, batch=8), list[Tensor]()
+    for together in (None, 8, 3):
+        linear, mask, x, y = toy()
+        linear, x, y = linear.double(), x.double(), y.double()
+
+        def loss(rows: Tensor, linear: nn.Linear = linear, x: Tensor = x, y: Tensor = y) -> Tensor:
+            return mean_square(linear(x[rows]), y[rows])
+
+        done, first = fit(
+            [(linear, mask)], loss, 20, settings, torch.Generator().manual_seed(0), together=together
+        )
+        assert done == 10
+        assert first > 0
+        weights.append(linear.weight.detach())
+    assert torch.equal(weights[0], weights[1])
+    assert torch.allclose(weights[0], weights[2], rtol=1e-4, atol=1e-6)
