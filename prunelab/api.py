@@ -23,6 +23,8 @@ from torch import Tensor
 
 from prunelab.calibration.collect import collect_tokens
 from prunelab.config.build import build
+from prunelab.config.contract import STRUCTURED
+from prunelab.config.field import read_class
 from prunelab.config.place import conf_folder
 from prunelab.errors import ConfigError, nearest
 from prunelab.evaluation import perplexity as evaluate_perplexity
@@ -103,12 +105,20 @@ def prune(
     allocation: str = "global", progress: Callable[[Mapping[str, Any]], None] | None = None, **fields: Any,
 ) -> State:  # fmt: skip
     """Prune the model in place to ``ratio`` of its rows-and-columns weights; ``fields`` replace the method's defaults."""
-    known = _names("method")
+    known = [name for name in _names("method") if _can_remove_rows(name)]
     if method not in known:
         raise ConfigError("method", method, ", ".join(known), nearest(method, known))
     if not 0 <= ratio < 1:
         raise ConfigError("ratio", ratio, "a number, 0 <= x < 1")
-    built = build({**_option("method", method), **fields}, "method")
+    spec = _option("method", method)
+    keys = read_class(str(spec["_target_"])).fields
+    for name, value in fields.items():
+        if name not in keys:
+            raise ConfigError(
+                name, value, f"a field of {method}: {', '.join(keys)}", nearest(name, list(keys))
+            )
+        spec[name] = keys[name].check(name, value)
+    built = build(spec, "method")
     return structured.prune(
         model.decoder, built, tokens, schedule(ratio, built.step), seed=seed, batch_size=batch_size,
         allocation=allocation, progress=progress,  # type: ignore[arg-type]
@@ -140,6 +150,10 @@ def save(model: Model, folder: str | Path) -> Path:
     model.decoder.model.save_pretrained(place)
     model.tokenizer.save_pretrained(place)
     return place
+
+
+def _can_remove_rows(method: str) -> bool:
+    return STRUCTURED in read_class(str(_option("method", method)["_target_"])).literals["supports"]
 
 
 def _names(group: str) -> list[str]:

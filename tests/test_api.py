@@ -55,6 +55,10 @@ def test_mistakes(tmp_path: Path) -> None:
         prunelab.prune(model, tokens, method="surgeonn")
     with pytest.raises(ConfigError, match="dampin"):
         prunelab.prune(model, tokens, dampin=1.0)
+    with pytest.raises(ConfigError, match=r"step=0: allowed is .*0 < x <= 1"):
+        prunelab.prune(model, tokens, step=0)
+    with pytest.raises(ConfigError, match=r"method='wanda': allowed is kobd, lobd"):
+        prunelab.prune(model, tokens, method="wanda")
 
 
 def test_importing_prunelab_imports_no_torch() -> None:

@@ -213,8 +213,9 @@ def distinct_share(tokens: np.ndarray) -> float:
 def interleave(parts: Mapping[str, np.ndarray]) -> np.ndarray:
     """Return the rows of all parts (n_i, seq_len), spread evenly over each other; ties in the order of names.
 
-    Any stretch of the result holds the parts in about the ratio of the whole, so a stretch kept back to decide
-    when training ends does, too.
+    Any stretch of the result holds the parts in the ratio of the whole, give or take a row of each: one kept back to
+    decide when training ends, and the first ones, on which the error is measured. A part may be missing there
+    if the stretch is short and its share small.
     """
     rows = [
         ((i + 0.5) / len(array), name, i) for name, array in sorted(parts.items()) for i in range(len(array))

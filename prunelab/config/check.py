@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from prunelab.config.compose import Composer, Config, missing_keys
-from prunelab.config.data import SAME, check_parts, corpora_of
+from prunelab.config.contract import STRUCTURED, check_method, check_repair
+from prunelab.config.data import SAME, check_parts, corpora_of, parts_of
 from prunelab.config.field import ClassSource, read_class
-from prunelab.config.files import check_model_folder, check_text_file
+from prunelab.config.files import check_model_folder, check_text_file, input_widths
 from prunelab.config.tasks import check_tasks
 from prunelab.errors import ConfigError, PrunelabError, nearest
 
 _SCHEMA = "prunelab.config.schema"
-STRUCTURED = "rows_columns"
 GROUPS = (
     "model", "calibration", "sparsity", "allocation", "reconstruction", "reconstruction_data", "evaluation",
     "tracking", "runtime", "paths",
 )  # fmt: skip
+_ROUNDED = 1e-4  # n:m: 0.6667 means two thirds
 _OPEN = ("allocation", "reconstruction")  # options may bring a class of their own, as methods do
 
 
@@ -32,6 +34,7 @@ def check_trial(
     """
     errors: list[ConfigError] = []
     config = _checked("", config, read_class(f"{_SCHEMA}.Trial"), errors)
+    _absolute(config)
     for group in GROUPS:
         if isinstance(config.get(group), Mapping):
             config[group] = _checked(group, config[group], _class_of(group, config[group], errors), errors)
@@ -45,12 +48,39 @@ def check_trial(
             "name": SAME
         }  # nothing is fitted: trials that differ only here are one
     corpora = _corpora(config, composer, errors)
+    _exact_ratio(config)
     wrong = {error.key.partition(".")[0] for error in errors}
     if whole and not wrong:
         errors += _across_groups(config)
     if not wrong & {"model", "calibration", "evaluation"}:
         errors += _about_files(config, corpora)
     return config, corpora, errors
+
+
+def _absolute(config: Config) -> None:
+    """Make paths of files and folders absolute: jobs run in other folders."""
+    calibration, model = config.get("calibration"), config.get("model")
+    if isinstance(calibration, Mapping):
+        config["calibration"] = _with_absolute(calibration, "path")
+    if isinstance(model, Mapping) and model.get("source") == "local":
+        config["model"] = _with_absolute(model, "id")
+
+
+def _with_absolute(values: Mapping[str, Any], key: str) -> Config:
+    path = values.get(key)
+    if not isinstance(path, str) or path in ("", "???"):
+        return dict(values)
+    return {**values, key: str(Path(path).expanduser().absolute())}
+
+
+def _exact_ratio(config: Config) -> None:
+    """Put the ratio that n:m removes in the place of its rounded decimals."""
+    sparsity = config.get("sparsity")
+    values = [sparsity.get(key) for key in ("ratio", "n", "m")] if isinstance(sparsity, Mapping) else [None]
+    if all(isinstance(value, int | float) and value > 0 for value in values):
+        ratio, n, m = values
+        if abs(ratio - (1 - n / m)) <= _ROUNDED:
+            config["sparsity"] = {**config["sparsity"], "ratio": 1 - n / m}
 
 
 def method_source(method: Mapping[str, Any]) -> ClassSource:
@@ -111,18 +141,9 @@ def _check_method(config: Config, errors: list[ConfigError]) -> Config:
     except ConfigError as error:
         errors.append(error)
         return method
-    checked = _checked("method", method, source, errors)
-    for attribute in ("needs", "supports"):
-        if attribute not in source.literals:
-            errors.append(
-                ConfigError(
-                    f"method.{attribute}",
-                    "(nothing)",
-                    "a literal tuple of strings in the class",
-                    f"See {method['_target_']}.",
-                )
-            )
-    return checked
+    pattern = config["sparsity"].get("pattern") if isinstance(config.get("sparsity"), Mapping) else None
+    errors += check_method(method, source, str(pattern))
+    return _checked("method", method, source, errors)
 
 
 def _corpora(config: Config, composer: Composer, errors: list[ConfigError]) -> dict[str, Config]:
@@ -142,7 +163,11 @@ def _corpora(config: Config, composer: Composer, errors: list[ConfigError]) -> d
                     )
                 )
                 continue
-            found[name] = _corpus(name, composer, errors)
+            own = config["calibration"] if isinstance(config.get("calibration"), Mapping) else {}
+            if own.get("name") == name and own.get("source") in ("text", "tokens"):
+                found[name] = dict(own)  # the file of this trial, which the option alone does not know
+            else:
+                found[name] = _corpus(name, composer, errors)
     if isinstance(evaluation.get("corpora"), list) and not evaluation["corpora"]:
         errors.append(ConfigError("evaluation.corpora", [], "at least one corpus"))
     known = composer.options("calibration")
@@ -157,7 +182,7 @@ def _corpora(config: Config, composer: Composer, errors: list[ConfigError]) -> d
 
 
 def _corpus(name: str, composer: Composer, errors: list[ConfigError]) -> Config:
-    spec = composer.option("calibration", name)
+    spec = _with_absolute(composer.option("calibration", name), "path")
     return _checked(f"calibration/{name}", spec, read_class(f"{_SCHEMA}.Calibration"), errors)
 
 
@@ -167,10 +192,12 @@ def _across_groups(config: Config) -> Iterator[ConfigError]:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config["runtime"]["device"]):
         yield ConfigError("runtime.device", config["runtime"]["device"], "auto, cpu, cuda, cuda:N or mps")
     yield from _about_sparsity(config)
+    yield from _about_repair(config)
     model = config["model"]
     if model["source"] == "hub" and not re.fullmatch(r"[0-9a-f]{40}", model["revision"] or ""):
         hint = "Branches and tags move, and with them the numbers."
         yield ConfigError("model.revision", model["revision"], "a commit of the hub, 40 hex digits", hint)
+    yield from _about_text(config)
     longest = model["max_len"]
     for key in ("calibration", "evaluation"):
         length = config[key]["seq_len"]
@@ -178,6 +205,19 @@ def _across_groups(config: Config) -> Iterator[ConfigError]:
             yield ConfigError(
                 f"{key}.seq_len", length, f"at most {longest}, the context of {config['model']['name']}"
             )
+
+
+def _about_text(config: Config) -> Iterator[ConfigError]:
+    calibration, model = config["calibration"], config["model"]
+    tokens, split = calibration["source"] == "tokens", calibration["split"]
+    if calibration["sampler"] == "rows" and not tokens:
+        yield ConfigError("calibration.sampler", "rows", "random_windows | sequential | documents for text")
+    if isinstance(split, str) and split not in ("train", "all"):
+        hint = "Validation and test text are for measuring; to move roles, map them: {mask: train, ...}."
+        yield ConfigError("calibration.split", split, "train | all | null | a split by role", hint)
+    if model["source"] == "random" and not tokens:
+        hint = "It has no tokenizer: calibration=tokens."
+        yield ConfigError("calibration", calibration["name"], "tokens with model=random", hint)
 
 
 def _about_files(config: Config, corpora: Mapping[str, Config]) -> Iterator[ConfigError]:
@@ -223,15 +263,43 @@ def _about_sparsity(config: Config) -> Iterator[ConfigError]:
             "sparsity.propagation", sparsity["propagation"], "dense with allocation=global",
             "All layers are compared before any is pruned.",
         )  # fmt: skip
+    if "score" not in method_source(method).names:
+        hint = f"method={method['name']} chooses in its own way."
+        if within is not None:
+            yield ConfigError("sparsity.within", within, "null without scores to compare", hint)
+        if allocation == "global":
+            yield ConfigError("allocation", allocation, "uniform or owl without scores to compare", hint)
     if sparsity["pattern"] == "unstructured":
         if (n, m) != (None, None):
             yield ConfigError("sparsity.n, sparsity.m", (n, m), "null with sparsity.pattern=unstructured")
     elif n is None or m is None or not n < m:
         yield ConfigError("sparsity.n, sparsity.m", (n, m), "n < m: n of every m consecutive inputs are kept")
     else:
-        if abs(sparsity["ratio"] - (1 - n / m)) > 1e-9:
+        if abs(sparsity["ratio"] - (1 - n / m)) > _ROUNDED:
             yield ConfigError("sparsity.ratio", sparsity["ratio"], f"{1 - n / m:g}, what {n}:{m} removes")
         if allocation != "uniform":
             yield ConfigError("allocation", allocation, "uniform with n:m, which fixes every layer's ratio")
         if within is not None:
             yield ConfigError("sparsity.within", within, "null with n:m, where groups of m compete")
+        unfit = [width for width in input_widths(config["model"]) if width % m]
+        if unfit:
+            hint = f"{config['model']['name']} has layers of {', '.join(map(str, unfit))} inputs."
+            yield ConfigError("sparsity.m", m, "a divisor of every layer's number of inputs", hint)
+
+
+def _about_repair(config: Config) -> Iterator[ConfigError]:
+    repair = config["reconstruction"]
+    if "_target_" not in repair:
+        return
+    source = read_class(str(repair["_target_"]))
+    yield from check_repair(repair, source)
+    window, stride = ({**source.literals, **repair}.get(key) for key in ("window", "stride"))
+    if isinstance(window, int) and isinstance(stride, int) and stride > window:
+        yield ConfigError("reconstruction.stride", stride, f"1 to {window}, the window")
+    dtypes = source.literals.get("dtypes")
+    dtype = config["model"]["dtype"]
+    if dtypes and dtype not in dtypes:
+        yield ConfigError("model.dtype", dtype, f"{' | '.join(dtypes)} with reconstruction={repair['name']}")
+    if repair.get("patience") is not None and sum(parts_of(config).values()) < 2:
+        hint = "One sequence in eight, at least one, is kept from training and decides when it ends."
+        yield ConfigError("reconstruction.patience", repair["patience"], "null with a single sequence", hint)

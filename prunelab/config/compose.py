@@ -222,7 +222,12 @@ class Composer:
                 allowed = "a value Hydra can put there"
                 close = _reason(error)
             else:
-                allowed = "a key of the config (--cfg job prints them)"
+                group = key.partition(".")[0]
+                keys = [name for name in known if name.startswith(f"{group}.")]
+                allowed = (
+                    f"one of {', '.join(keys)}" if keys else "a key of the config (--cfg job prints them)"
+                )
+                close = nearest(key, keys)
             errors.append(ConfigError(key, override.get_value_string(), allowed, close))
 
     def _parse(self, text: str) -> Override:

@@ -67,12 +67,16 @@ class Field:
         return float(value) if kinds[0] == "float" else value
 
 
+_PLAIN = ("Protocol", "Generic", "ABC", "object")  # bases that bring no fields
+
+
 @dataclass(frozen=True)
 class ClassSource:
-    """What the source of a class says: its fields and its literal class attributes."""
+    """What the source of a class and of its bases says: fields, literal class attributes, and names of everything."""
 
     fields: Mapping[str, Field]
     literals: Mapping[str, Any]
+    names: frozenset[str] = frozenset()
 
 
 def _is_a(kind: str, value: Any) -> bool:
@@ -112,10 +116,18 @@ def read_class(target: str, key: str = "_target_") -> ClassSource:
             "the dotted name of a class",
             f"No module {module!r} on the Python path; is it installed?",
         )
-    classes = _classes(path, path.stat().st_mtime_ns)
+    classes, imported = _classes(path, path.stat().st_mtime_ns)
     if name not in classes:
         raise ConfigError(key, target, f"a class of {path.name}: {', '.join(classes) or 'it has none'}")
-    return classes[name]
+    own, bases = classes[name]
+    for base in reversed(bases):
+        where = f"{module}.{base}" if base in classes else imported.get(base, "")
+        if where and base not in _PLAIN:
+            above = read_class(where, key)
+            own = ClassSource(
+                {**above.fields, **own.fields}, {**above.literals, **own.literals}, above.names | own.names
+            )
+    return own
 
 
 def _module_file(module: str) -> Path | None:
@@ -138,10 +150,18 @@ def _module_file(module: str) -> Path | None:
 
 
 @lru_cache(maxsize=256)
-def _classes(path: Path, mtime: int) -> dict[str, ClassSource]:
+def _classes(path: Path, mtime: int) -> tuple[dict[str, tuple[ClassSource, list[str]]], dict[str, str]]:
+    """Return the classes of a file with the names of their bases, and what imported names stand for."""
     del mtime  # part of the cache key only
     tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-    return {node.name: _read(node) for node in tree.body if isinstance(node, ast.ClassDef)}
+    imported = {
+        alias.asname or alias.name: f"{node.module}.{alias.name}"
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level
+        for alias in node.names
+    }
+    found = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    return {node.name: (_read(node), [ast.unparse(base) for base in node.bases]) for node in found}, imported
 
 
 def _read(node: ast.ClassDef) -> ClassSource:
@@ -157,7 +177,8 @@ def _read(node: ast.ClassDef) -> ClassSource:
             fields[line.target.id] = Field(line.target.id, kinds, bound, line.value is None)
         elif isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
             _add_literal(literals, line.targets[0].id, line.value)
-    return ClassSource(fields, literals)
+    functions = (line.name for line in node.body if isinstance(line, ast.FunctionDef))
+    return ClassSource(fields, literals, frozenset([*fields, *literals, *functions]))
 
 
 def _add_literal(literals: dict[str, Any], name: str, value: ast.expr) -> None:

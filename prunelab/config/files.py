@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
 from prunelab.errors import ConfigError
 
 TEXT_SUFFIXES = (".txt", ".jsonl", ".parquet")
+_EMBEDDED = Path(__file__).parents[1] / "data" / "models"  # a folder each
 _CHUNK = 1 << 22
 
 
@@ -78,6 +82,20 @@ def check_model_folder(key: str, path: object) -> None:
     if not any(folder.glob("*.safetensors")):
         hint = "Pickled weights (*.bin) are never loaded; save_pretrained(..., safe_serialization=True) converts them."
         raise ConfigError(key, path, allowed, hint)
+
+
+def input_widths(model: Mapping[str, Any]) -> list[int]:
+    """Return the numbers of inputs that linear layers of ``model`` have, by its config.json; [] where none is at hand."""
+    folders = {"embedded": _EMBEDDED / str(model["id"]), "local": Path(str(model["id"])).expanduser()}
+    widths: set[int] = set()
+    with suppress(KeyError, OSError, ValueError, TypeError, ZeroDivisionError, AttributeError):
+        found = json.loads((folders[model["source"]] / "config.json").read_text(encoding="utf-8"))
+        found = found.get("text_config") or found
+        width, heads = found["hidden_size"], found["num_attention_heads"]
+        widths.add(width)
+        widths.add(heads * (found.get("head_dim") or width // heads))
+        widths.add(found.get("intermediate_size") or found["ffn_dim"])
+    return sorted(widths)
 
 
 def content_digest(path: str | Path) -> str:

@@ -15,7 +15,7 @@ class Trial:
     """Top level: names, seed, and the groups."""
 
     study: str
-    seed: Annotated[int, "x >= 0"]
+    seed: Annotated[int, "0 <= x < 4294967296"]
     model: dict
     calibration: dict
     sparsity: dict
@@ -145,13 +145,15 @@ class Tracking:
 
 @dataclass(frozen=True)
 class Runtime:
-    """Placement and batching: may change the clock, never the key."""
+    """Placement and batching: may change the clock, never the key, but for ``activation_dtype``, which moves numbers."""
 
     device: str
     workers: Annotated[int | None, "x >= 1"]
     threads: Annotated[int | None, "x >= 1"]
     batch_tokens: Annotated[int, "x >= 1"]
+    activation_place: Annotated[str, "auto | device | ram | disk"]
     activation_gib: Annotated[float | None, "x > 0"]
+    activation_dtype: Annotated[str | None, "float32 | bfloat16 | float16"]
 
 
 @dataclass(frozen=True)

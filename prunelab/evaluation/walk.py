@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from prunelab.evaluation.perplexity import perplexity
+from prunelab.models.compare import relative_error, squares
 from prunelab.models.decoder import Decoder
-from prunelab.models.stream import Stream, advance, fork, open_stream
+from prunelab.models.stream import advance, fork, open_stream
 
 Progress = Callable[[Mapping[str, Any]], None]
 
@@ -85,28 +86,10 @@ def _walk(
         apply_block(index)
         for name in streams:
             advance(decoder, index, pruned[name])
-            error_sq, norm_sq = _squares(dense[name], pruned[name])
+            error_sq, norm_sq = squares(pruned[name], dense[name].hidden)
             count = math.prod(dense[name].hidden.shape)
             error, mse = relative_error(error_sq, norm_sq), relative_error(error_sq, float(count))
             row = {"block": index, "stream": name, "error": error, "mse": mse}
             rows.append({**row, "error_sq": error_sq, "norm_sq": norm_sq})
             say({"event": "block", "block": index, "stream": name, "error": error})
     return rows
-
-
-def _squares(dense: Stream, pruned: Stream) -> tuple[float, float]:
-    """Squared Frobenius norms of dense - pruned and of dense, over all batches, summed in float64."""
-    error_sq = norm_sq = 0.0
-    for rows in dense.batches():
-        wide = dense.read(rows).double()
-        norm_sq += float(wide.square().sum())
-        error_sq += float((wide - pruned.read(rows).double()).square().sum())
-    return error_sq, norm_sq
-
-
-def relative_error(error_sq: float, norm_sq: float) -> float:
-    """``error_sq / norm_sq``; 0 for 0 / 0 and ``inf`` for anything that is not finite."""
-    if error_sq == 0.0:
-        return 0.0
-    value = error_sq / norm_sq if norm_sq > 0.0 else math.inf
-    return value if math.isfinite(value) else math.inf

@@ -36,6 +36,10 @@ def run(argv: Sequence[str]) -> int:
         hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(_no_single_run)()
     except PrunelabError as error:
         return _print(str(error))
+    except ValueError as error:
+        if not str(error).startswith("Config group override"):  # Hydra's, of method=null
+            raise
+        return _print(f"{error}. Name an option of the group; leave the word out for the default.")
     except (HydraException, OmegaConfBaseException) as error:
         if given == "1":
             raise

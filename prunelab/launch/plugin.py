@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from prunelab.config.compose import Composer
+from prunelab.errors import ConfigError
 from prunelab.launch import drive
 from prunelab.launch.base import Launcher
 from prunelab.launch.inline import Inline
@@ -46,6 +47,7 @@ class StudyLauncher(HydraLauncher):
     """Plans all jobs of a sweep as one study and runs it; subclasses only say where."""
 
     def __init__(self, dry_run: bool, report: bool) -> None:
+        _check_flags(dry_run=dry_run, report=report)
         self._dry_run, self._report = dry_run, report
         self._context: HydraContext | None = None
         self._config: DictConfig | None = None
@@ -89,6 +91,7 @@ class SlurmLauncher(StudyLauncher):
 
     def __init__(self, dry_run: bool, report: bool, wait: bool, **settings: Any) -> None:
         super().__init__(dry_run, report)
+        _check_flags(wait=wait)
         self._wait = wait
         plain = {
             key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in settings.items()
@@ -98,6 +101,12 @@ class SlurmLauncher(StudyLauncher):
     def backend(self) -> Launcher:
         """Return the launcher that submits jobs, and follows them if ``wait``."""
         return Slurm(self._settings, wait=self._wait)
+
+
+def _check_flags(**flags: Any) -> None:
+    for name, value in flags.items():
+        if not isinstance(value, bool):  # any text counts as true
+            raise ConfigError(f"hydra.launcher.{name}", value, "true | false")
 
 
 def register() -> None:

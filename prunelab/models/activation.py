@@ -9,6 +9,7 @@ walk gives the same bits wherever they are, unless ``dtype`` asks for a smaller 
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import tempfile
@@ -110,8 +111,8 @@ class Shelf:
             return self._file((n, seq_len, width), size)
         if not fits:
             raise ConfigError(
-                "activations.budget_gib", budget, f"at least {(self.used + size) / GIB:.2f} with place={place}",
-                "Or place=auto, which goes on in files.",
+                "runtime.activation_gib", budget, f"at least {(self.used + size) / GIB:.2f} with place={place}",
+                "Or runtime.activation_place=auto, which goes on in files.",
             )  # fmt: skip
         self.used += size
         device = self.device if place == "device" else torch.device("cpu")
@@ -137,11 +138,25 @@ class Shelf:
         if size > free:
             raise StoreError(
                 f"activations need {size / GIB:.2f} GiB in {self.folder}, free are {free / GIB:.2f}. "
-                "Choose another folder, fewer samples, or dtype=bfloat16."
+                "Free space there, or take fewer samples or runtime.activation_dtype=bfloat16."
             )
         array = np.lib.format.open_memmap(path, mode="w+", dtype=_BITS[self.dtype], shape=shape)
         del array
+        _reserve(path)
         return Activations(path, shape, self.dtype)
+
+
+def _reserve(path: Path) -> None:
+    """Claim the disk space of a sparse file: where it ran out later, a write to the mapping would kill the process."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system without it
+            return
+        raise StoreError(f"cannot write activations to {path}: {error}. Free space there.") from error
 
 
 @contextlib.contextmanager
@@ -151,9 +166,11 @@ def open_shelf(placement: Placement, dtype: torch.dtype, device: torch.device) -
     Raises ConfigError for an unknown place or a dtype that cannot be stored.
     """
     if placement.place not in ("auto", "device", "ram", "disk"):
-        raise ConfigError("activations.place", placement.place, "auto | device | ram | disk")
+        raise ConfigError("runtime.activation_place", placement.place, "auto | device | ram | disk")
     if (placement.dtype or dtype) not in _BITS and placement.place in ("auto", "disk"):
-        raise ConfigError("activations.dtype", str(placement.dtype or dtype), "float32 | bfloat16 | float16")
+        raise ConfigError(
+            "runtime.activation_dtype", str(placement.dtype or dtype), "float32 | bfloat16 | float16"
+        )
     if placement.folder is not None:
         placement.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=FILES, dir=placement.folder) as folder:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prunelab.config.check import STRUCTURED, method_source
+from prunelab.config.check import method_source
+from prunelab.config.contract import STRUCTURED
 from prunelab.config.data import GENERATED, SAME, parts_of, recipe_of
 from prunelab.config.files import content_digest
 from prunelab.plan.fingerprint import fingerprint
@@ -153,7 +154,7 @@ def _statistics(config: Config, calibrate: Stage) -> dict[str, Stage]:
     sparsity, needs = config["sparsity"], sorted(_needs(config))
     if sparsity["pattern"] == STRUCTURED or sparsity.get("propagation") != "dense" or not needs:
         return {}
-    identity = {"model": model_identity(config["model"]), "statistics": needs}
+    identity = {"model": model_identity(config["model"]), "statistics": needs} | _stored(config)
     label = f"{'+'.join(needs)}-{config['model']['name']}-{calibrate.label}"
     stage = Stage("statistics", identity, {"calibrate": calibrate.key}, _runtime(config), label)
     return {"statistics": stage}
@@ -172,6 +173,7 @@ def _prune(config: Config, stages: Mapping[str, Stage]) -> Stage:
     if not structured:
         identity |= {key: sparsity.get(key) for key in ("n", "m", "within")}
         identity["propagation"] = sparsity.get("propagation", "pruned")
+        identity |= _stored(config) if _needs(config) else {}
     source = "statistics" if "statistics" in stages else "calibrate"
     inputs = {source: stages[source].key} if _needs(config) else {}
     targets = schedule(sparsity["ratio"], method["step"] if structured else None)
@@ -196,7 +198,7 @@ def _reconstruct(config: Config, stages: Mapping[str, Stage]) -> Stage:
         "model": model_identity(config["model"]),
         "reconstruction": _without_target(reconstruction),
         "seed": config["seed"],
-    }
+    } | _stored(config)
     tokens = "reconstruction" if "reconstruction" in stages else "calibrate"
     inputs = {"prune": stages["prune"].key, tokens: stages[tokens].key}
     label = f"{reconstruction['name']}-{stages['prune'].label}"
@@ -211,5 +213,11 @@ def _without_target(option: Config) -> dict[str, Any]:
 
 def _runtime(config: Config) -> dict[str, Any]:
     runtime = config["runtime"]
-    kept = {key: runtime[key] for key in ("device", "batch_tokens", "activation_gib")}
+    kept = {key: value for key, value in runtime.items() if key not in ("workers", "threads")}
     return {"model": dict(config["model"]), **kept}
+
+
+def _stored(config: Config) -> dict[str, Any]:
+    """What the walks of single weights store hidden states in, where it is not the model's own dtype."""
+    dtype = config["runtime"]["activation_dtype"]
+    return {} if dtype in (None, config["model"]["dtype"]) else {"activation_dtype": dtype}

@@ -39,7 +39,6 @@ class LeastSquares:
     iterations: Annotated[int, "x >= 0"]
     learning_rate: Annotated[float, "x > 0"]
 
-    unit = "layer"
     window = 1
     stride = 1
     early_stop = False
@@ -63,24 +62,26 @@ class LeastSquares:
         of ones."""
         streams = unit.calibration
         device = unit.decoder.device
-        sums = [
-            [torch.zeros(width + 1, width + 1, dtype=torch.float64, device=device) for _ in range(2)]
-            for width in widths
-        ]
+        apart = self.target == "global"  # else the second matrix is the first
+
+        def empty() -> list[Tensor]:
+            return [torch.zeros(width + 1, width + 1, dtype=torch.float64, device=device) for width in widths]
+
+        own, cross = empty(), empty() if apart else []
         members = groups(unit.decoder, unit.blocks[0])
         count = 0
         for rows in streams.batches():
             seen = self._inputs(unit, members, streams.pruned.read(rows))
-            wanted = seen
-            if self.target == "global":
+            for total, x in zip(own, seen, strict=True):
+                total += (x.T @ x).double()
+            if apart:
                 wanted = self._inputs(unit, members, streams.dense.read(rows))
-            for (own, cross), x, y in zip(sums, seen, wanted, strict=True):
-                own += (x.T @ x).double()
-                if self.target == "global":
-                    cross += (y.T @ x).double()
+                for total, x, y in zip(cross, seen, wanted, strict=True):
+                    total += (y.T @ x).double()
             count += seen[0].shape[0]
-        pairs = [(own / count, (cross if self.target == "global" else own) / count) for own, cross in sums]
-        return pairs
+        for total in (*own, *cross):
+            total /= count
+        return list(zip(own, cross if apart else own, strict=True))
 
     def _inputs(self, unit: Unit, members: list[Any], hidden: Tensor) -> list[Tensor]:
         """The inputs of every group on one batch, (tokens, C + 1) float32."""

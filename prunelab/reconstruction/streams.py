@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -49,16 +49,6 @@ class Streams:
         """Write what ``blocks`` make of ``source`` into ``goal``."""
         for rows in self.batches():
             goal.write(rows, self.run(blocks, source.read(rows)))
-
-    @torch.no_grad()
-    def compare(self, transform: Callable[[Tensor], Tensor], target: Activations) -> tuple[float, float]:
-        """Return ``||target - transform(pruned)||^2`` and ``||target||^2``, summed in float64."""
-        error = norm = 0.0
-        for rows in self.batches():
-            wide = target.read(rows, self.like).double()
-            norm += float(wide.square().sum())
-            error += float((wide - transform(self.pruned.read(rows)).double()).square().sum())
-        return error, norm
 
 
 def open_streams(decoder: Decoder, tokens: Tensor, batch_size: int, shelf: Shelf) -> Streams:

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from prunelab.errors import ConfigError, ModelError
 from prunelab.models.activation import Activations
+from prunelab.models.compare import squares
 from prunelab.reconstruction.base import Target, Unit
 from prunelab.reconstruction.streams import Streams
 from prunelab.sparsity.mask import Mask
@@ -56,7 +57,7 @@ class Tuning:
     beta2: Annotated[float, "0 <= x < 1"]
     patience: Annotated[int | None, "x >= 1"]
 
-    unit = "block"
+    dtypes = ("float32", "bfloat16")  # of the model; a block's outputs overflow float16
 
     @property
     def early_stop(self) -> bool:
@@ -69,7 +70,7 @@ class Tuning:
             return {"updates": 0}
         streams, kind = unit.calibration, cast(Target, self.target)
         if streams.like.dtype == torch.float16:
-            raise ConfigError("model.dtype", "float16", "bfloat16 | float32 for reconstruction by gradient")
+            raise ConfigError("model.dtype", "float16", " | ".join(self.dtypes))
         store = unit.shelf.build(*streams.shape)
         unit.target(streams, kind, store)
 
@@ -102,7 +103,7 @@ class Tuning:
 
 def _error(unit: Unit, streams: Streams, target: Activations) -> float:
     """Squared error of the unit on the pruned stream against ``target``."""
-    return streams.compare(lambda hidden: streams.run(unit.blocks, hidden), target)[0]
+    return squares(streams.pruned, target, partial(streams.run, unit.blocks))[0]
 
 
 def mean_square(output: Tensor, target: Tensor) -> Tensor:

@@ -7,16 +7,16 @@ blocks take part in as many units as the others; blocks outside the model are le
 are the B + 1 rounds of the paper's cross-block reconstruction, each block trained in two of them. Masks are those
 of the state and never chosen again.
 
-Three roles of text: ``tokens`` (targets and training), ``held_out`` (measured, never anything else) and
-``stopping`` (decides when training ends, if the spec asks for it).
+Two roles of text come in here: ``tokens`` (targets and training) and ``stopping`` (decides when training ends, if
+the spec asks for it). Held-out text is measured by :mod:`prunelab.evaluation.walk`, in a stage of its own.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from prunelab.errors import ConfigError, ModelError
 from prunelab.models.activation import Placement, Shelf, open_shelf
+from prunelab.models.compare import relative_error, squares
 from prunelab.models.decoder import Decoder
 from prunelab.models.stream import advance
 from prunelab.reconstruction.base import Layer, Reconstruction, Unit, dense_weights, put
@@ -40,17 +41,15 @@ Progress = Callable[[Mapping[str, Any]], None]
 class RepairReport:
     """What one step of the walk did. ``done``: blocks finished so far, the ``start_block`` to resume with.
 
-    ``blocks``: one row per newly finished block and stream: {block, stream, error_before, error, mse_before,
-    mse, overfitting}, stream being 'calibration' or 'held_out/<name>'. error: squared Frobenius norm of
-    dense - repaired block output over that of the dense one; mse: the same difference per element
-    (arXiv:2406.15524); before: the same with the block as pruned, after repaired blocks. overfitting: error
-    over the calibration's error. ``fit``: what the repair says of its work. ``seconds``: wall time.
+    ``blocks``: one row per newly finished block, {block, error_before, error, mse_before, mse}, on ``tokens``.
+    error: squared Frobenius norm of dense - repaired block output over that of the dense one; mse: the same
+    difference per element (arXiv:2406.15524); before: the same with the block as pruned, after repaired blocks.
+    ``fit``: what the repair says of its work.
     """
 
     done: int
     blocks: list[dict[str, Any]]
     fit: dict[str, float]
-    seconds: float
 
 
 @torch.no_grad()
@@ -62,7 +61,6 @@ def reconstruct(
     *,
     seed: int,
     batch_size: int,
-    held_out: Mapping[str, Tensor] | None = None,
     stopping: Tensor | None = None,
     placement: Placement | None = None,
     start: StateReader | None = None,
@@ -87,10 +85,6 @@ def reconstruct(
             seed=seed,
             shelf=shelf,
             calibration=open_streams(decoder, tokens, batch_size, shelf),
-            held_out={
-                name: open_streams(decoder, text, batch_size, shelf)
-                for name, text in (held_out or {}).items()
-            },
             stopping=None if stopping is None else open_streams(decoder, stopping, batch_size, shelf),
             layers={},
             masks={},
@@ -98,7 +92,6 @@ def reconstruct(
         )
         n_blocks = len(decoder.blocks)
         for first in range(spec.stride - spec.window, n_blocks, spec.stride):
-            began = time.perf_counter()
             window = range(max(first, 0), min(first + spec.window, n_blocks))
             finished = range(max(first, 0), min(first + spec.stride, n_blocks))
             past = 0 < min(first + spec.stride, n_blocks) <= start_block
@@ -108,8 +101,7 @@ def reconstruct(
             rows = walk.leave(finished, tell=on_block is not None and not past)
             if finished and not past and on_block is not None:
                 part = walk.part(window)
-                seconds = time.perf_counter() - began
-                on_block(RepairReport(finished[-1] + 1, rows, fit, seconds), part)
+                on_block(RepairReport(finished[-1] + 1, rows, fit), part)
             for index in finished:
                 walk.release(index)
     return read_state(decoder, walk.masks)
@@ -125,7 +117,6 @@ class _Walk:
     seed: int
     shelf: Shelf
     calibration: Streams
-    held_out: dict[str, Streams]
     stopping: Streams | None
     layers: dict[int, tuple[Layer, ...]]
     masks: dict[str, Mask]
@@ -164,22 +155,27 @@ class _Walk:
         return self.spec.repair(unit, self._say(window[0]))
 
     def leave(self, finished: range, *, tell: bool) -> list[dict[str, Any]]:
-        """Move all streams through the finished blocks; return the report's rows if asked to ``tell``."""
+        """Move the streams through the finished blocks; return the report's rows if asked to ``tell``."""
         rows = []
         heap.trim()
         for index in finished:
-            one, layers = range(index, index + 1), self.layers[index]
-            pruned = tuple(self._as_pruned(layer) for layer in layers) if tell else ()
-            for name, streams in self._streams():
-                with dense_weights(layers):
+            both = [s for s in (self.calibration, self.stopping) if s is not None]
+            with dense_weights(self.layers[index]):
+                for streams in both:
                     advance(self.decoder, index, streams.dense)
-                told = tell and streams is not self.stopping
-                before = _error_of(streams, one, pruned) if told else 0.0
+            before = self._error_before(index) if tell else 0.0
+            for streams in both:
                 advance(self.decoder, index, streams.pruned)
-                if told:
-                    rows.append({"block": index, "stream": name} | _measure(streams, before))
-        calibration = {row["block"]: row["error"] for row in rows if row["stream"] == "calibration"}
-        return [row | {"overfitting": _over(row["error"], calibration[row["block"]])} for row in rows]
+            if tell:
+                rows.append({"block": index} | _measure(self.calibration, before))
+        return rows
+
+    def _error_before(self, index: int) -> float:
+        """Squared error that block ``index`` would have as it was pruned; the dense stream is past it already."""
+        streams = self.calibration
+        with dense_weights(tuple(self._as_pruned(layer) for layer in self.layers[index])):
+            run = partial(streams.run, range(index, index + 1))
+            return squares(streams.pruned, streams.dense.hidden, run)[0]
 
     def _as_pruned(self, layer: Layer) -> Layer:
         """The layer with the weights of the state in the place of the dense ones."""
@@ -199,11 +195,6 @@ class _Walk:
                 items[layer.site.name] = SiteState(linear.weight.detach(), bias, layer.mask)
         return State(self.state.model, items)
 
-    def _streams(self) -> list[tuple[str, Streams]]:
-        found = [("calibration", self.calibration)]
-        found += [(f"held_out/{name}", streams) for name, streams in self.held_out.items()]
-        return found + ([("stopping", self.stopping)] if self.stopping is not None else [])
-
     def _say(self, block: int) -> Progress:
         progress = self.progress
         if progress is None:
@@ -212,30 +203,16 @@ class _Walk:
         return lambda row: progress({**row, "block": block, "blocks": total})
 
 
-def _error_of(streams: Streams, one: range, layers: tuple[Layer, ...]) -> float:
-    """Squared error that a block would have with the weights of ``layers``; the dense stream is past it already."""
-    with dense_weights(layers):
-        return streams.compare(lambda hidden: streams.run(one, hidden), streams.dense.hidden)[0]
-
-
 def _measure(streams: Streams, before: float) -> dict[str, float]:
     """Errors against the dense stream after a block that both have passed; ``before``: as it was pruned."""
-    after, norm = streams.compare(lambda hidden: hidden, streams.dense.hidden)
+    after, norm = squares(streams.pruned, streams.dense.hidden)
     count = math.prod(streams.shape)
     return {
-        "error_before": _over(before, norm),
-        "error": _over(after, norm),
+        "error_before": relative_error(before, norm),
+        "error": relative_error(after, norm),
         "mse_before": before / count,
         "mse": after / count,
     }
-
-
-def _over(error: float, norm: float) -> float:
-    """``error / norm``; 0 for 0 / 0 and ``inf`` for what is not finite."""
-    if error == 0:
-        return 0.0
-    value = error / norm if norm > 0 else math.inf
-    return value if math.isfinite(value) else math.inf
 
 
 def _copy(bias: Tensor | None, like: Tensor) -> Tensor | None:

@@ -28,7 +28,7 @@ PREFIXED = ("dense", "calibrate", "statistics", "test", "held_out", "reconstruct
 
 TABLES = {  # tables of the records, and the columns that they have even when they are empty
     "blocks": ("number", "block", "stream", "error"),
-    "repair": ("number", "block", "stream", "error_before", "error"),
+    "repair": ("number", "block", "error_before", "error"),
     "sites": ("number", "site", "block", "path", "removed", "total"),
 }
 _NUMBERS = ("block", "error", "error_before", "mse", "mse_before")

@@ -10,7 +10,7 @@ import pandas as pd
 
 from prunelab.report.aggregate import SPREAD, by_cell
 from prunelab.report.collect import Study
-from prunelab.report.derive import CALIBRATION, chosen
+from prunelab.report.derive import chosen
 from prunelab.report.label import NO_REPAIR
 from prunelab.report.table import Cell, ResultTable, cell_of, error_text, number
 
@@ -36,7 +36,7 @@ def _any(frame: pd.DataFrame, facet: str) -> bool:
 
 def _with_repairs(study: Study) -> pd.DataFrame:
     """The frame with the columns of the table, a value per trial."""
-    own = study.repairs[study.repairs["stream"] == CALIBRATION].sort_values("block")
+    own = study.repairs.sort_values("block")
     ends = own.groupby("number").last()
     ratio = own["error"].where(own["error"] > 0) / own["error_before"].where(own["error_before"] > 0)
     factor = np.exp(np.log(ratio).groupby(own["number"]).mean())

@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from prunelab.report.aggregate import SPREAD, at_ratio, by_cell
 from prunelab.report.collect import Study
 from prunelab.report.curves import DENSE, dense, fitted_name
-from prunelab.report.derive import CALIBRATION, chosen, distinct, fitted_rows, held_out_rows
+from prunelab.report.derive import chosen, distinct, fitted_rows, held_out_rows
 from prunelab.report.figure import Group, empty, log_axis, panels, short
 from prunelab.report.key import Factors, Key, Look, key_of
 from prunelab.report.label import NO_REPAIR
@@ -155,9 +155,8 @@ def gain_over_blocks(study: Study, ratio: float) -> Figure:
     """What is left of a block's error by its repair, on the text it was fitted to; bare masks have none."""
 
     def left(own: pd.DataFrame) -> Any:
-        near = own.loc[own["stream"] == CALIBRATION, :]
-        factor = near["error"] / near["error_before"].where(near["error_before"] > 0)
-        return factor.groupby(near["block"]).mean()
+        factor = own["error"] / own["error_before"].where(own["error_before"] > 0)
+        return factor.groupby(own["block"]).mean()
 
     return _over_blocks(study, study.repairs, ratio, [("error: after ÷ before", left)], level=1.0)
 

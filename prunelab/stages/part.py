@@ -1,34 +1,38 @@
-"""Progress of stages that finish a model block by block: one file per step in ``work``, joined on resume."""
+"""Progress of stages that finish a model block by block: one file per step in ``work``, laid over each other on resume."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from prunelab.store.context import Context
-from prunelab.structures.state import SiteState, State, open_state, save_state
+from prunelab.structures.state import Overlay, State, open_state, save_state
 
 STATE = "state.safetensors"  # the result of a stage that changes weights
+_PARTS = "parts"  # what the list of steps is called beside the tables
 
 
 class Parts:
-    """What an earlier attempt left: ``start`` (parts laid over each other), ``done`` blocks, ``tables`` so far."""
+    """What an earlier attempt left: ``start`` (its parts, read layer by layer), ``done`` blocks, ``tables`` so far.
+
+    Raises StoreError if a part is gone or damaged.
+    """
 
     def __init__(self, context: Context, tables: dict[str, list[dict[str, Any]]]) -> None:
         self._context = context
         self.done, values = context.resume()
-        self.tables = values or tables
-        self.start: State | None = None
-        items: dict[str, SiteState] = {}
-        for number in range(1, self.done + 1):
-            path = context.work / f"part-{number}.safetensors"
-            if path.exists():  # a step may finish several blocks
-                part = open_state(path).load()
-                items |= part.items
-                self.start = State(part.model, items)
+        self._steps: list[int] = values.get(_PARTS, [])  # a step may finish several blocks
+        self.tables = values.get("tables", tables)
+        files = [open_state(context.work / _file(step)) for step in self._steps]
+        self.start = Overlay(tuple(files)) if files else None
 
     def save(self, done: int, part: State) -> None:
         """Keep a part and note that ``done`` blocks are finished; raises Interrupted if the job was asked to end."""
         if self._context.leads:
-            save_state(part, self._context.work / f"part-{done}.safetensors")
+            save_state(part, self._context.work / _file(done))
         self.done = done
-        self._context.checkpoint(done, self.tables)
+        self._steps.append(done)
+        self._context.checkpoint(done, {"tables": self.tables, _PARTS: self._steps})
+
+
+def _file(step: int) -> str:
+    return f"part-{step}.safetensors"

@@ -20,7 +20,7 @@ from prunelab.sparsity.pattern import build_pattern
 from prunelab.stages import calibrate, setting
 from prunelab.stages.part import STATE, Parts
 from prunelab.store.context import Context, Result
-from prunelab.structures.state import State, StateReader, apply_state, open_state, save_state
+from prunelab.structures.state import State, StateReader, open_state, save_state
 from prunelab.structures.surgery import compact_parameters
 
 Tables = dict[str, list[dict[str, Any]]]
@@ -44,7 +44,6 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
         )
         if not context.leads:
             return Result({})
-        apply_state(decoder, state)
         integrity = check(decoder, state)
         save_state(state, context.outputs / STATE)
         metrics = {

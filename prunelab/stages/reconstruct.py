@@ -13,7 +13,7 @@ from prunelab.reconstruction.walk import RepairReport, reconstruct
 from prunelab.stages import calibrate, setting
 from prunelab.stages.part import STATE, Parts
 from prunelab.store.context import Context, Result
-from prunelab.structures.state import State, apply_state, open_state, save_state
+from prunelab.structures.state import State, open_state, save_state
 
 _STOPPING = 8  # one sequence in eight decides when training ends, where a repair asks for that
 
@@ -51,7 +51,6 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
             start=parts.start, start_block=parts.done, on_block=on_block,
             progress=lambda row: context.progress(row["phase"], row["done"], row["total"]),
         )  # fmt: skip
-        apply_state(decoder, state)
         integrity = check(decoder, state)
         save_state(state, context.outputs / STATE)
         cost.tokens = tokens.numel()

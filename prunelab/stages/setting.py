@@ -48,8 +48,8 @@ def choose_device(name: str) -> str:
 
 
 def placement(context: Context, unlimited: Literal["device", "ram"] = "device") -> Placement:
-    """Return where hidden states wait between blocks: in memory up to ``runtime.activation_gib`` and beyond it in
-    files, where those of an attempt that was killed are deleted; ``unlimited``: without that limit.
+    """Return where hidden states wait between blocks, by ``runtime.activation_*``; files of an attempt that was
+    killed are deleted. ``unlimited``: where ``auto`` puts them without a limit.
 
     Each rank has a folder of its own, so that none deletes what another writes.
     """
@@ -57,8 +57,10 @@ def placement(context: Context, unlimited: Literal["device", "ram"] = "device") 
     folder = context.work if ranks.rank == 0 else context.work / f"rank{ranks.rank}"
     for left in folder.glob(f"{FILES}*"):
         shutil.rmtree(left, ignore_errors=True)
-    limit = context.runtime["activation_gib"]
-    return Placement(unlimited) if limit is None else Placement("auto", limit, folder)
+    place, limit, dtype = (context.runtime[f"activation_{key}"] for key in ("place", "gib", "dtype"))
+    if place == "auto" and limit is None:
+        place = unlimited
+    return Placement(place, limit, folder, None if dtype is None else getattr(torch, dtype))
 
 
 def group(context: Context) -> Group:

@@ -129,6 +129,27 @@ class StateFile:
         return State(self.model, dict(self.sites()))
 
 
+@dataclass(frozen=True, eq=False)
+class Overlay:
+    """States laid over each other: of a layer that several have, the last one's counts. At least one of one model."""
+
+    layers: tuple[StateReader, ...]
+
+    @property
+    def model(self) -> str:
+        """Name of the decoder that was pruned."""
+        return self.layers[-1].model
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the layers of all."""
+        return tuple(dict.fromkeys(name for state in self.layers for name in state.names))
+
+    def site(self, name: str) -> SiteState:
+        """One layer, by the last state that has it; StoreError if none has."""
+        return next((s for s in reversed(self.layers) if name in s.names), self.layers[-1]).site(name)
+
+
 def read_state(decoder: Decoder, masks: Mapping[str, Mask]) -> State:
     """Return the state of ``decoder`` under ``masks``; its weights share memory with the model (see
     ``clone``)."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from prunelab.calibration import generated
 from prunelab.calibration.generated import (
     COUNTS,
     Recipe,
@@ -78,6 +79,25 @@ def test_counts_add_up(llama: Decoder, tokenizer: Any) -> None:
         assert distinct_share(row) >= 0.9
     tries = chunk.counts["texts"] - chunk.counts["dropped/prefix"] + chunk.counts["prefixes/rejected"]
     assert chunk.counts["tokens"] >= 5 * tries
+
+
+def test_prefixes_are_read_before_texts_are_written(
+    llama: Decoder, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generated, "english", lambda text: True)  # windows are let through
+    texts = {}
+    for language in ("any", "english"):
+        recipe = replace(PLAIN, language=language, text_len=16, batch=24)
+        chunk = Writer(llama, tokenizer, recipe, seq_len=16, seed=0).write(0)
+        cut = "\N{REPLACEMENT CHARACTER}"  # a prefix may begin or end inside a character
+        texts[language] = [tokenizer.decode(row[:5]).strip(cut) for row in chunk.windows]
+        assert (chunk.counts["prefixes/rejected"] > 0) == (language == "english")
+    assert all(map(english_prefix, texts["english"]))
+    assert not all(map(english_prefix, texts["any"]))
+    monkeypatch.setattr(generated, "english_prefix", lambda text: False)
+    chunk = Writer(llama, tokenizer, replace(PLAIN, language="english"), seq_len=16, seed=0).write(0)
+    assert chunk.windows.shape == (0, 16)
+    assert (chunk.counts["dropped/prefix"], chunk.counts["prefixes/rejected"]) == (6, 6 * generated._TRIES)
 
 
 def test_texts_that_end_early_or_repeat_are_dropped() -> None:

@@ -83,6 +83,7 @@ def test_every_method_is_checked_and_built(composer: Composer, method: str) -> N
 def test_every_option_is_checked(composer: Composer, group: str) -> None:
     for name in composer.options(group):
         single = ["sparsity=unstructured", "method=magnitude"] if name == "owl" else []
+        single += ["calibration=tokens"] if name == "random" else []  # it has no tokenizer
         config, _, errors = check_trial(composer.trial([f"{group}={name}", *single]), composer)
         # what a user has to fill in is a mistake until it is
         assert all(error.key.endswith((".path", ".id", ".revision", ".seq_len")) for error in errors), (
@@ -101,6 +102,74 @@ def test_every_trial_of_every_experiment_is_right(composer: Composer, name: str)
     ]
     jobs = [[f"+exp={name}", *job] for job in itertools.product(*axes)]
     assert not checked_trials(composer, jobs)[2]
+
+
+OWN = """
+from prunelab.methods.wanda import Wanda
+from prunelab.reconstruction.exact import LeastSquares
+
+class Mine(Wanda):
+    needs = ("input_norm", "input_gram")
+
+class Wrong(Wanda):
+    needs = ("input_gramm",)
+
+class Empty:
+    needs = ()
+    supports = ("unstructured",)
+
+class Repair(LeastSquares):
+    pass
+
+class Nothing:
+    name: str
+"""
+
+
+def test_classes_of_ones_own_are_held_to_the_contract(
+    composer: Composer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_classes.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["sparsity=unstructured", "method=wanda", "method._target_=own_classes."]
+
+    def mistakes(*overrides: str) -> list[str]:
+        return [str(error) for error in check_trial(composer.trial(list(overrides)), composer)[2]]
+
+    assert not mistakes(*words[:2], words[2] + "Mine")  # fields, score and within are those of its base
+    (wrong,) = mistakes(*words[:2], words[2] + "Wrong")
+    assert "method.needs='input_gramm'" in wrong
+    assert "Did you mean 'input_gram'?" in wrong
+    assert any("a class with score or prune" in text for text in mistakes(*words[:2], words[2] + "Empty"))
+    repair = [
+        "sparsity=unstructured",
+        "method=wanda",
+        "reconstruction=layer",
+        "reconstruction._target_=own_classes.",
+    ]
+    assert not mistakes(*repair[:3], repair[3] + "Repair")
+    (missing,) = mistakes(*repair[:2], "+reconstruction._target_=own_classes.Nothing")
+    assert "It lacks window, stride, early_stop, repair" in missing
+
+
+def test_n_of_m_takes_rounded_decimals_and_plans_the_exact_ratio(composer: Composer) -> None:
+    words = ["sparsity=2of4", "method=wanda", "sparsity.n=1", "sparsity.m=32"]
+    config, _, errors = check_trial(composer.trial([*words, "sparsity.ratio=0.9688"]), composer)
+    assert not errors
+    assert config["sparsity"]["ratio"] == 0.96875
+    (error,) = check_trial(composer.trial([*words, "sparsity.ratio=0.96"]), composer)[2]
+    assert "0.96875, what 1:32 removes" in str(error)
+
+
+def test_files_of_ones_own_may_be_named_from_here_and_measured_on(
+    composer: Composer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.txt").write_text("a few words " * 200)
+    words = ["calibration=text", "calibration.path=own.txt", "evaluation.corpora=[text,austen]"]
+    config, corpora, errors = check_trial(composer.trial(words), composer)
+    assert not errors
+    assert config["calibration"]["path"] == corpora["text"]["path"] == str(tmp_path / "own.txt")
 
 
 def test_build_refuses_unknown_fields() -> None:

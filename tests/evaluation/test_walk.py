@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prunelab.evaluation.perplexity import perplexity
-from prunelab.evaluation.walk import measure, relative_error
+from prunelab.evaluation.walk import measure
 from prunelab.models.decoder import Decoder
 from prunelab.models.random import random_decoder
 
@@ -93,10 +93,3 @@ def test_a_broken_block_is_inf(tokens: Tensor) -> None:
     got = measure(decoder, ruin, {"a": tokens}, {"calibration": tokens}, 2)
     assert got.errors == got.mse == {"calibration": math.inf}
     assert got.perplexity == {"a": math.inf}
-
-
-def test_relative_error() -> None:
-    assert relative_error(0.0, 0.0) == 0.0
-    assert relative_error(1.0, 0.0) == math.inf
-    assert relative_error(1.0, 4.0) == 0.25
-    assert relative_error(math.nan, 1.0) == math.inf

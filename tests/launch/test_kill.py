@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -29,16 +31,22 @@ def finish(root: Path, *words: str) -> str:
     return done.stdout
 
 
+def struck(said: str) -> Counter[str]:
+    """Stages that were at work when a kill came, by kind."""
+    (line,) = [line for line in said.splitlines() if line.startswith("stages killed: ")]
+    return Counter({kind: int(count) for count, kind in re.findall(r"(\d+) (\w+)", line)})
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_kills_at_random_moments(tmp_path: Path, small: list[str]) -> None:
     words = ["method=surgeon,kobd,magnitude", "method.step=0.02", "sparsity.ratio=0.1,0.2", "-m", *small]
-    assert "kill 10 " in finish(tmp_path, *words)
+    assert struck(finish(tmp_path, *words))["prune"] >= 5
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_kills_in_generation_pruning_and_repair(tmp_path: Path, small: list[str]) -> None:
-    said = finish(tmp_path, "--kills", "6", *REPAIR, *small)
+    killed = struck(finish(tmp_path, "--kills", "6", *REPAIR, *small))
     for kind in ("generation", "prune", "reconstruct"):
-        assert said.count(f"(aim: {kind})") == 2
+        assert killed[kind] >= 1, killed

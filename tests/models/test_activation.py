@@ -56,12 +56,12 @@ def test_a_smaller_dtype_halves_the_store_and_reads_as_the_models(tmp_path: Path
 
 def test_mistakes_are_named(tmp_path: Path) -> None:
     with (
-        pytest.raises(ConfigError, match=r"activations\.budget_gib=.*place=ram"),
+        pytest.raises(ConfigError, match=r"runtime\.activation_gib=.*place=ram"),
         open_shelf(Placement("ram", SIZE / 2), torch.float32, CPU) as shelf,
     ):
         shelf.build(*SHAPE)
     with (
-        pytest.raises(ConfigError, match=r"activations\.place"),
+        pytest.raises(ConfigError, match=r"runtime\.activation_place"),
         open_shelf(
             Placement("moon"),
             torch.float32,
@@ -69,12 +69,15 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         ),
     ):
         pass
-    with pytest.raises(ConfigError, match=r"activations\.dtype"), open_shelf(Placement(), torch.int64, CPU):
+    with (
+        pytest.raises(ConfigError, match=r"runtime\.activation_dtype"),
+        open_shelf(Placement(), torch.int64, CPU),
+    ):
         pass
     with open_shelf(Placement("device"), torch.float64, CPU) as shelf:  # only files know three dtypes
         assert shelf.build(1, 2, 3).stored == torch.float64
     with (
-        pytest.raises(StoreError, match="Choose another folder"),
+        pytest.raises(StoreError, match="Free space there"),
         open_shelf(Placement("disk", None, tmp_path), torch.float32, CPU) as shelf,
     ):
         shelf.build(2**30, 2**12, 2**10)

@@ -134,6 +134,18 @@ def test_what_counts_moves_the_keys_behind_it(composer: Composer, override: str,
     assert {role.partition("/")[0] for role in before if before[role] != after[role]} == moved
 
 
+def test_a_dtype_of_stored_states_counts_where_it_moves_numbers(composer: Composer) -> None:
+    words = ["sparsity=unstructured", "reconstruction=block"]
+    for method, moved in (
+        ("wanda", {"prune", "reconstruct", "evaluate"}),
+        ("magnitude", {"reconstruct", "evaluate"}),
+    ):
+        before = keys(composer, *words, f"method={method}")
+        assert before == keys(composer, *words, f"method={method}", "runtime.activation_dtype=float32")
+        after = keys(composer, *words, f"method={method}", "runtime.activation_dtype=bfloat16")
+        assert {role for role in before if before[role] != after[role]} == moved
+
+
 def test_local_files_count_by_content(composer: Composer, tmp_path: Path) -> None:
     one, two, three = tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "c.txt"
     one.write_text("same words " * 50)

@@ -181,6 +181,49 @@ def test_the_learning_rate_falls_to_zero(spec: Make) -> None:
     assert rate(settings, 10, 10) == 0
 
 
+def test_every_update_is_made_at_its_rate(spec: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    linear, mask, x, y = toy()
+    settings, seen, step = spec("block", epochs=3, batch=8, learning_rate=0.1), [], torch.optim.AdamW.step
+
+    def look(self: torch.optim.AdamW, *args: Any) -> Any:
+        seen.extend(group["lr"] for group in self.param_groups)
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", look)
+    fit([(linear, mask)], lambda rows: mean_square(linear(x[rows]), y[rows]), 20, settings, torch.Generator())
+    assert seen == pytest.approx([0.1 * (1 - update / 6) for update in range(6)])
+
+
+@pytest.mark.parametrize(
+    ("losses", "epochs", "best"),
+    [
+        ([9, 5, 3, 4, 3, 8, 1], 4, 2),  # two epochs without a lower loss end it; an equal one is not lower
+        ([9, 5, 6, 4, 7, 3, 2], 6, 6),  # never two in a row: to the end
+        ([1, 2, 3], 2, 0),  # never better than before training
+    ],
+)
+def test_the_weights_of_the_lowest_stopping_loss_return(
+    losses: list[float], epochs: int, best: int, spec: Make
+) -> None:
+    linear, mask, x, y = toy()
+    settings = spec("block", epochs=6, batch=8, learning_rate=0.01, patience=2)
+    seen: list[Tensor] = []
+    told = iter(losses)
+
+    def stop() -> float:
+        with torch.no_grad():  # the layer computes with its parameters while it is trained
+            seen.append(linear(torch.eye(linear.in_features)))
+        return next(told)
+
+    def loss(rows: Tensor) -> Tensor:
+        return mean_square(linear(x[rows]), y[rows])
+
+    done, _ = fit([(linear, mask)], loss, 16, settings, torch.Generator(), stop)
+    assert done == epochs * 2
+    assert torch.equal(linear(torch.eye(linear.in_features)), seen[best])
+    assert len({tuple(weights.flatten().tolist()) for weights in seen}) == len(seen) == epochs + 1
+
+
 def test_the_loss_cannot_overflow_where_half_precision_would() -> None:
     high = torch.full((2, 2), 6e4, dtype=torch.float16)
     assert float(mean_square(high, -high)) == pytest.approx((2 * 59_980) ** 2, rel=1e-2)

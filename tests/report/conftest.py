@@ -235,7 +235,10 @@ def repair_study(
         error = MASKS[mask] * LEFT[repair] * (1 + 0.1 * seed) * ratio
         if repair != "none":
             rows = stream_rows(error * (1.1 if other else 1.0), {"calibration": 1.0}, blocks)
-            rows = [row | {"error_before": 2 * row["error"], "mse_before": 2 * row["mse"]} for row in rows]
+            rows = [
+                {"block": row["block"]} | {key: row[key] for key in ("error", "mse")}
+                | {"error_before": 2 * row["error"], "mse_before": 2 * row["mse"]} for row in rows
+            ]  # fmt: skip
             key = lab.stage("reconstruct", trial, last, {"metrics": {}, "tables": {"repair": rows}})
             last = {"reconstruct": key}
         near = {"calibration": 1.0} | ({"reconstruction": 1.1} if other else {})

@@ -18,7 +18,14 @@ from prunelab.store.record import Record
 CONF = Path(__file__).parents[2] / "conf"
 MODEL = yaml.safe_load((CONF / "model" / "embedded_llama.yaml").read_text())
 IDENTITY = {"model": {"id": "llama"}, "statistics": ["input_gram", "input_norm"]}
-RUNTIME = {"model": MODEL, "device": "cpu", "batch_tokens": 32, "activation_gib": None}
+RUNTIME = {
+    "model": MODEL,
+    "device": "cpu",
+    "batch_tokens": 32,
+    "activation_gib": None,
+    "activation_place": "auto",
+    "activation_dtype": None,
+}
 
 
 @pytest.fixture
