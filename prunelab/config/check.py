@@ -76,11 +76,13 @@ def _with_absolute(values: Mapping[str, Any], key: str) -> Config:
 def _exact_ratio(config: Config) -> None:
     """Put the ratio that n:m removes in the place of its rounded decimals."""
     sparsity = config.get("sparsity")
-    values = [sparsity.get(key) for key in ("ratio", "n", "m")] if isinstance(sparsity, Mapping) else [None]
-    if all(isinstance(value, int | float) and value > 0 for value in values):
-        ratio, n, m = values
-        if abs(ratio - (1 - n / m)) <= _ROUNDED:
-            config["sparsity"] = {**config["sparsity"], "ratio": 1 - n / m}
+    if not isinstance(sparsity, Mapping):
+        return
+    ratio, n, m = (sparsity.get(key) for key in ("ratio", "n", "m"))
+    if not (isinstance(ratio, float) and isinstance(n, int) and isinstance(m, int) and 0 < n < m):
+        return
+    if abs(ratio - (1 - n / m)) <= _ROUNDED:
+        config["sparsity"] = {**sparsity, "ratio": 1 - n / m}
 
 
 def method_source(method: Mapping[str, Any]) -> ClassSource:

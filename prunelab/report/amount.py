@@ -26,7 +26,7 @@ from prunelab.report.label import DATA, NO_REPAIR
 
 _SAME = f"{DATA}/{SAME}"
 _OF_MASK = "of_mask"  # windows of the mask that a repair fits to: a count, or "all"
-MEASURED = ("error/fitted", "mean/held_out", "mean/overfit", "mean/ppl")
+MEASURED = ("error/fitted", "mean/held_out", "mean/overfit", "mean/ppl", "acc/mean")
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +116,9 @@ def _title(column: str) -> str:
 
 
 def over_amount(study: Study, amount: Amount) -> Figure:
-    """Errors, over-fitting index and perplexity over an amount, a row per facet, a line for all that is equal."""
+    """Errors, over-fitting index, perplexity and, with tasks, accuracy over an amount: a row per facet, a line for all
+    that is equal.
+    """
     rows = amount.rows
     factors = Factors(*(distinct(rows[name]) for name in ("repair", "mask", "rest")), title="with")
     facets = [facet for facet in study.facets if facet in set(rows["facet"])]
@@ -125,7 +127,7 @@ def over_amount(study: Study, amount: Amount) -> Figure:
         len(facets), max(1, len(measured)), 2.3, groups=factors.groups, left=0.6, gap_x=0.5, gap_y=0.75
     )
     titles = {"error/fitted": f"error, {fitted_name(study).split()[0]}", "mean/held_out": "error, held-out"}
-    titles |= {"mean/overfit": "over-fitting index", "mean/ppl": "perplexity"}
+    titles |= {"mean/overfit": "over-fitting index", "mean/ppl": "perplexity", "acc/mean": "accuracy"}
     values = sorted(rows["amount"].unique())
     for line, facet in zip(grid, facets, strict=True):
         for axes, column in zip(line, measured, strict=False):
@@ -152,7 +154,7 @@ def _lines(axes: Axes, rows: pd.DataFrame, column: str, values: Sequence[float],
     axes.set_xlim(-0.3, len(values) - 0.7)
     if column == "mean/overfit":
         axes.axhline(1, **DENSE)
-    elif (cells["value"] > 0).all() and np.isfinite(cells["value"]).all():
+    elif column != "acc/mean" and (cells["value"] > 0).all() and np.isfinite(cells["value"]).all():
         log_axis(axes)
     return None
 

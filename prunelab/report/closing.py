@@ -11,16 +11,17 @@ from rich.text import Text
 
 from prunelab.report.collect import FAILED, Study, collect
 from prunelab.report.finding import integrity, missing
-from prunelab.report.table import ResultTable, result_tables
+from prunelab.report.label import where
+from prunelab.report.table import ACCURACY, PERPLEXITY, ResultTable, result_tables
 
 
 def closing(study: Study | Path | str) -> RenderableType:
-    """Perplexities by method and ratio for each calibration, then what failed, why, and where its log is.
+    """Perplexities and accuracies by method and ratio for each calibration, then what failed, why, and where its log is.
 
     Names are shown literally: brackets in them are no markup.
     """
     study = study if isinstance(study, Study) else collect(study)
-    parts: list[RenderableType] = [_results(one, len(study.corpora)) for one in result_tables(study)]
+    parts: list[RenderableType] = [_results(one) for one in result_tables(study)]
     absent = missing(study)
     if absent:
         parts.append(_missing(absent))
@@ -31,16 +32,17 @@ def closing(study: Study | Path | str) -> RenderableType:
     return Group(*parts)
 
 
-def _results(table: ResultTable, corpora: int) -> Table:
-    last = 2 + corpora + (corpora > 1)
+def _results(table: ResultTable) -> Table:
+    scores = [(title, count) for title, count in table.groups if title in (PERPLEXITY, ACCURACY)]
+    last = 2 + sum(count for _, count in scores)
     made = Table(
-        title=Text(f"perplexity, calibrated on {table.facet}", style="bold"),
+        title=Text(f"{' and '.join(title for title, _ in scores)}, {where(table.facet)}", style="bold"),
         title_justify="left",
         min_width=44,
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
-    for index, name in enumerate(table.header[:last]):
+    for index, name in enumerate(table.titles[:last]):
         made.add_column(Text(name), justify="left" if index == 1 else "right", overflow="fold")
     for place, row in enumerate(table.rows):
         texts = [Text(cell.text, style="bold green" if cell.best else "") for cell in row[:last]]

@@ -64,6 +64,11 @@ class Study:
         return suffixes(self.frame, "ppl/")
 
     @property
+    def tasks(self) -> list[str]:
+        """Zero-shot tasks with an accuracy, in order of appearance."""
+        return [name for name in suffixes(self.frame, "acc/") if name != "mean"]
+
+    @property
     def held_out(self) -> list[str]:
         """Corpora of the held-out error streams."""
         return suffixes(self.frame, "error/held_out/")

@@ -14,6 +14,7 @@ from prunelab.report.aggregate import SPREAD, by_cell, pareto
 from prunelab.report.collect import Study
 from prunelab.report.figure import GREY, INK, Group, empty, literal, log_axis, panels, percent_axis
 from prunelab.report.key import Key, Look, key_of, tracks
+from prunelab.report.label import where
 
 FRONT = {
     "marker": "o",
@@ -22,26 +23,29 @@ FRONT = {
     "markeredgecolor": INK,
     "linestyle": "none",
 }
+SCORES = {"mean/ppl": "perplexity, mean of test corpora", "acc/mean": "accuracy, mean of tasks"}
 DENSE = {"color": GREY, "linewidth": 1.2, "linestyle": (0, (4, 3))}
 
 
-def tradeoff(study: Study) -> Figure:
-    """Mean perplexity against the error on fitted text (left) and held-out text (right), a row per facet."""
+def tradeoff(study: Study, score: str = "mean/ppl") -> Figure:
+    """Mean perplexity, or ``score`` acc/mean, against the error on fitted (left) and held-out text (right), a row per
+    facet.
+    """
     key, circle = key_of(study), Line2D([], [], label="on the Pareto front", **FRONT)
     figure, grid = panels(len(study.facets), 2, 3.7, groups=_with(key, [circle]), gap_x=0.3, sharey="row")
-    cells = by_cell(study.frame, ["mean/ppl", "error/fitted", "mean/held_out"])
+    cells = by_cell(study.frame, [score, "error/fitted", "mean/held_out"])
     near = fitted_name(study)
     for line, facet in zip(grid, study.facets, strict=True):
         part = cells[cells["facet"] == facet]
         sides = list(zip(line, ("error/fitted", "mean/held_out"), (near, "held-out text"), strict=True))
         for axes, error, text in sides:
-            _tradeoff_panel(axes, key, tracks(study, key), part, error, "mean/ppl")
-            axes.set_title(f"calibrated on {literal(facet)}: error on {text}")
+            _tradeoff_panel(axes, key, tracks(study, key), part, error, score)
+            axes.set_title(f"{literal(where(facet))}: error on {text}")
             axes.set_xlabel(f"relative error after the last block, {text}")
         if cells["ratio"].nunique() > 1:
             for axes, error, _ in sides:  # after both: they share their height
-                _ratio_labels(axes, key, part, error, "mean/ppl")
-        line[0].set_ylabel("perplexity, mean of test corpora")
+                _ratio_labels(axes, key, part, error, score)
+        line[0].set_ylabel(SCORES[score])
     return figure
 
 
@@ -78,32 +82,34 @@ def _tradeoff_panel(
     lines: Sequence[tuple[Sequence[str], Look]],
     cells: pd.DataFrame,
     error: str,
-    perplexity: str,
+    score: str,
     front: bool = True,
 ) -> None:
-    if error not in cells or perplexity not in cells or cells[[error, perplexity]].dropna().empty:
+    if error not in cells or score not in cells or cells[[error, score]].dropna().empty:
         return empty(axes, "no finished trial")
+    accuracy = score == "acc/mean"
     if front:
-        best = pareto(cells, error, perplexity)
-        axes.plot(cells[error][best], cells[perplexity][best], zorder=1, **FRONT)
+        best = pareto(cells.assign(**{score: -cells[score]}) if accuracy else cells, error, score)
+        axes.plot(cells[error][best], cells[score][best], zorder=1, **FRONT)
     if cells["ratio"].nunique() == 1:
         at = cells.set_index("variant")
         for names, look in lines:
             track = at.reindex([name for name in names if name in at.index])
-            axes.plot(track[error], track[perplexity], zorder=1.5, **look)
+            axes.plot(track[error], track[score], zorder=1.5, **look)
     for variant, look in key.looks.items():
         own = cells[cells["variant"] == variant].sort_values("ratio")
-        axes.plot(own[error], own[perplexity], **look)
+        axes.plot(own[error], own[score], **look)
         axes.errorbar(
             own[error],
-            own[perplexity],
+            own[score],
             xerr=own[error + SPREAD].fillna(0),
-            yerr=own[perplexity + SPREAD].fillna(0),
+            yerr=own[score + SPREAD].fillna(0),
             fmt="none",
             ecolor=look["color"],
             elinewidth=1,
         )
-    log_axis(axes)
+    if not accuracy:
+        log_axis(axes)
     axes.margins(x=0.07, y=0.07)
     known = cells[error].dropna()
     if known.min() > 0 and known.max() > 8 * known.min():  # a sweep's small errors would sit on one spot

@@ -9,6 +9,7 @@ import pandas as pd
 
 from prunelab.report.aggregate import at_ratio, by_cell, common_ratio
 from prunelab.report.collect import DONE, FAILED, UNFINISHED, Study
+from prunelab.report.label import heading, where
 from prunelab.report.table import number
 
 QUESTION = (
@@ -38,8 +39,8 @@ def _facet(cells: pd.DataFrame, facet: str, ratio: float, corpora: int) -> list[
     ranked = here.dropna(subset=["mean/ppl"]).sort_values("mean/ppl").to_dict("records")
     if not ranked:
         return []
-    what = f"mean perplexity over {corpora} corpora" if corpora > 1 else "perplexity"
-    text = f"At ratio {ratio:g}, calibrated on {facet}: {ranked[0]['variant']} keeps the lowest {what}, "
+    what = f"geometric-mean perplexity over {corpora} corpora" if corpora > 1 else "perplexity"
+    text = f"At ratio {ratio:g}, {where(facet)}: {ranked[0]['variant']} has the lowest {what}, "
     text += number(ranked[0]["mean/ppl"])
     if len(ranked) > 1:
         text += f"; next is {ranked[1]['variant']} with {number(ranked[1]['mean/ppl'])}"
@@ -67,7 +68,7 @@ def _fit(here: pd.DataFrame, facet: str) -> list[str]:
         f"from {low['mean/overfit']:.2f} ({low['variant']}) to {high['mean/overfit']:.2f} ({high['variant']})"
     )
     over = "the calibration error" if same else "the error on what was fitted to"
-    return [f"Calibrated on {facet}, {text}; held-out error is {span} times {over}."]
+    return [f"{heading(facet)}, {text}; held-out error is {span} times {over}."]
 
 
 def facts(study: Study) -> list[tuple[str, str]]:
@@ -78,22 +79,25 @@ def facts(study: Study) -> list[tuple[str, str]]:
     pairs = [("trials", f"{len(frame)} ({', '.join(told)})")]
     pairs += [(name, _values(frame, name)) for name in ("model", "calibration", "pattern", "allocation")]
     pairs += [("reconstruction", _values(frame, "reconstruction")), ("seed", _values(frame, "seed"))]
-    first = next(iter(study.trials.values()))["config"]
-    for group in ("calibration", "evaluation"):
-        inner = first.get(group)
-        sizes = (
-            {k: inner.get(k) for k in ("n_samples", "max_samples", "seq_len")}
-            if isinstance(inner, dict)
-            else {}
-        )
-        text = ", ".join(f"{name} {value}" for name, value in sizes.items() if value is not None)
-        pairs += [(f"{group} size", text)]
+    for group, names in (
+        ("calibration", ("n_samples", "seq_len")),
+        ("evaluation", ("max_samples", "seq_len", "error_samples")),
+    ):
+        texts = [_sizes(study, group, name) for name in names]
+        pairs += [(f"{group} size", ", ".join(text for text in texts if text))]
     seconds = study.stages["seconds"].sum()
     pairs += [("computed", f"{len(study.stages)} stages, {duration(seconds)} of work")]
     pairs += [("planned", study.created), ("store", str(study.store))]
     pairs += [("command", " ".join(study.argv))]
     pairs += [("made with", "; ".join(f"{name} {text}" for name, text in study.versions.items()))]
     return [(name, text) for name, text in pairs if text]
+
+
+def _sizes(study: Study, group: str, name: str) -> str:
+    """A size and its values over the trials: ``n_samples 8 | 32``; nothing where no trial has one."""
+    inner = [trial["config"].get(group) for trial in study.trials.values()]
+    found = dict.fromkeys(i.get(name) for i in inner if isinstance(i, dict) and i.get(name) is not None)
+    return f"{name} {' | '.join(map(str, found))}" if found else ""
 
 
 def _values(frame: pd.DataFrame, name: str) -> str:

@@ -15,6 +15,7 @@ AXES = ("sparsity.ratio", *SIZES)  # drawn along an axis or named otherwise, so 
 FACETS = ("model", "calibration", "evaluation")  # rows that differ here are not compared with each other
 REPAIR, DATA = "reconstruction", "reconstruction_data"
 NO_REPAIR = "none"
+SEPARATOR = " · "  # between the names of a facet
 HIDDEN_FIELDS = ("revision", "digest", "_target_")
 
 
@@ -59,7 +60,7 @@ def label_trials(configs: Sequence[Mapping[str, Any]]) -> list[Label]:
         words = [mask, *(names[index] for names in told)]
         labels.append(
             Label(
-                " · ".join(varying[group][index] for group in where) or "all",
+                SEPARATOR.join(varying[group][index] for group in where) or "all",
                 " + ".join(word for word in words if word) or "trial",
                 mask,
                 told[2][index],
@@ -68,6 +69,16 @@ def label_trials(configs: Sequence[Mapping[str, Any]]) -> list[Label]:
             )
         )
     return labels
+
+
+def where(facet: str) -> str:
+    """A facet in a sentence: ``calibrated on austen``; several names, of a model and a text, as they are."""
+    return facet if SEPARATOR in facet else f"calibrated on {facet}"
+
+
+def heading(facet: str) -> str:
+    """A facet as a heading."""
+    return facet if SEPARATOR in facet else f"Calibrated on {facet}"
 
 
 def fits_same(config: Mapping[str, Any]) -> bool:

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from prunelab.report.aggregate import at_ratio
 from prunelab.report.collect import Study
+from prunelab.report.curves import fitted_name
 from prunelab.report.derive import chosen, distinct, fitted_rows, held_out_rows
 from prunelab.report.figure import COLOURS, GREY, WIDTH, empty, literal, looks, panels, short
 
@@ -24,7 +25,7 @@ def over_blocks(study: Study, ratio: float) -> Figure:
     lines = -(-len(study.variants) // PER_ROW)
     columns = min(PER_ROW, len(study.variants))
     handles = [
-        Line2D([], [], color=GREY, marker="o", label="calibration text"),
+        Line2D([], [], color=GREY, marker="o", label=fitted_name(study)),
         Line2D([], [], color=GREY, linestyle=(0, (4, 2)), label="held-out text, mean"),
         Patch(color=GREY, alpha=0.25, label="range of held-out corpora"),
     ]
@@ -157,7 +158,8 @@ def cost(study: Study) -> Figure:
         values = _seconds(study, kind).to_numpy()
         seconds.barh(range(len(names)), values, left=start, height=0.6, color=COLOURS[index % len(COLOURS)])
         start = start + values
-    peaks = pd.concat([_mean(study, f"cost/{kind}/peak_gib") for kind in kinds], axis=1).max(axis=1)
+    every = [column for kind in kinds for column in _columns(study, kind, "peak_gib")]
+    peaks = pd.concat([_mean(study, column) for column in every], axis=1).max(axis=1)
     memory.barh(range(len(names)), peaks.fillna(0), height=0.6, color=GREY)
     for axes, values, unit in ((seconds, start, "s"), (memory, peaks.to_numpy(), "GiB")):
         for row, value in enumerate(values):
@@ -173,12 +175,18 @@ def cost(study: Study) -> Figure:
 
 
 def _seconds(study: Study, kind: str) -> pd.Series:
-    """Seconds of the stages of a kind by variant; the text that repairs fit to is calibration text too."""
-    own = [f"cost/{kind}/seconds"]
+    """Seconds of the stages of a kind by variant."""
+    own = _columns(study, kind, "seconds")
+    return sum((_mean(study, column).fillna(0) for column in own), pd.Series(0.0, index=study.variants))
+
+
+def _columns(study: Study, kind: str, value: str) -> list[str]:
+    """Columns of a cost of a kind of stage; the text that repairs fit to is calibration text too."""
+    own = [f"cost/{kind}/{value}"]
     if kind == "calibrate":
         columns = [str(column) for column in study.frame.columns]
-        own += [c for c in columns if c.startswith("cost/reconstruction") and c.endswith("/seconds")]
-    return sum((_mean(study, column).fillna(0) for column in own), pd.Series(0.0, index=study.variants))
+        own += [c for c in columns if c.startswith("cost/reconstruction") and c.endswith(f"/{value}")]
+    return own
 
 
 def _mean(study: Study, column: str) -> pd.Series:

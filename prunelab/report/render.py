@@ -16,6 +16,7 @@ from prunelab.report.collect import Study, collect
 from prunelab.report.figure import png, styled
 from prunelab.report.finding import QUESTION, chosen_ratio, facts, findings, integrity, missing
 from prunelab.report.key import key_of
+from prunelab.report.label import heading, where
 from prunelab.report.page import Picture, page
 from prunelab.report.repair_table import repair_tables
 from prunelab.report.sheet import blocks_csv, repairs_csv
@@ -60,11 +61,21 @@ def draw(study: Study) -> list[Picture]:
 
     with styled():
         if frame["mean/ppl"].notna().any() and "error/fitted" in frame:
-            caption = TRADEOFF.format(points=AT_REPAIRS if key.factors and one_ratio else AT_RATIOS)
+            points = AT_REPAIRS if key.factors and one_ratio else AT_RATIOS
+            score = "perplexity (geometric mean of the test corpora)"
+            caption = TRADEOFF.format(score=score, points=points)
             add("tradeoff", "Tradeoff", caption, lambda: curves.tradeoff(study))
             if len(study.corpora) > 1:
                 caption = "The left panel above for each test corpus (calibrated on → tested on)."
                 add("tradeoff_corpora", "Each corpus", caption, lambda: curves.tradeoff_corpora(study), True)
+            if study.tasks:
+                caption = TRADEOFF.format(score="accuracy (mean of the tasks)", points=points)
+                add(
+                    "tradeoff_accuracy",
+                    "Tradeoff in accuracy",
+                    caption,
+                    lambda: curves.tradeoff(study, "acc/mean"),
+                )
         if ratio is not None:
             for name, title, caption, make in repair_pictures(study, ratio):
                 add(name, title, caption, make)
@@ -72,10 +83,11 @@ def draw(study: Study) -> list[Picture]:
         if study.corpora and by_ratio:
             add("sparsity", "Perplexity over sparsity", SPARSITY, lambda: curves.over_sparsity(study))
         if ratio is not None and study.blocks["error"].notna().any() and key.factors is None:
-            caption = BLOCKS.format(ratio=f"{ratio:g}")
+            caption = BLOCKS.format(ratio=f"{ratio:g}", near=curves.fitted_name(study))
             add("blocks", "Error over blocks", caption, lambda: layers.over_blocks(study, ratio))
         if study.held_out and "error/fitted" in frame and by_ratio:
-            add("overfit", "Over-fitting index", OVERFIT, lambda: curves.overfit(study))
+            caption = OVERFIT.format(near=curves.fitted_name(study))
+            add("overfit", "Over-fitting index", caption, lambda: curves.overfit(study))
         if ratio is not None and len(study.sites):
             caption = f"Fraction of each linear's weights that was removed, by block, at ratio {ratio:g}."
             add("layers", "What each layer lost", caption, lambda: layers.lost(study, ratio))
@@ -116,21 +128,21 @@ def repair_pictures(study: Study, ratio: float) -> Iterator[Plan]:
 
 
 TRADEOFF = (
-    "Relative error after the last block against perplexity (geometric mean of the test corpora); {points} "
+    "Relative error after the last block against {score}; {points} "
     "Circled: on the Pareto front, that is, no other point removes as much "
-    "with as little error and perplexity. A line that lies further right in the right panel than in the left "
+    "with as little error and as good a score. A line that lies further right in the right panel than in the left "
     "fits the text it was fitted to better than text it has not seen."
 )
 AT_RATIOS = "numbers at the points are removed fractions."
 AT_REPAIRS = "grey lines lead from the bare mask through its repairs."
 SPARSITY = "Calibrated on → tested on. Logarithmic; the dashed line is the dense model."
 BLOCKS = (
-    "Relative error of the hidden states after each block at ratio {ratio}: calibration text (solid), "
+    "Relative error of the hidden states after each block at ratio {ratio}: {near} (solid), "
     "held-out text (dashed: mean of the corpora; band: their range)."
 )
 OVERFIT = (
-    "Error on held-out text divided by error on calibration text, after the last block (calibrated on → "
-    "held-out). 1: what was fitted on the calibration text holds outside it; above 1: it does not."
+    "Error on held-out text divided by error on {near}, after the last block (calibrated on → "
+    "held-out). 1: what was fitted holds outside its text; above 1: it does not."
 )
 REPAIRS = (
     "Relative error after the last block on the text that was fitted to and on each held-out corpus (one "
@@ -138,8 +150,8 @@ REPAIRS = (
 )
 AMOUNT = (
     "Errors after the last block, mean held-out error over the error on what was fitted to, and perplexity (geometric "
-    "mean), over an amount of text; the steps of the axis are the values of the study. Lines join trials that are "
-    "equal in all else."
+    "mean), with tasks also accuracy, over an amount of text; the steps of the axis are the values of the study. "
+    "Lines join trials that are equal in all else."
 )
 REPAIR_BLOCKS = (
     "Relative error of the hidden states after each block, logarithmic: on text that was fitted to (a repair's own, "
@@ -164,9 +176,9 @@ def markdown(study: Study, pictures: list[Picture]) -> str:
     lines = [f"# {escape_markdown(study.name)}", "", QUESTION, ""]
     lines += [f"- {escape_markdown(text)}" for text in findings(study)] + [""]
     for table in result_tables(study):
-        lines += [f"## Calibrated on {escape_markdown(table.facet)}", "", markdown_table(table), ""]
+        lines += [f"## {escape_markdown(heading(table.facet))}", "", markdown_table(table), ""]
     for table in repair_tables(study):
-        lines += [f"## Repairs, calibrated on {escape_markdown(table.facet)}", "", markdown_table(table), ""]
+        lines += [f"## Repairs, {escape_markdown(where(table.facet))}", "", markdown_table(table), ""]
     for picture in pictures:
         lines += [
             f"## {picture.title}",

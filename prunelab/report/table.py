@@ -37,6 +37,9 @@ class Cell:
     best: bool = False
 
 
+PERPLEXITY, ACCURACY = "perplexity", "accuracy"
+
+
 @dataclass(frozen=True)
 class ResultTable:
     """The main result of one facet. ``groups``: (title, number of columns) above ``header``; the first two
@@ -49,6 +52,15 @@ class ResultTable:
     header: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     starts: tuple[bool, ...]
+
+    @property
+    def titles(self) -> tuple[str, ...]:
+        """The header where it stands alone: with the group's title before each name, but for perplexities."""
+        above = [title for title, count in self.groups for _ in range(count)]
+        return tuple(
+            name if title in ("", PERPLEXITY) else f"{title}: {name}"
+            for title, name in zip(above, self.header, strict=True)
+        )
 
 
 def results_csv(study_folder: Path | str) -> str:
@@ -84,7 +96,7 @@ def _plain(value: Any) -> str:
 
 
 def result_tables(study: Study) -> list[ResultTable]:
-    """The main table of each facet: perplexities with the best of each ratio marked, ratios, errors."""
+    """The main table of each facet: perplexities and accuracies, the best of each ratio marked, ratios, errors."""
     return [_result_table(study, facet) for facet in study.facets]
 
 
@@ -92,19 +104,21 @@ def _result_table(study: Study, facet: str) -> ResultTable:
     ppl = [f"ppl/{corpus}" for corpus in study.corpora]
     several = len(ppl) > 1
     tested = [*ppl, "mean/ppl"] if several else ppl
+    scored = [f"acc/{task}" for task in study.tasks]
+    scored += ["acc/mean"] if len(scored) > 1 else []
     ratios = [name for name in RATIOS if name in study.frame]
     errors = [name for name in ERRORS if study.frame.get(name, pd.Series(dtype=float)).notna().any()]
     frame = study.frame[study.frame["facet"] == facet]
-    cells = by_cell(frame, [*tested, *ratios, *errors])
+    cells = by_cell(frame, [*tested, *scored, *ratios, *errors])
     planned = frame[["facet", "variant", "ratio"]].drop_duplicates()
     planned = planned.assign(ratio=pd.to_numeric(planned["ratio"], errors="coerce"))
     keys = ["facet", "variant", "ratio"]
     merged = planned.merge(cells, on=keys, how="outer") if planned["ratio"].notna().all() else cells
     order = {variant: index for index, variant in enumerate(study.variants)}
     merged = merged.assign(_order=merged["variant"].map(order)).sort_values(["ratio", "_order"])
-    dense = {name: _dense(frame, name) for name in tested}
+    dense = {name: _dense(frame, name) for name in [*tested, *scored]}
     rows = (
-        [_dense_row(dense, tested, len(ratios) + len(errors))]
+        [_dense_row(dense, tested, scored, len(ratios) + len(errors))]
         if any(map(math.isfinite, dense.values()))
         else []
     )
@@ -113,9 +127,15 @@ def _result_table(study: Study, facet: str) -> ResultTable:
     for _, group in merged.groupby("ratio", dropna=False, sort=True):
         last_mask = None
         marks = {name: best([_number(value) for value in group.get(name, [])]) for name in tested}
+        marks |= {  # per cent, and higher is better
+            name: best([-100 * _number(value) for value in group.get(name, [])], 1) for name in scored
+        }
         for place, row in enumerate(group.to_dict("records")):
             first = [Cell(f"{row['ratio']:.4g}"), Cell(str(row["variant"]), _why(frame, row))]
             middle = [_ppl(row, name, dense[name], marks[name], place) for name in tested]
+            for name in scored:
+                cell = cell_of(row, name, accuracy)
+                middle.append(Cell(cell.text, cell.aside, bool(marks[name]) and marks[name][place]))
             last = [Cell(_share(row.get(name))) for name in ratios]
             rows.append(
                 (
@@ -136,10 +156,12 @@ def _result_table(study: Study, facet: str) -> ResultTable:
         "ratio",
         "method",
         *names,
+        *(name.removeprefix("acc/") for name in scored),
         *(RATIOS[name] for name in ratios),
         *(ERRORS[name] for name in errors),
     ]
-    groups = [("", 2), ("perplexity", len(tested)), ("removed", len(ratios)), ("error", len(errors))]
+    groups = [("", 2), (PERPLEXITY, len(tested)), (ACCURACY, len(scored))]
+    groups += [("removed", len(ratios)), ("error", len(errors))]
     shown = tuple(group for group in groups if group[1])
     return ResultTable(facet, shown, tuple(header), tuple(map(tuple, rows)), tuple(starts))
 
@@ -151,7 +173,7 @@ def _masks(frame: pd.DataFrame) -> dict[str, str]:
 
 
 def _dense(frame: pd.DataFrame, name: str) -> float:
-    """The dense model's perplexity on a corpus, or their geometric mean."""
+    """The dense model's perplexity on a corpus, their geometric mean, or an accuracy."""
     if name == "mean/ppl":
         logs = [
             math.log(_dense(frame, f"ppl/{c[10:]}"))
@@ -163,8 +185,11 @@ def _dense(frame: pd.DataFrame, name: str) -> float:
     return float(values.iloc[0]) if len(values) else math.nan
 
 
-def _dense_row(dense: dict[str, float], tested: Sequence[str], empty: int) -> tuple[Cell, ...]:
-    return (Cell("0"), Cell("dense"), *(Cell(number(dense[name])) for name in tested), *[Cell("")] * empty)
+def _dense_row(
+    dense: dict[str, float], tested: Sequence[str], scored: Sequence[str], empty: int
+) -> tuple[Cell, ...]:
+    texts = [number(dense[name]) for name in tested] + [accuracy(dense[name]) for name in scored]
+    return (Cell("0"), Cell("dense"), *map(Cell, texts), *[Cell("")] * empty)
 
 
 def _why(frame: pd.DataFrame, row: dict[str, Any]) -> str:
@@ -211,6 +236,11 @@ def error_text(value: float) -> str:
     return f"{value:.4f}" if value >= 0.01 or not value else f"{value:.3g}"
 
 
+def accuracy(value: float) -> str:
+    """An accuracy in per cent: 41.3%, — for none."""
+    return f"{100 * value:.1f}%" if math.isfinite(value) else "—"
+
+
 def _share(value: Any) -> str:
     value = _number(value)
     return f"{100 * value:.2f}%" if math.isfinite(value) else "—"
@@ -234,7 +264,7 @@ def number(value: float) -> str:
 
 def markdown_table(table: ResultTable) -> str:
     """A result table in Markdown; the best of each ratio is bold."""
-    lines = ["| " + " | ".join(_escape(word) for word in table.header) + " |"]
+    lines = ["| " + " | ".join(_escape(word) for word in table.titles) + " |"]
     lines.append(
         "|" + "|".join("---" if place == 1 else "---:" for place, _ in enumerate(table.header)) + "|"
     )

@@ -21,6 +21,16 @@ def test_results_then_what_failed_and_where_its_log_is(fabricate):
     assert "A is <singular> after damping" in text
 
 
+def test_accuracies_stand_beside_perplexities(fabricate):
+    def scored(name, record):
+        record["metrics"] |= {"acc/piqa": 0.625, "acc/mean": 0.625}
+
+    text = shown(fabricate(methods=("lobd",), ratios=(0.1,), sources=("kjv",), change=scored), 160)
+    assert "perplexity and accuracy, calibrated on kjv" in text
+    assert "accuracy: piqa" in text
+    assert "62.5%" in text
+
+
 def test_brackets_are_no_markup_and_narrow_terminals_work(fabricate):
     folder = fabricate(methods=("[red]x[/]", "lobd"), ratios=(0.1,), sources=("kjv",), seeds=(0, 1))
     assert "[red]x[/]" in shown(folder)

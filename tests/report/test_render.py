@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from prunelab.errors import StoreError
+from prunelab.report.amount import amounts, over_amount
 from prunelab.report.collect import collect
 from prunelab.report.finding import duration, findings, integrity
 from prunelab.report.render import render_report
+from prunelab.report.table import result_tables
 
 FIGURES = {"tradeoff", "tradeoff_corpora", "sparsity", "blocks", "overfit", "layers", "cost"}
 
@@ -59,9 +61,31 @@ def test_everything_is_written_and_nothing_is_fetched(fabricate):
     assert "script" not in page.tags
     assert not re.search(r"@import|url\(|https?://", text)
     assert "violations: 0" in page.text
-    assert "surgeon keeps the lowest mean perplexity over 4 corpora" in page.text
+    assert "surgeon has the lowest geometric-mean perplexity over 4 corpora" in page.text
     shown = (index.parent / "report.md").read_text(encoding="utf-8")
     assert all(f"({name}.png)" in shown for name in FIGURES)
+
+
+def with_tasks(name: str, record: dict) -> None:
+    """Accuracies of two tasks that fall as perplexity rises."""
+    ppl = record["metrics"]["ppl/austen"]
+    record["metrics"] |= {"acc/piqa": 0.5 + 2 / ppl, "acc/rte": 0.4 + 2 / ppl, "acc/mean": 0.45 + 2 / ppl}
+
+
+def test_accuracies_are_shown_wherever_perplexity_is(fabricate, repaired):
+    folder = fabricate(methods=("surgeon", "lobd"), sources=("austen",), change=with_tasks)
+    index = render_report(folder)
+    assert (index.parent / "tradeoff_accuracy.png").is_file()
+    (table,) = result_tables(collect(folder))
+    assert ("accuracy", 3) in table.groups
+    at = table.titles.index("accuracy: mean")
+    assert table.rows[1][at].text.endswith("%")
+    assert [row[1].text for row in table.rows if row[at].best] == ["surgeon"] * 5
+    assert "accuracy: piqa" in (index.parent / "report.md").read_text(encoding="utf-8")
+    study = collect(repaired(at="amounts", change=with_tasks))
+    (axis,) = amounts(study, 0.5)
+    titles = [axes.get_title() for axes in over_amount(study, axis).axes]
+    assert "accuracy" in titles
 
 
 def test_names_and_configs_are_text_never_markup(fabricate):
@@ -99,7 +123,7 @@ def test_odd_studies_are_drawn(fabricate):
 
 def test_findings_name_the_best_and_the_fit(fabricate):
     said = findings(collect(fabricate(sources=("austen",))))
-    assert said[0].startswith("At ratio 0.5, calibrated on austen: surgeon keeps the lowest")
+    assert said[0].startswith("At ratio 0.5, calibrated on austen: surgeon has the lowest")
     assert "surgeon has the smallest error on calibration" in said[1]
 
 
