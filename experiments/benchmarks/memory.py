@@ -65,7 +65,7 @@ def child(
         else:
             spec = Tuning(
                 way, 1, window=1, stride=1, target="global", epochs=EPOCHS, min_updates=0, batch=8,
-                forward_tokens=BATCH_TOKENS, learning_rate=2e-4, beta1=0.9, beta2=0.95, patience=None,
+                learning_rate=2e-4, beta1=0.9, beta2=0.95, patience=None,
             )  # fmt: skip
             reconstruct(
                 decoder, open_state(state), tokens, spec, seed=0, batch_size=size, placement=placement,

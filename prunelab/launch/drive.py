@@ -10,7 +10,7 @@ from prunelab.launch.mirror import waiting_runs
 from prunelab.launch.preview import preview
 from prunelab.launch.runner import finished, local_resources, open_jobs, run_study
 from prunelab.launch.view import View
-from prunelab.plan.study import Plan
+from prunelab.plan.study import Plan, left_out
 
 
 def drive(plan: Plan, launcher: Launcher, console: Console, *, dry_run: bool, report: bool) -> int:
@@ -23,6 +23,11 @@ def drive(plan: Plan, launcher: Launcher, console: Console, *, dry_run: bool, re
     console.print(
         f"store {plan.store}\nstudy {plan.folder}", highlight=False, soft_wrap=True, markup=False, style="dim"
     )
+    gone = left_out(plan)
+    if gone > 1:  # one: a single trial after another
+        words = f"the study's plan before had {gone} trials that this one has not; the report leaves them out, the store keeps"
+        words += " their results. Another name keeps both reports: study=NAME"
+        console.print(words, style="yellow", highlight=False, soft_wrap=True, markup=False)
     if dry_run:
         console.print(preview(plan, done, left, resources))
         places = launcher.describe(plan, left)

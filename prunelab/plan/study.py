@@ -126,6 +126,16 @@ def save_plan(plan: Plan) -> Path:
     return kept
 
 
+def left_out(plan: Plan) -> int:
+    """Return how many trials of the plan that this one replaces, if any, are not in it."""
+    try:
+        before = load_plan(plan.folder)
+    except StoreError:
+        return 0
+    keys = {trial.key for trial in plan.trials}
+    return sum(trial.key not in keys for trial in before.trials)
+
+
 def load_plan(path: Path) -> Plan:
     """Read the plan of a study's folder, or a plan's file; raises StoreError if there is none or it was changed."""
     folder = (

@@ -37,8 +37,8 @@ class Tuning:
 
     ``epochs`` over the sequences in batches of ``batch``, and more of them where fewer than ``min_updates``
     would come of it: a few sequences at the paper's epochs are hardly fitted at all. ``epochs`` 0 trains
-    nothing. Of a batch at most ``forward_tokens`` go through the window at a time (one sequence at least), and
-    the gradients add up: memory follows those, not the batch. ``beta1``, ``beta2``: Adam's. ``patience``:
+    nothing. Of a batch no more sequences go through the window at a time than in the walk, and the gradients add
+    up: memory follows those, not the batch. ``beta1``, ``beta2``: Adam's. ``patience``:
     epochs without a lower loss on the stopping text before training ends and the best weights return; null =
     train to the end.
     """
@@ -51,7 +51,6 @@ class Tuning:
     epochs: Annotated[int, "x >= 0"]
     min_updates: Annotated[int, "x >= 0"]
     batch: Annotated[int, "x >= 1"]
-    forward_tokens: Annotated[int, "x >= 1"]
     learning_rate: Annotated[float, "x > 0"]
     beta1: Annotated[float, "0 <= x < 1"]
     beta2: Annotated[float, "0 <= x < 1"]
@@ -87,9 +86,10 @@ class Tuning:
 
         count = math.prod(store.shape)
         pairs = [(layer.linear, layer.mask) for layer in unit.layers]
-        n, seq_len = streams.shape[:2]
-        together = max(1, self.forward_tokens // seq_len)
-        updates, first = fit(pairs, loss, n, self, unit.generator, stop, say, together=together)
+        together = streams.pruned.batch_size
+        updates, first = fit(
+            pairs, loss, streams.shape[0], self, unit.generator, stop, say, together=together
+        )
         after = _error(unit, streams, store) / count
         for used in (store, stop_store):
             unit.shelf.discard(used)
