@@ -9,11 +9,12 @@ for bit. Loading is strict: a tensor that is missing, left over or of another sh
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from prunelab.errors import ModelError
 from prunelab.models.checkpoint import (
@@ -53,6 +54,8 @@ def load_decoder(spec: Mapping[str, Any], *, device: str | torch.device = "cpu")
         raise ModelError(
             f"{folder / 'config.json'} does not describe a model that can be built: {error}"
         ) from None
+    with suppress(OSError, ValueError):  # which tokens end a text; else as config.json says
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     _fill(model, open_folder(folder, family, dtype), device)
     _compute_buffers(model, device)
     freeze(model)

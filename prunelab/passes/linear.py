@@ -215,7 +215,10 @@ def _prune_global(
     views: Views, ratio: float, start_block: int, on_block: OnBlock | None, progress: Progress | None,
     group: Group,
 ) -> State:  # fmt: skip
-    """One threshold over all layers: scores of the dense model first, then the choice."""
+    """One threshold over all layers: scores of the dense model first, then the choice.
+
+    The scores of all layers are held at once, four bytes a weight.
+    """
     decoder, method = views.decoder, cast(ScoringMethod, views.method)
     names: list[str] = []
     scores: list[Tensor] = []

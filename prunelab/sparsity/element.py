@@ -3,7 +3,7 @@
 Published codes compare with a threshold taken from the sorted scores, which removes one weight more or, with
 ties, many. Here the count is exact and what goes is what a stable sort would put first. It is found by
 selection in linear time inside rows or matrices, by one sort for many ratios, and for a whole model by two
-histograms over the bits of the scores, so that no list of all scores is ever built.
+histograms over the bits of the scores: beside the scores themselves, one layer's worth of memory.
 
 Counts for a removed fraction s: a row of C inputs keeps ``floor(C (1 - s))`` (arXiv:2306.11695 as in the code
 of arXiv:2406.15524); a matrix or model of n weights loses ``floor(n s)``.
@@ -12,7 +12,7 @@ of arXiv:2406.15524); a matrix or model of n weights loses ``floor(n s)``.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -115,16 +115,16 @@ def select_global(scores: Sequence[Tensor], ratio: float) -> list[Tensor]:
     Ties fall to the earlier layer, then the lower index. Raises as :func:`select` does.
     """
     _check_ratio(ratio)
-    keys = [_bits(score) for score in scores]
-    count = removed_in_matrix(sum(key.numel() for key in keys), ratio)
+    count = removed_in_matrix(sum(score.numel() for score in scores), ratio)
     if count == 0:
         return [torch.ones_like(score, dtype=torch.bool) for score in scores]
-    upper, before = _bucket([key >> 16 for key in keys], count)
-    inside = [key[key >> 16 == upper] & 0xFFFF for key in keys]
-    lower, within = _bucket(inside, count - before)
+    upper, before = _bucket((_bits(score) >> 16 for score in scores), count)
+    keys = map(_bits, scores)
+    lower, within = _bucket((key[key >> 16 == upper] & 0xFFFF for key in keys), count - before)
     last, room = (upper << 16) | lower, count - before - within
     keep = []
-    for score, key in zip(scores, keys, strict=True):
+    for score in scores:
+        key = _bits(score)
         tied = key == last
         gone = (key < last) | (tied & (tied.cumsum(0) <= room))
         room -= min(room, int(tied.sum()))
@@ -140,7 +140,7 @@ def _bits(score: Tensor) -> Tensor:
     return (score.to(torch.float32) + 0.0).contiguous().view(torch.int32).flatten()  # + 0.0: no -0
 
 
-def _bucket(keys: Sequence[Tensor], count: int) -> tuple[int, int]:
+def _bucket(keys: Iterable[Tensor], count: int) -> tuple[int, int]:
     """Return the 16-bit value at which the ``count``-th lowest key lies, and how many keys lie below it."""
     histogram = torch.zeros(1 << 16, dtype=torch.int64)
     for key in keys:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -109,6 +111,17 @@ def test_texts_that_end_early_or_repeat_are_dropped() -> None:
     assert not (chunk.windows == end).any()
     loops = Writer(decoder, None, replace(recipe, top_k=1, min_distinct=1.0, text_len=48), seq_len=40, seed=0)
     assert loops.write(0).counts["dropped/repetition"] > 0
+
+
+def test_every_end_token_of_the_checkpoint_ends_a_text(tmp_path: Path) -> None:
+    spec = yaml.safe_load((CONF / "model" / "embedded_llama.yaml").read_text())
+    folder = tmp_path / "llama"
+    shutil.copytree(CONF.parent / "prunelab" / "data" / "models" / "llama", folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 13]}))
+    decoder = load_decoder({**spec, "source": "local", "id": str(folder)})
+    assert generated._ends(decoder) == {0, 13}
+    (folder / "generation_config.json").unlink()
+    assert generated._ends(load_decoder({**spec, "source": "local", "id": str(folder)})) == {0}
 
 
 def test_what_reads_as_english() -> None:
