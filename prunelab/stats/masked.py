@@ -20,7 +20,7 @@ from prunelab.errors import ModelError
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """``X`` (R, C) float64; how many iterations it took; the largest relative residual of a row."""
+    """``X`` (R, C) float64; how many iterations it took; the largest residual of a row, over its right-hand side's."""
 
     X: Tensor
     iterations: int
@@ -46,7 +46,8 @@ def solve_masked(
             "reconstruction.damping or reconstruct on more tokens."
         )
     residual = (wanted - X @ H).masked_fill_(~keep, 0)
-    limit = tolerance * wanted.masked_fill(~keep, 0).norm(dim=1, keepdim=True)
+    size = wanted.masked_fill(~keep, 0).norm(dim=1, keepdim=True)
+    limit = tolerance * size
     done = residual.norm(dim=1, keepdim=True) <= limit
     used = 0
     if not bool(done.all()):
@@ -64,7 +65,7 @@ def solve_masked(
             new = (residual * Z).sum(1, keepdim=True)
             P = Z + new / energy.clamp_min(1e-300) * P
             energy = new
-    left = residual.norm(dim=1, keepdim=True) / wanted.norm(dim=1, keepdim=True).clamp_min(1e-300)
+    left = residual.norm(dim=1, keepdim=True) / size.clamp_min(1e-300)
     return Solution(X, used, float(left.max()))
 
 
@@ -83,5 +84,5 @@ def descend_masked(
         step = first / (1 - 0.9 ** (t + 1)) / ((second / (1 - 0.95 ** (t + 1))).sqrt() + 1e-30)
         X -= learning_rate * (1 - t / iterations) * step
     residual = (wanted - X @ H).masked_fill_(~keep, 0)
-    left = residual.norm(dim=1) / wanted.norm(dim=1).clamp_min(1e-300)
+    left = residual.norm(dim=1) / wanted.masked_fill(~keep, 0).norm(dim=1).clamp_min(1e-300)
     return Solution(X, iterations, float(left.max()))
