@@ -19,6 +19,7 @@ import math
 import operator
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -122,7 +123,9 @@ def read_class(target: str, key: str = "_target_") -> ClassSource:
     own, bases = classes[name]
     for base in reversed(bases):
         where = f"{module}.{base}" if base in classes else imported.get(base, "")
-        if where and base not in _PLAIN:
+        if not where or base in _PLAIN:
+            continue
+        with suppress(ConfigError):  # a base that its package only passes on: what stands here has to do
             above = read_class(where, key)
             own = ClassSource(
                 {**above.fields, **own.fields}, {**above.literals, **own.literals}, above.names | own.names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from prunelab.errors import StoreError
 from prunelab.store.context import Context
 from prunelab.structures.state import Overlay, State, open_state, save_state
 
@@ -14,7 +15,7 @@ _PARTS = "parts"  # what the list of steps is called beside the tables
 class Parts:
     """What an earlier attempt left: ``start`` (its parts, read layer by layer), ``done`` blocks, ``tables`` so far.
 
-    Raises StoreError if a part is gone or damaged.
+    Raises StoreError if a part is gone or cut: what it finished would silently be lost.
     """
 
     def __init__(self, context: Context, tables: dict[str, list[dict[str, Any]]]) -> None:
@@ -22,7 +23,10 @@ class Parts:
         self.done, values = context.resume()
         self._steps: list[int] = values.get(_PARTS, [])  # a step may finish several blocks
         self.tables = values.get("tables", tables)
-        files = [open_state(context.work / _file(step)) for step in self._steps]
+        try:
+            files = [open_state(context.work / _file(step)) for step in self._steps]
+        except StoreError as error:
+            raise StoreError(f"{error} To begin this stage from nothing: rm -r {context.work}") from error
         self.start = Overlay(tuple(files)) if files else None
 
     def save(self, done: int, part: State) -> None:

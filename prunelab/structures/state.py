@@ -280,5 +280,5 @@ def _join(digests: Mapping[str, str]) -> str:
 
 def _damaged(path: Path, reason: str) -> StoreError:
     return StoreError(
-        f"{path} cannot be read as a pruned state: {reason}. Delete it and run the prune stage again."
+        f"{path} cannot be read as a pruned state: {reason}. Run the stage that wrote it again."
     )
