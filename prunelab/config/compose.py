@@ -248,7 +248,11 @@ class Composer:
 
     def _unknown_option(self, group: str, name: object) -> ConfigError:
         known = self.options(group)
-        return ConfigError(group, name, f"one of {', '.join(known)}", nearest(str(name), known))
+        hint = nearest(str(name), known)
+        others = [f"{other}={name}" for other in self._groups() if str(name) in self.options(other)]
+        if others and not hint:
+            hint = f"There is {' and '.join(others)}."
+        return ConfigError(group, name, f"one of {', '.join(known)}", hint)
 
     def _groups(self) -> list[str]:
         return [group for group in self._repository.get_group_options("", None) if "/" not in group]

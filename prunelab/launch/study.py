@@ -36,7 +36,8 @@ def _where(problem: Problem, n_trials: int) -> str:
     if len(problem.trials) in (0, n_trials):
         return ""
     shown = ", ".join(map(str, problem.trials[:_SHOWN_TRIALS]))
-    return f"  (trials {shown}{', ...' if len(problem.trials) > _SHOWN_TRIALS else ''})"
+    word = "trial" if len(problem.trials) == 1 else "trials"
+    return f"  ({word} {shown}{', ...' if len(problem.trials) > _SHOWN_TRIALS else ''})"
 
 
 def checked_trials(

@@ -93,6 +93,7 @@ EARLY = [
     (["calibration.split=test"], ["calibration.split='test'", "train | all"]),
     (["model=random"], ["calibration='austen'", "tokens with model=random"]),
     (["seed=99999999999"], ["seed=99999999999", "0 <= x < 4294967296"]),
+    (["calibration=self_generated"], ["calibration='self_generated'", "There is reconstruction_data=self_generated."]),
     (["method=null"], ["Config group override", "Name an option"]),
     (["hydra.launcher.report=flase"], ["hydra.launcher.report='flase'", "true | false"]),
     (["reconstruction=layer", "reconstruction.epochs=3"], ["reconstruction.epochs", "reconstruction.iterations"]),
