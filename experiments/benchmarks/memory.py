@@ -2,15 +2,17 @@
 
     python experiments/benchmarks/memory.py [smollm2_135m|embedded_llama] [few] [many] [seq_len] [budget_gib] [dtype]
 
-Each way runs in a process of its own on ``few`` and on ``many`` sequences, with hidden states beyond the budget in
-files. Measured is VmHWM, the highest resident set, once for imports and loading and, reset in between,
-once for the work. It counts anonymous memory and the pages of files while they are mapped (libraries, the batch of
-hidden states that is being copied), not the page cache of files that are not.
+Each way runs in processes of its own on ``few`` and on ``many`` sequences, with hidden states beyond the budget in
+files. Measured is VmHWM, the highest resident set, once for imports and loading and, reset in between, once for the
+work, and all of that twice: what the allocator happens to keep moves a peak by some 20 MB. It counts anonymous memory
+and the pages of files while they are mapped (libraries, the batch of hidden states that is being copied), not the page
+cache of files that are not.
 
 The limit is the dense weights in the run's dtype, one block's training state (reconstruction: float32 weights,
 mask, gradient and two moments of its linear layers; SparseGPT: nothing), the budget and 1.5 GB for all else:
 Python and torch, statistics of a block, one batch on its way. Exit code 1 if a peak is above it, or if the peak
-of the work grows from few to many by more than a quarter of what one stream's additional hidden states hold.
+of the work (the lower of the two) grows from few to many by more than a quarter of what one stream's additional hidden
+states hold.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from prunelab.sparsity.pattern import build_pattern
 from prunelab.structures.state import open_state, save_state
 
 REST, TRAINING_BYTES = 1.5e9, 5 * 4
-BATCH_TOKENS, EPOCHS = 2048, 1
+BATCH_TOKENS, EPOCHS, REPEATS = 2048, 1, 2
 WAYS = ("sparsegpt", "block_gp")
 
 
@@ -102,13 +104,15 @@ def main(
         for way in WAYS:
             peaks = []
             for n in (few, many):
-                found = measure(way, name, n, seq_len, budget, dtype, state)
+                runs = [measure(way, name, n, seq_len, budget, dtype, state) for _ in range(REPEATS)]
+                found = min(runs, key=lambda run: run["work"])
                 training = found["block"] * TRAINING_BYTES if way == "block_gp" else 0
                 limit = found["weights"] + training + budget * 2**30 + REST
-                good &= max(found["work"], found["loading"]) <= limit
+                good &= all(max(run["work"], run["loading"]) <= limit for run in runs)
                 peaks.append(found)
+                shown = " and ".join(f"{run['work'] / 1e6:.0f}" for run in runs)
                 print(
-                    f"{way:10s} {n:4d} x {seq_len}: peak {found['work'] / 1e6:5.0f} MB (limit {limit / 1e6:5.0f}: "
+                    f"{way:10s} {n:4d} x {seq_len}: peak {shown} MB (limit {limit / 1e6:5.0f}: "
                     f"weights {found['weights'] / 1e6:.0f}, training {training / 1e6:.0f}, budget {budget * 1073.74:.0f}, "
                     f"rest {REST / 1e6:.0f}); loading {found['loading'] / 1e6:.0f} MB; one stream holds "
                     f"{found['stream'] / 1e6:.0f} MB; {found['seconds']:.0f} s",
