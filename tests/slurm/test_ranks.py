@@ -15,10 +15,16 @@ from prunelab.sparsity.mask import Elementwise, Structured
 from prunelab.structures.state import State, open_state
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
-ROWS = ["method=surgeon,kobd", "++method.step=0.02", "sparsity.ratio=0.4"]  # twenty shots
-# more tokens than a layer has inputs: with fewer, SparseGPT's choice depends on the order of float32 sums, so on the
-# batch size as well
-ENOUGH = ["calibration.n_samples=8", "calibration.seq_len=128"]
+# Two batches, one for each task: what one process adds up, and how products of other batch sizes round, moves choices
+# that are closer than that (a few of a million weights, and twenty shots follow from them).
+ROWS = [
+    "method=surgeon,kobd",
+    "++method.step=0.02",
+    "sparsity.ratio=0.4",
+    "runtime.batch_tokens=64",
+]  # twenty shots
+# more tokens than a layer has inputs: with fewer, SparseGPT's choice depends on the last bit
+ENOUGH = ["calibration.n_samples=8", "calibration.seq_len=128", "runtime.batch_tokens=512"]
 SINGLE = [*ENOUGH, "method=sparsegpt,wanda", "sparsity=unstructured", "sparsity.ratio=0.5"]
 TWO = ["hydra.launcher.tasks_per_node=2", "hydra.launcher.mem_gib=4"]
 
