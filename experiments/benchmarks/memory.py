@@ -4,7 +4,7 @@
 
 Each way runs in processes of its own on ``few`` and on ``many`` sequences, with hidden states beyond the budget in
 files. Measured is VmHWM, the highest resident set, once for imports and loading and, reset in between, once for the
-work, and all of that twice: what the allocator happens to keep moves a peak by some 20 MB. It counts anonymous memory
+work, and all of that twice: what the allocator happens to keep moves a peak by up to 80 MB. It counts anonymous memory
 and the pages of files while they are mapped (libraries, the batch of hidden states that is being copied), not the page
 cache of files that are not.
 

@@ -277,7 +277,7 @@ def _about_sparsity(config: Config) -> Iterator[ConfigError]:
     elif n is None or m is None or not n < m:
         yield ConfigError("sparsity.n, sparsity.m", (n, m), "n < m: n of every m consecutive inputs are kept")
     else:
-        if abs(sparsity["ratio"] - (1 - n / m)) > _ROUNDED:
+        if sparsity["ratio"] != 1 - n / m:
             yield ConfigError("sparsity.ratio", sparsity["ratio"], f"{1 - n / m:g}, what {n}:{m} removes")
         if allocation != "uniform":
             yield ConfigError("allocation", allocation, "uniform with n:m, which fixes every layer's ratio")

@@ -32,11 +32,12 @@ def check_method(method: Mapping[str, Any], source: ClassSource, pattern: str) -
                 yield ConfigError(
                     "method.needs", need, allowed, nearest(str(need), known) or f"See {target}."
                 )
-        wanted = ("costs", "update") if pattern == STRUCTURED else ("score", "prune")
-        has = [name for name in wanted if name in source.names]
-        if has != list(wanted) if pattern == STRUCTURED else not has:
-            every = " and " if pattern == STRUCTURED else " or "
-            allowed = f"a class with {every.join(wanted)} for sparsity.pattern={pattern}"
+        if pattern == STRUCTURED:
+            able, wanted = {"costs", "update"} <= source.names, "costs and update"
+        else:
+            able, wanted = bool({"score", "prune"} & source.names), "score or prune"
+        if not able:
+            allowed = f"a class with {wanted} for sparsity.pattern={pattern}"
             yield ConfigError("method._target_", target, allowed, "See prunelab/methods/base.py.")
 
 

@@ -122,7 +122,8 @@ def read_class(target: str, key: str = "_target_") -> ClassSource:
         raise ConfigError(key, target, f"a class of {path.name}: {', '.join(classes) or 'it has none'}")
     own, bases = classes[name]
     for base in reversed(bases):
-        where = f"{module}.{base}" if base in classes else imported.get(base, "")
+        here = base in classes and base != name  # `class Wanda(Wanda)` means the imported one
+        where = f"{module}.{base}" if here else imported.get(base, "")
         if not where or base in _PLAIN:
             continue
         with suppress(ConfigError):  # a base that its package only passes on: what stands here has to do

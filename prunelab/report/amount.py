@@ -152,9 +152,9 @@ def _lines(axes: Axes, rows: pd.DataFrame, column: str, values: Sequence[float],
             at, points["mean"], yerr=points["std"].fillna(0), fmt="none", ecolor=look["color"], elinewidth=1
         )
     axes.set_xlim(-0.3, len(values) - 0.7)
-    low, high = cells["value"].min(), cells["value"].max()
     if column == "mean/overfit":
         axes.axhline(1, **DENSE)
+        low, high = cells["value"].min(), cells["value"].max()
         if 0 < low < high / 5 and np.isfinite(high):  # else the small ones would lie on one line
             log_axis(axes)
     elif column != "acc/mean" and (cells["value"] > 0).all() and np.isfinite(cells["value"]).all():

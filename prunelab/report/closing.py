@@ -11,7 +11,7 @@ from rich.text import Text
 
 from prunelab.report.collect import FAILED, Study, collect
 from prunelab.report.finding import integrity, missing
-from prunelab.report.label import where
+from prunelab.report.label import in_words
 from prunelab.report.table import ACCURACY, PERPLEXITY, ResultTable, result_tables
 
 
@@ -36,7 +36,7 @@ def _results(table: ResultTable) -> Table:
     scores = [(title, count) for title, count in table.groups if title in (PERPLEXITY, ACCURACY)]
     last = 2 + sum(count for _, count in scores)
     made = Table(
-        title=Text(f"{' and '.join(title for title, _ in scores)}, {where(table.facet)}", style="bold"),
+        title=Text(f"{' and '.join(title for title, _ in scores)}, {in_words(table.facet)}", style="bold"),
         title_justify="left",
         min_width=44,
         box=box.SIMPLE_HEAD,

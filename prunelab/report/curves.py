@@ -14,7 +14,7 @@ from prunelab.report.aggregate import SPREAD, by_cell, pareto
 from prunelab.report.collect import Study
 from prunelab.report.figure import GREY, INK, Group, empty, literal, log_axis, panels, percent_axis
 from prunelab.report.key import Key, Look, key_of, tracks
-from prunelab.report.label import where
+from prunelab.report.label import in_words
 
 FRONT = {
     "marker": "o",
@@ -40,7 +40,7 @@ def tradeoff(study: Study, score: str = "mean/ppl") -> Figure:
         sides = list(zip(line, ("error/fitted", "mean/held_out"), (near, "held-out text"), strict=True))
         for axes, error, text in sides:
             _tradeoff_panel(axes, key, tracks(study, key), part, error, score)
-            axes.set_title(f"{literal(where(facet))}: error on {text}")
+            axes.set_title(f"{literal(in_words(facet))}: error on {text}")
             axes.set_xlabel(f"relative error after the last block, {text}")
         if cells["ratio"].nunique() > 1:
             for axes, error, _ in sides:  # after both: they share their height

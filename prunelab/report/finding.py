@@ -9,7 +9,7 @@ import pandas as pd
 
 from prunelab.report.aggregate import at_ratio, by_cell, common_ratio
 from prunelab.report.collect import DONE, FAILED, UNFINISHED, Study
-from prunelab.report.label import heading, where
+from prunelab.report.label import heading, in_words
 from prunelab.report.table import number
 
 QUESTION = (
@@ -40,7 +40,7 @@ def _facet(cells: pd.DataFrame, facet: str, ratio: float, corpora: int) -> list[
     if not ranked:
         return []
     what = f"geometric-mean perplexity over {corpora} corpora" if corpora > 1 else "perplexity"
-    text = f"At ratio {ratio:g}, {where(facet)}: {ranked[0]['variant']} has the lowest {what}, "
+    text = f"At ratio {ratio:g}, {in_words(facet)}: {ranked[0]['variant']} has the lowest {what}, "
     text += number(ranked[0]["mean/ppl"])
     if len(ranked) > 1:
         text += f"; next is {ranked[1]['variant']} with {number(ranked[1]['mean/ppl'])}"

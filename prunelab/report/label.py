@@ -71,7 +71,7 @@ def label_trials(configs: Sequence[Mapping[str, Any]]) -> list[Label]:
     return labels
 
 
-def where(facet: str) -> str:
+def in_words(facet: str) -> str:
     """A facet in a sentence: ``calibrated on austen``; several names, of a model and a text, as they are."""
     return facet if SEPARATOR in facet else f"calibrated on {facet}"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from prunelab.report.collect import DONE, FAILED, Study
 from prunelab.report.finding import QUESTION, facts, findings, integrity, missing
-from prunelab.report.label import heading, where
+from prunelab.report.label import heading, in_words
 from prunelab.report.repair_table import repair_tables
 from prunelab.report.table import Cell, ResultTable, result_tables
 
@@ -83,7 +83,9 @@ def _results(study: Study) -> str:
     parts.append(
         '<p class="note">Perplexity on test text, lower is better; the best of each ratio is shaded; '
         "small print: spread over seeds (± sample standard deviation) and change from the dense model; mean: "
-        "geometric mean over the corpora. Accuracy: of zero-shot tasks, higher is better. Removed: fraction of the prunable "
+        "geometric mean over the corpora. "
+        + ("Accuracy: of zero-shot tasks, higher is better. " if study.tasks else "")
+        + "Removed: fraction of the prunable "
         "weights, of the decoder's parameters once compacted, of the units. Error: "
         "‖h<sub>dense</sub> − h<sub>pruned</sub>‖² ÷ ‖h<sub>dense</sub>‖² after the last block "
         "on calibration text (the mask's tokens), on a repair's own text where that is another, and, as a "
@@ -94,7 +96,7 @@ def _results(study: Study) -> str:
 
 
 def _repairs(study: Study) -> str:
-    parts = [f"<h3>Repairs, {escape(where(t.facet))}</h3>{_table(t)}" for t in repair_tables(study)]
+    parts = [f"<h3>Repairs, {escape(in_words(t.facet))}</h3>{_table(t)}" for t in repair_tables(study)]
     if not parts:
         return ""
     parts.append(

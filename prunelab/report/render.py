@@ -16,7 +16,7 @@ from prunelab.report.collect import Study, collect
 from prunelab.report.figure import png, styled
 from prunelab.report.finding import QUESTION, chosen_ratio, facts, findings, integrity, missing
 from prunelab.report.key import key_of
-from prunelab.report.label import heading, where
+from prunelab.report.label import heading, in_words
 from prunelab.report.page import Picture, page
 from prunelab.report.repair_table import repair_tables
 from prunelab.report.sheet import blocks_csv, repairs_csv
@@ -178,7 +178,7 @@ def markdown(study: Study, pictures: list[Picture]) -> str:
     for table in result_tables(study):
         lines += [f"## {escape_markdown(heading(table.facet))}", "", markdown_table(table), ""]
     for table in repair_tables(study):
-        lines += [f"## Repairs, {escape_markdown(where(table.facet))}", "", markdown_table(table), ""]
+        lines += [f"## Repairs, {escape_markdown(in_words(table.facet))}", "", markdown_table(table), ""]
     for picture in pictures:
         lines += [
             f"## {picture.title}",

@@ -9,7 +9,6 @@ from prunelab.store.context import Context
 from prunelab.structures.state import Overlay, State, open_state, save_state
 
 STATE = "state.safetensors"  # the result of a stage that changes weights
-_PARTS = "parts"  # what the list of steps is called beside the tables
 
 
 class Parts:
@@ -21,7 +20,7 @@ class Parts:
     def __init__(self, context: Context, tables: dict[str, list[dict[str, Any]]]) -> None:
         self._context = context
         self.done, values = context.resume()
-        self._steps: list[int] = values.get(_PARTS, [])  # a step may finish several blocks
+        self._steps: list[int] = values.get("steps", [])  # a step may finish several blocks
         self.tables = values.get("tables", tables)
         try:
             files = [open_state(context.work / _file(step)) for step in self._steps]
@@ -35,7 +34,7 @@ class Parts:
             save_state(part, self._context.work / _file(done))
         self.done = done
         self._steps.append(done)
-        self._context.checkpoint(done, {"tables": self.tables, _PARTS: self._steps})
+        self._context.checkpoint(done, {"tables": self.tables, "steps": self._steps})
 
 
 def _file(step: int) -> str:

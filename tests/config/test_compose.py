@@ -112,6 +112,9 @@ from prunelab.reconstruction.exact import LeastSquares
 class Mine(Wanda):
     needs = ("input_norm", "input_gram")
 
+class Wanda(Wanda):
+    pass
+
 class Wrong(Wanda):
     needs = ("input_gramm",)
 
@@ -138,6 +141,7 @@ def test_classes_of_ones_own_are_held_to_the_contract(
         return [str(error) for error in check_trial(composer.trial(list(overrides)), composer)[2]]
 
     assert not mistakes(*words[:2], words[2] + "Mine")  # fields, score and within are those of its base
+    assert not mistakes(*words[:2], words[2] + "Wanda")
     (wrong,) = mistakes(*words[:2], words[2] + "Wrong")
     assert "method.needs='input_gramm'" in wrong
     assert "Did you mean 'input_gram'?" in wrong
