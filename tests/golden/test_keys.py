@@ -1,0 +1,45 @@
+"""The keys of every experiment's stages: one that moves makes everybody's results of it anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import create_automatic_config_search_path
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from prunelab.config.compose import Composer
+from prunelab.config.place import conf_folder
+from prunelab.launch.plugin import register
+from prunelab.launch.study import plan_study
+from prunelab.plan.study import Plan
+
+EXPERIMENTS = sorted(path.stem for path in (conf_folder() / "exp").glob("*.yaml"))
+
+
+def plan_of(experiment: str, root: Path) -> Plan:
+    """Plan an experiment as ``python -m prunelab +exp=NAME -m`` does."""
+    register()
+    loader = ConfigLoaderImpl(create_automatic_config_search_path(None, None, str(conf_folder())))
+    overlay = [f"+exp={experiment}"]
+    whole = loader.load_configuration("config", overlay, RunMode.RUN, validate_sweep_overrides=False)
+    axes = OmegaConf.select(whole, "hydra.sweeper.params") or {}
+    words = [*(f"{key}={value}" for key, value in axes.items()), *overlay, f"paths.root={root}"]
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(words)
+    jobs = BasicSweeper.split_arguments(parsed, None)[0]
+    return plan_study(Composer(loader), jobs, ["golden"])
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_keys_of_every_experiment_stay(experiment: str, tmp_path: Path, golden) -> None:
+    plan = plan_of(experiment, tmp_path)
+    found = {
+        f"{trial.name} {role}": key[:16]
+        for trial in plan.trials
+        for role, key in sorted(trial.stages.items())
+    }
+    assert golden(f"keys/{experiment}", found) == found

@@ -1,0 +1,88 @@
+"""Each method's and repair's numbers on toy models: who changes them raises a ``revision``.
+
+The models are random and tiny, so numbers mean nothing in themselves. They are compared to 1e-3: CPUs round in
+different ways, and a change of an algorithm moves them much further.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_automatic_config_search_path
+
+from prunelab.config.compose import Composer
+from prunelab.config.place import conf_folder
+from prunelab.launch.base import Order
+from prunelab.launch.inline import Inline
+from prunelab.launch.runner import local_resources, open_jobs
+from prunelab.launch.study import plan_study
+from prunelab.plan.study import save_plan
+from prunelab.store.layout import locate
+from prunelab.store.record import read_record
+
+PRUNED = {
+    "sparsity=rows_columns sparsity.ratio=0.3 method.step=0.1": ("surgeon", "kobd", "lobd", "magnitude", "random"),
+    "sparsity=unstructured sparsity.ratio=0.5": ("wanda", "sparsegpt", "magnitude", "random"),
+    "sparsity=2of4": ("wanda", "sparsegpt", "magnitude", "random"),
+    "sparsity=unstructured sparsity.ratio=0.4 sparsity.propagation=dense allocation=global": ("wanda", "magnitude"),
+    "sparsity=unstructured sparsity.ratio=0.6 allocation=owl": ("wanda", "sparsegpt"),
+}  # fmt: skip
+REPAIRED = ("layer", "block", "block_gp", "cross_block")
+SETTINGS = [
+    "model=random", "calibration=tokens", "calibration.n_samples=8", "calibration.seq_len=24", "evaluation.corpora=[tokens]",
+    "calibration.split={mask:train,held_out:validation,test:test}", "evaluation.held_out=[tokens]", "evaluation.seq_len=24", "evaluation.max_samples=4", "evaluation.error_samples=4",
+    "runtime.device=cpu", "runtime.workers=1", "runtime.threads=1",
+]  # fmt: skip
+KEPT = ("ppl/", "error/", "mse/", "ratio/", "integrity/masked", "parameters/compact")
+
+
+def jobs(tokens: Path, root: Path) -> dict[str, list[str]]:
+    """Return the overrides of every trial by name."""
+    found = {}
+    common = [*SETTINGS, f"calibration.path={tokens}", f"paths.root={root}"]
+    for family in ("llama", "opt"):
+        for words, methods in PRUNED.items():
+            for method in methods:
+                own = [f"model.id={family}", f"method={method}", *words.split()]
+                found[" ".join(own)] = [*common, *own]
+        for repair in REPAIRED:
+            own = [f"model.id={family}", "method=wanda", "sparsity=unstructured", "sparsity.ratio=0.5",
+                   f"reconstruction={repair}"]  # fmt: skip
+            short = [] if repair == "layer" else ["reconstruction.min_updates=8", "reconstruction.epochs=2"]
+            found[" ".join(own)] = [*common, *own, *short]
+    return found
+
+
+def test_numbers_of_every_method_and_repair_stay(tmp_path: Path, golden) -> None:
+    tokens = tmp_path / "tokens.npy"
+    np.save(tokens, np.random.RandomState(3).randint(3, 64, size=(60, 32)).astype("int32"))
+    words = jobs(tokens, tmp_path / "home")
+    composer = Composer(ConfigLoaderImpl(create_automatic_config_search_path(None, None, str(conf_folder()))))
+    plan = plan_study(composer, list(words.values()), ["golden"])
+    assert len(plan.trials) == len(words)
+    order = Order(
+        plan, save_plan(plan), open_jobs(plan, set()), local_resources(plan.trials[0].config["runtime"])
+    )
+    failures: list[str] = []
+    Inline().run(order, lambda event: failures.append(str(event)) if event.what == "failed" else None)
+    assert not failures
+    found = {}
+    for name, trial in zip(words, plan.trials, strict=True):
+        metrics: dict[str, float] = {}
+        revisions = {}
+        for role in ("prune", "reconstruct", "evaluate"):
+            if role in trial.stages:
+                stage = plan.stages[trial.stages[role]]
+                record = read_record(locate(plan.store, stage.kind, stage.key, stage.folder))
+                metrics |= {k: float(v) for k, v in record.metrics.items() if k.startswith(KEPT)}
+        for group in ("method", "reconstruction", "allocation"):
+            revisions[group] = trial.config[group].get("revision")
+        found[name] = {"metrics": metrics, "revision": revisions}
+    known = golden("numbers", found)
+    assert known.keys() == found.keys()
+    for name, row in found.items():
+        assert row["revision"] == known[name]["revision"], name
+        assert row["metrics"] == pytest.approx(known[name]["metrics"], rel=1e-3), name
