@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prunelab.launch.lineage import lineage
+from prunelab.plan.kind import kind_of, metric_prefix
 from prunelab.plan.study import Plan, Trial
 from prunelab.store.layout import METRICS, is_done, locate
 from prunelab.store.record import read_record
@@ -18,8 +19,6 @@ from prunelab.tracking.base import NullTracker, RunInfo, Tracker, run_id
 from prunelab.tracking.jsonl import read_jsonl
 from prunelab.tracking.note import read_note
 from prunelab.tracking.wandb_mirror import open_tracker
-
-_ROLES = ("dense", "prune", "reconstruct", "evaluate")  # calibrate has no curve to show
 
 
 class Mirror:
@@ -54,8 +53,7 @@ class Mirror:
             self._replay(key)
         self._told.add(key)
         record = read_record(self._folder(key))
-        # the dense model's perplexity is not this trial's
-        prefix = "dense/" if record.kind == "dense" else ""
+        prefix = metric_prefix(record.kind, self._keys()[key])
         self._summary |= {prefix + name: value for name, value in record.metrics.items()}
         self._summary |= {
             f"cost/{record.kind}_s": record.cost.get("seconds"),
@@ -83,8 +81,10 @@ class Mirror:
         self._tracker.summary({name: value for name, value in self._summary.items() if value is not None})
         self._tracker.finish(ok)
 
-    def _keys(self) -> list[str]:
-        return [self._trial.stages[role] for role in _ROLES if role in self._trial.stages]
+    def _keys(self) -> dict[str, str]:
+        """Return the roles of the stages that have something to show, by key."""
+        roles = self._trial.stages.items()
+        return {key: role for role, key in roles if kind_of(self._plan.stages[key].kind).mirrored}
 
     def _replay(self, key: str) -> None:
         for row in read_jsonl(self._folder(key) / METRICS):

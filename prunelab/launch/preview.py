@@ -12,8 +12,8 @@ from rich.text import Text
 
 from prunelab.errors import StoreError
 from prunelab.launch.base import Resources
-from prunelab.plan.graph import Job, longest_planned
-from prunelab.plan.stage import KINDS, Stage
+from prunelab.plan.graph import Job, shots
+from prunelab.plan.kind import in_order
 from prunelab.plan.study import Plan
 from prunelab.store.layout import index, is_done
 from prunelab.store.record import read_record
@@ -32,19 +32,18 @@ def preview(plan: Plan, done: Collection[str], jobs: Sequence[Job], resources: R
         "stage", *(_right(n) for n in ("planned", "shared by trials", "cached", "to run", "shots", "seconds"))
     )
     whole, unknown = 0.0, False
-    for kind in KINDS:
-        stages = {key: stage for key, stage in plan.stages.items() if stage.kind == kind}
-        if not stages:
-            continue
+    for kind in in_order(stage.kind for stage in plan.stages.values()):
+        stages = {key: stage for key, stage in plan.stages.items() if stage.kind == kind.name}
         todo = [stage for key, stage in stages.items() if key not in done]
-        shots = sum(shots_to_run(stage, plan, done) for stage in todo)
-        each = seconds.get(kind)
-        cost = None if each is None else each * (shots if kind == "prune" else len(todo))
+        repeats = [shots(stage, plan.stages) for stage in todo]
+        scheduled = any(shots(stage, plan.stages) is not None for stage in stages.values())
+        median = seconds.get(kind.name)
+        cost = None if median is None else median * sum(1 if n is None else n for n in repeats)
         unknown |= bool(todo) and cost is None
         whole += cost or 0.0
         table.add_row(
-            kind, str(len(stages)), str(sum(users.get(key, 0) > 1 for key in stages)),
-            str(len(stages) - len(todo)), str(len(todo)), str(shots) if kind == "prune" else "",
+            kind.name, str(len(stages)), str(sum(users.get(key, 0) > 1 for key in stages)),
+            str(len(stages) - len(todo)), str(len(todo)), str(sum(n or 0 for n in repeats)) if scheduled else "",
             "0" if not todo else "not known yet" if cost is None else f"{cost:.0f}",
         )  # fmt: skip
     workers = resources.workers or 1
@@ -58,17 +57,6 @@ def preview(plan: Plan, done: Collection[str], jobs: Sequence[Job], resources: R
     else:
         last = f"{what}: about {whole / workers:.0f} s."
     return Group(table, Text(last))
-
-
-def shots_to_run(stage: Stage, plan: Plan, done: Collection[str]) -> int:
-    """Return how many shots a prune stage would run itself, given what it can continue from."""
-    if stage.kind != "prune":
-        return 0
-    whole = list(stage.identity["schedule"])
-    previous = longest_planned(stage, plan.stages)
-    if previous is not None:
-        return len(whole) - len(plan.stages[previous].identity["schedule"])
-    return len(whole)
 
 
 def _seconds(plan: Plan) -> dict[str, float]:
@@ -86,8 +74,8 @@ def _seconds(plan: Plan) -> dict[str, float]:
         except StoreError:
             continue
         if (record.identity.get("model") or record.identity.get("tokenizer")) in models:
-            shots = record.cost.get("shots", 1) or 1
-            found.setdefault(kind, []).append(float(record.cost.get("seconds", 0.0)) / shots)
+            repeats = record.cost.get("shots", 1) or 1
+            found.setdefault(kind, []).append(float(record.cost.get("seconds", 0.0)) / repeats)
     return {kind: statistics.median(values) for kind, values in found.items()}
 
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prunelab.launch.worker import failure_path
+from prunelab.plan.kind import in_order
 from prunelab.plan.study import Plan, Trial
 from prunelab.store.layout import index, is_done, lock_path
 
@@ -71,12 +72,11 @@ def status_table(plan: Plan, states: Sequence[TrialState], *, whole: bool) -> Re
     order = ("failed", "running", "waiting", "done")
     shown = sorted(states, key=lambda state: order.index(state.state))
     shown = states if whole else sorted(shown[:_SHOWN], key=lambda state: state.trial.number)
-    table = Table(
-        "trial", "state", "dense", "prune", "evaluate", "reason", title=f"{plan.study}: {len(states)} trials"
-    )
+    kinds = columns(plan)
+    table = Table("trial", "state", *kinds, "reason", title=f"{plan.study}: {len(states)} trials")
     for state in shown:
         style = _MARKS[state.state][1]
-        cells = [_cell(state.stages, role) for role in ("dense", "prune", "evaluate")]
+        cells = [_cell(state.stages, kind) for kind in kinds]
         table.add_row(state.trial.name, Text(state.state, style=style), *cells, Text(state.reason))
     summary = ", ".join(
         f"{counts[word]} {word}" for word in ("done", "running", "waiting", "failed") if counts[word]
@@ -86,6 +86,11 @@ def status_table(plan: Plan, states: Sequence[TrialState], *, whole: bool) -> Re
     if counts["failed"] or counts["waiting"]:
         lines.append(f"go on with: prunelab retry {plan.folder}")
     return Group(table, Text("\n".join(lines)))
+
+
+def columns(plan: Plan) -> list[str]:
+    """Return the kinds of stages that a plan has and a status shows, in order; they are roles of the trials too."""
+    return [kind.name for kind in in_order(stage.kind for stage in plan.stages.values()) if kind.column]
 
 
 def _of(trial: Trial, states: Mapping[str, str], notes: Mapping[str, Mapping[str, str]]) -> TrialState:

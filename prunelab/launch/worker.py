@@ -24,6 +24,7 @@ from typing import Any, Protocol
 from prunelab.errors import PrunelabError, StageError, StoreError
 from prunelab.launch.mirror import Mirror
 from prunelab.plan.graph import Job
+from prunelab.plan.kind import EVALUATE, kind_of, shares_sums
 from prunelab.plan.stage import Stage
 from prunelab.plan.study import Plan, load_plan
 from prunelab.store.artefact import (
@@ -46,8 +47,10 @@ Send = Callable[[str, Mapping[str, Any]], None]
 class Crew(Protocol):
     """Other processes that help this one with some stages."""
 
-    def stage(self, kind: str, identity: Mapping[str, Any], context: Context) -> AbstractContextManager[None]:
-        """While open, they run this stage as well, if it is one to share; sets ``context.group``."""
+    def stage(
+        self, module: str, identity: Mapping[str, Any], context: Context
+    ) -> AbstractContextManager[None]:
+        """While open, they run this stage as well, ``module``'s function ``run``; sets ``context.group``."""
         ...
 
 
@@ -128,9 +131,11 @@ class Runner:
         if self.mirror:
             context.listen = self.mirror.listener(stage.key)
         clock = time.perf_counter()
-        run = importlib.import_module(f"prunelab.stages.{stage.kind}").run
+        module = kind_of(stage.kind).module
+        run = importlib.import_module(module).run
+        crew = self.crew if shares_sums(stage.kind, stage.inputs) else None
         try:
-            with self.crew.stage(stage.kind, stage.identity, context) if self.crew else nullcontext():
+            with crew.stage(module, stage.identity, context) if crew else nullcontext():
                 result = run(stage.identity, context)
         except Exception:
             check_owner(
@@ -254,7 +259,7 @@ def main() -> int:
     lines = _lines_until_orphaned()
     plans: dict[str, Plan] = {}
     # the slow imports happen while the driver is still looking at the store
-    importlib.import_module("prunelab.stages.evaluate")
+    importlib.import_module(kind_of(EVALUATE).module)
     while (line := lines()) is not None:
         order = json.loads(line)
         plan = plans.setdefault(order["plan"], load_plan(Path(order["plan"])))

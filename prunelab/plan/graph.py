@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
+from heapq import heappop, heappush
 
-from prunelab.plan.stage import KINDS, Stage
+from prunelab.plan.kind import position
+from prunelab.plan.stage import Stage
 from prunelab.plan.study import Plan
 
 
@@ -24,7 +26,20 @@ class Job:
 def order(stages: Mapping[str, Stage]) -> list[str]:
     """Return the keys so that inputs, and planned prefixes, come first; ties stay in the plan's order."""
     graph = {key: [d for d in dependencies(stage) if d in stages] for key, stage in stages.items()}
-    return list(TopologicalSorter(graph).static_order())
+    return _earliest(graph)
+
+
+def _earliest(graph: Mapping[str, Iterable[str]]) -> list[str]:
+    """Return the nodes so that predecessors come first; of those that may come next always the earliest in ``graph``."""
+    place = {name: number for number, name in enumerate(graph)}
+    sorter, ready, ordered = TopologicalSorter(graph), list[tuple[int, str]](), list[str]()
+    sorter.prepare()
+    while sorter.is_active():
+        for name in sorter.get_ready():
+            heappush(ready, (place[name], name))
+        ordered.append(heappop(ready)[1])
+        sorter.done(ordered[-1])
+    return ordered
 
 
 def dependencies(stage: Stage) -> list[str]:
@@ -64,7 +79,7 @@ def jobs(plan: Plan, done: Collection[str]) -> list[Job]:
         # by kind, which every dependency follows: a trial's rows come in one order, whichever job makes them
         Job(
             name,
-            tuple(sorted(keys, key=lambda key: KINDS.index(plan.stages[key].kind))),
+            tuple(sorted(keys, key=lambda key: position(plan.stages[key].kind))),
             trial_of[name],
             *_waits(name, keys, plan, job_of),
         )
@@ -73,18 +88,9 @@ def jobs(plan: Plan, done: Collection[str]) -> list[Job]:
     first = {
         job.name: min(number for key in job.stages for number in owner[key] if number >= 0) for job in grouped
     }
-    return _runnable(sorted(grouped, key=lambda job: first[job.name]))
-
-
-def _runnable(grouped: Iterable[Job]) -> list[Job]:
-    """Return jobs so that each comes after those it waits for; otherwise in the order given."""
-    waiting, placed, ordered = list(grouped), set(), []
-    while waiting:
-        ready = next(job for job in waiting if placed.issuperset((*job.after, *job.after_any)))
-        waiting.remove(ready)
-        placed.add(ready.name)
-        ordered.append(ready)
-    return ordered
+    by_name = {job.name: job for job in sorted(grouped, key=lambda job: first[job.name])}
+    graph = {name: (*job.after, *job.after_any) for name, job in by_name.items()}
+    return [by_name[name] for name in _earliest(graph)]
 
 
 def _waits(
@@ -104,3 +110,12 @@ def _waits(
 def longest_planned(stage: Stage, stages: Mapping[str, Stage]) -> str | None:
     """Return the key of the longest planned prefix of a stage's work, if there is one."""
     return next((key for key in stage.continues if key in stages), None)
+
+
+def shots(stage: Stage, stages: Mapping[str, Stage]) -> int | None:
+    """Return how many shots a stage runs itself, given what it can continue from; None if it has no schedule."""
+    whole = stage.identity.get("schedule")
+    if whole is None:
+        return None
+    previous = longest_planned(stage, stages)
+    return len(whole) - (len(stages[previous].identity["schedule"]) if previous is not None else 0)

@@ -9,8 +9,6 @@ from typing import Any
 
 from prunelab.plan.fingerprint import fingerprint
 
-KINDS = ("calibrate", "dense", "statistics", "prune", "reconstruct", "evaluate")
-
 
 @dataclass(frozen=True)
 class Stage:

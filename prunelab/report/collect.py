@@ -17,14 +17,12 @@ import pandas as pd
 
 from prunelab.config.data import parts_of
 from prunelab.errors import StoreError
+from prunelab.plan.kind import kind_of, metric_prefix
 from prunelab.report.derive import derived, derived_blocks
 from prunelab.report.label import DATA, NO_REPAIR, REPAIR, label_trials
 from prunelab.store.layout import RECORD, index, is_done
 
 DONE, FAILED, UNFINISHED = "done", "failed", "unfinished"
-# about the model and the text, not the pruned model
-PREFIXED = ("dense", "calibrate", "statistics", "test", "held_out", "reconstruction")
-
 
 TABLES = {  # tables of the records, and the columns that they have even when they are empty
     "blocks": ("number", "block", "stream", "error"),
@@ -185,7 +183,7 @@ def _row(trial: Mapping[str, Any], own: Mapping[str, Any], stages: Mapping[str, 
         row |= {f"{DATA}/{part}": count for part, count in parts_of(config).items()}
     for role, stage in own.items():
         record = stage["record"] or {}
-        prefix = f"{role}/" if role.partition("/")[0] in PREFIXED else ""
+        prefix = metric_prefix(stage["kind"], role)
         row |= {prefix + name: number_or_text(value) for name, value in (record.get("metrics") or {}).items()}
     for role, stage in own.items():
         record = stage["record"] or {}
@@ -231,8 +229,8 @@ def _closure(own: Iterable[Mapping[str, Any]], stages: Mapping[str, Any]) -> lis
 
 def _tables(own: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
     tables: dict[str, list[Mapping[str, Any]]] = {}
-    for role, stage in own.items():
-        if role.partition("/")[0] not in PREFIXED:
+    for stage in own.values():
+        if kind_of(stage["kind"]).of_trial:
             tables |= (stage["record"] or {}).get("tables") or {}
     return tables
 

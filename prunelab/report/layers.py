@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from prunelab.plan.kind import CALIBRATE
 from prunelab.report.aggregate import at_ratio
 from prunelab.report.collect import Study
 from prunelab.report.curves import fitted_name
@@ -183,7 +184,7 @@ def _seconds(study: Study, kind: str) -> pd.Series:
 def _columns(study: Study, kind: str, value: str) -> list[str]:
     """Columns of a cost of a kind of stage; the text that repairs fit to is calibration text too."""
     own = [f"cost/{kind}/{value}"]
-    if kind == "calibrate":
+    if kind == CALIBRATE:
         columns = [str(column) for column in study.frame.columns]
         own += [c for c in columns if c.startswith("cost/reconstruction") and c.endswith(f"/{value}")]
     return own

@@ -1,7 +1,7 @@
 """Several processes that do one job: rank 0 runs it as ever, the others help with the stages that have sums to share.
 
 Rank 0 alone looks at the store, takes locks, keeps progress, writes results and records; what is done, what a stage
-goes on from and when it stops is its decision. For a stage of ``SHARED`` kinds it posts an order, plain JSON, in a
+goes on from and when it stops is its decision. For a stage whose sums are shared it posts an order, plain JSON, in a
 torch TCPStore; every other rank runs the same function with a context that reads the same files and writes none.
 Between orders (calibrate, dense, reconstruct, evaluate) the others only look for the next one, for as long as it takes.
 
@@ -29,7 +29,7 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 
 from prunelab.errors import PrunelabError, StageError
 from prunelab.stats.group import Ranks
-from prunelab.store.context import SHARED, Context, Input, Interrupted
+from prunelab.store.context import Context, Input, Interrupted
 from prunelab.store.layout import write_atomic
 from prunelab.store.record import read_record
 
@@ -49,16 +49,13 @@ class Lead:
         self._orders = 0
 
     @contextmanager
-    def stage(self, kind: str, identity: Mapping[str, Any], context: Context) -> Iterator[None]:
-        """While open, all ranks run this stage, if it is of a kind that shares sums and looks at data.
+    def stage(self, module: str, identity: Mapping[str, Any], context: Context) -> Iterator[None]:
+        """While open, all ranks run this stage, ``module``'s function ``run``.
 
         Raises StageError with the reason if another rank failed or is gone.
         """
-        if kind not in SHARED or "calibrate" not in context.inputs:
-            yield
-            return
         group = self._assemble()
-        self._post(_order(kind, identity, context))
+        self._post(_order(module, identity, context))
         context.group = group
         try:
             yield
@@ -149,10 +146,10 @@ def _wait(store: Any, key: str) -> bytes:
     return store.get(key)
 
 
-def _order(kind: str, identity: Mapping[str, Any], context: Context) -> dict[str, Any]:
+def _order(module: str, identity: Mapping[str, Any], context: Context) -> dict[str, Any]:
     step, values = context.resume()
     return {
-        "kind": kind, "identity": dict(identity), "runtime": dict(context.runtime), "resumed": [step, values],
+        "module": module, "identity": dict(identity), "runtime": dict(context.runtime), "resumed": [step, values],
         "folder": str(context.folder), "work": str(context.work), "outputs": str(context.outputs),
         "inputs": {role: str(found.folder) for role, found in context.inputs.items()},
         "previous": str(context.previous.folder) if context.previous else None,
@@ -169,8 +166,8 @@ def _obey(order: Mapping[str, Any], group: Ranks) -> None:
             _input(order["previous"]) if order["previous"] else None, lambda what, done, total: None,
             lambda row: None, group=group, resumed=(step, values),
         )  # fmt: skip
-        print(f"helps with {order['kind']} {context.folder.name}", flush=True)
-        importlib.import_module(f"prunelab.stages.{order['kind']}").run(order["identity"], context)
+        print(f"helps with {context.folder.parent.name} {context.folder.name}", flush=True)
+        importlib.import_module(order["module"]).run(order["identity"], context)
         group.meet()
     except Interrupted as end:
         print(f"rank 0 says: {end}", flush=True)

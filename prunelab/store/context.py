@@ -12,7 +12,6 @@ from prunelab.store.layout import METRICS, write_atomic
 from prunelab.store.record import Record
 from prunelab.tracking.jsonl import JsonlWriter
 
-SHARED = ("statistics", "prune")  # kinds of stages whose sums over calibration tokens several processes share
 _PROGRESS = "progress.json"
 
 

@@ -12,24 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from prunelab.launch.slurm.settings import Settings
-from prunelab.plan.graph import Job, longest_planned
-from prunelab.plan.stage import Stage
+from prunelab.plan.graph import Job, shots
+from prunelab.plan.kind import cost_of, shares_sums
 from prunelab.plan.study import Plan
-from prunelab.store.context import SHARED
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _SMALL = 0.3  # GiB of weights; below this one core and no GPU are enough
 _BASE_GIB = 2.0  # Python, torch, tokenizer, text
-# per GiB of weights: memory in GiB and minutes on one GPU; pruning holds factors and gradients of a block beside them
-_COST = {
-    "generate": (1.6, 4.0),  # the dense model writes text
-    "calibrate": (0.0, 0.0),
-    "dense": (1.3, 1.0),
-    "statistics": (2.0, 2.0),  # one forward beside the sums of a block
-    "prune": (3.0, 4.0),
-    "reconstruct": (3.0, 4.0),
-    "evaluate": (1.6, 2.0),
-}
 
 
 @dataclass(frozen=True)
@@ -61,9 +50,13 @@ def need(plan: Plan, job: Job, settings: Settings) -> Need:
     weights = max((weights_gib(stage.runtime["model"]) for stage in stages), default=0.0)
     runtime = plan.trials[0].config["runtime"]
     small = weights < _SMALL
-    memory = _BASE_GIB + max((_cost(stage)[0] * weights for stage in stages), default=0.0)
-    minutes = 15.0 + sum(_cost(stage)[1] * weights * _shots(stage, plan) for stage in stages)
-    shares = any(stage.kind in SHARED and "calibrate" in stage.inputs for stage in stages)
+    costs = [cost_of(stage.kind, stage.identity) for stage in stages]
+    repeats = [shots(stage, plan.stages) for stage in stages]
+    memory = _BASE_GIB + max((cost.memory_gib * weights for cost in costs), default=0.0)
+    minutes = 15.0 + sum(
+        cost.minutes * weights * (1 if n is None else n) for cost, n in zip(costs, repeats, strict=True)
+    )
+    shares = any(shares_sums(stage.kind, stage.inputs) for stage in stages)
     tasks = (settings.tasks_per_node or settings.gpus or 1) if shares else 1
     gpus = (
         settings.gpus
@@ -76,19 +69,6 @@ def need(plan: Plan, job: Job, settings: Settings) -> Need:
         settings.mem_gib or float(ceil(tasks * memory)),
         gpus, cpus, settings.nodes if shares else 1, runtime["threads"] or cpus, tasks,
     )  # fmt: skip
-
-
-def _cost(stage: Stage) -> tuple[float, float]:
-    return _COST["generate" if "recipe" in stage.identity else stage.kind]
-
-
-def _shots(stage: Stage, plan: Plan) -> int:
-    if stage.kind != "prune":
-        return 1
-    previous = longest_planned(stage, plan.stages)
-    return len(stage.identity["schedule"]) - (
-        len(plan.stages[previous].identity["schedule"]) if previous else 0
-    )
 
 
 def weights_gib(model: Mapping[str, Any]) -> float:

@@ -13,11 +13,11 @@ from rich.text import Text
 
 from prunelab.launch.slurm.board import JobView, last_line
 from prunelab.launch.slurm.files import Files
+from prunelab.launch.status import columns
 from prunelab.launch.worker import log_path
 from prunelab.plan.study import Plan, Trial
 
 _SHOWN = 30
-_ROLES = ("dense", "prune", "reconstruct", "evaluate")
 _STYLES = {"done": "green", "running": "cyan", "failed": "red", "skipped": "yellow"}
 _MARKS = {"done": "✓", "running": "▶", "failed": "✗"}
 _ORDER = ("failed", "skipped", "running", "unknown", "pending", "waiting", "done")
@@ -87,15 +87,15 @@ def _stages_of(plan: Plan, view: JobView, done: Collection[str]) -> dict[str, st
 def table(plan: Plan, files: Files, found: Sequence[Line], *, whole: bool, note: str = "") -> RenderableType:
     """Return the table: all lines, or those that are not done and as many of the others as fit."""
     trials = [line for line in found if line.trial]
-    roles = [role for role in _ROLES if any(role in trial.stages for trial in plan.trials)]
+    roles = columns(plan)
     shown = list(found) if whole else sorted(found, key=lambda line: _ORDER.index(line.state))[:_SHOWN]
     shown = sorted(shown, key=lambda line: found.index(line)) if not whole else shown
-    columns = [Column(role, justify="center") for role in roles]
+    marks_of = [Column(role, justify="center") for role in roles]
     right = [Column(name, justify="right") for name in ("try", "elapsed")]
     grid = Table(
         "trial",
         "state",
-        *columns,
+        *marks_of,
         "job",
         "node",
         *right,
