@@ -63,6 +63,6 @@ class Launcher(Protocol):
         """Run the order's jobs."""
         ...
 
-    def describe(self, plan: Plan, jobs: Sequence[Job]) -> Any:
+    def describe(self, plan: Plan, todo: Sequence[Job]) -> Any:
         """Return what a dry run should say about where jobs would run, as rich shows it; None for nothing."""
         return None

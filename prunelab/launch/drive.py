@@ -8,8 +8,9 @@ from prunelab.errors import PrunelabError
 from prunelab.launch.base import Launcher
 from prunelab.launch.mirror import waiting_runs
 from prunelab.launch.preview import preview
-from prunelab.launch.runner import finished, local_resources, open_jobs, run_study
+from prunelab.launch.runner import finished, local_resources, run_study
 from prunelab.launch.view import View
+from prunelab.plan.graph import jobs
 from prunelab.plan.study import Plan, left_out
 
 
@@ -17,8 +18,8 @@ def drive(plan: Plan, launcher: Launcher, console: Console, *, dry_run: bool, re
     """Run a plan (or say what would run) and return the exit code: 0, 1 if a trial failed, 130 after Ctrl-C."""
     resources = local_resources(plan.trials[0].config["runtime"])
     done = finished(plan)
-    left = open_jobs(plan, done)
-    line = f"[bold]{plan.study}[/]: {len(plan.trials)} trials, {len(plan.stages)} stages, {len(done)} of them in the store"
+    left = jobs(plan, done)
+    line = f"[bold]{plan.study}[/]: {len(plan.trials)} trials, {len(plan.stages)} stages, {len(done)} of them done"
     console.print(line, highlight=False)
     console.print(
         f"store {plan.store}\nstudy {plan.folder}", highlight=False, soft_wrap=True, markup=False, style="dim"

@@ -19,6 +19,7 @@ from prunelab.tracking.base import NullTracker, RunInfo, Tracker, run_id
 from prunelab.tracking.jsonl import read_jsonl
 from prunelab.tracking.note import read_note
 from prunelab.tracking.wandb_mirror import open_tracker
+from prunelab.tracking.wandb_probe import is_wanted
 
 
 class Mirror:
@@ -101,7 +102,9 @@ def tracking_folder(plan: Plan) -> Path:
 
 
 def is_told(plan: Plan, trial: Trial) -> bool:
-    """Say whether a tracker has been told all of a finished trial, be it only in files on disk."""
+    """Say whether a tracker has been told all of a finished trial, be it only in files on disk; or if none is wanted."""
+    if not is_wanted(trial.config["tracking"]):
+        return True
     note = read_note(tracking_folder(plan), run_id(trial.key))
     return note is not None and note.ended == "ok"
 

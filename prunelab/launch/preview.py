@@ -37,7 +37,7 @@ def preview(plan: Plan, done: Collection[str], jobs: Sequence[Job], resources: R
         todo = [stage for key, stage in stages.items() if key not in done]
         repeats = [shots(stage, plan.stages) for stage in todo]
         scheduled = any(shots(stage, plan.stages) is not None for stage in stages.values())
-        median = seconds.get(kind.name)
+        median = seconds.get(kind.name, None if kind.home == "store" else 0.0)
         cost = None if median is None else median * sum(1 if n is None else n for n in repeats)
         unknown |= bool(todo) and cost is None
         whole += cost or 0.0

@@ -11,10 +11,10 @@ from typing import Any
 
 from prunelab.launch.base import Event, Launcher, Order, Resources
 from prunelab.launch.mirror import is_told
-from prunelab.plan.graph import Job, jobs
+from prunelab.plan.graph import jobs
+from prunelab.plan.kind import TRACK
 from prunelab.plan.study import Plan, save_plan
 from prunelab.store.layout import check_writable, index, is_done
-from prunelab.tracking.wandb_probe import is_wanted
 
 
 @dataclass
@@ -33,24 +33,11 @@ class Outcome:
 
 
 def finished(plan: Plan) -> set[str]:
-    """Return the keys of the plan's stages that the store has."""
+    """Return the keys of the plan's stages that are done: the store has them, or the trial's tracker was told."""
     folders = index(plan.store) if plan.store.is_dir() else {}
-    return {key for key in plan.stages if key[:16] in folders and is_done(folders[key[:16]])}
-
-
-def open_jobs(plan: Plan, done: set[str]) -> list[Job]:
-    """Return the jobs that are left: stages the store lacks, and finished trials no tracker has seen yet."""
-    left = jobs(plan, done)
-    busy = {job.trial for job in left}
-    unseen = [
-        Job(f"{trial.name}-tracking", (), trial.number, (), ())
-        for trial in plan.trials
-        if is_wanted(trial.config["tracking"])
-        and trial.number not in busy
-        and all(key in done for key in trial.stages.values())
-        and not is_told(plan, trial)
-    ]
-    return left + unseen
+    stored = {key for key in plan.stages if key[:16] in folders and is_done(folders[key[:16]])}
+    told = {trial.stages[TRACK] for trial in plan.trials if TRACK in trial.stages and is_told(plan, trial)}
+    return stored | told
 
 
 def run_study(
@@ -60,7 +47,7 @@ def run_study(
     check_writable(plan.store, "paths.store")
     check_writable(plan.folder, "paths.study")
     outcome, started = Outcome(), time.perf_counter()
-    order = Order(plan, save_plan(plan), open_jobs(plan, finished(plan)), resources)
+    order = Order(plan, save_plan(plan), jobs(plan, finished(plan)), resources)
 
     def note(event: Event) -> None:
         if event.what == "failed":

@@ -13,10 +13,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from prunelab.launch.runner import finished
 from prunelab.launch.worker import failure_path
 from prunelab.plan.kind import in_order
 from prunelab.plan.study import Plan, Trial
-from prunelab.store.layout import index, is_done, lock_path
+from prunelab.store.layout import index, lock_path
 
 _SHOWN = 30
 _MARKS = {"done": ("✓", "green"), "running": ("▶", "cyan"), "failed": ("✗", "red"), "waiting": ("·", "dim")}
@@ -48,13 +49,13 @@ class TrialState:
 
 def trial_states(plan: Plan) -> list[TrialState]:
     """Return the state of every trial: one listing per kind of stage, one probe of a lock per unfinished stage."""
-    folders = index(plan.store) if plan.store.is_dir() else {}
+    done, folders = finished(plan), index(plan.store) if plan.store.is_dir() else {}
     states: dict[str, str] = {}
     notes: dict[str, Mapping[str, str]] = {}
     failures = {path.stem for path in (plan.folder / "failures").glob("*.json")}
     for key in plan.stages:
         folder = folders.get(key[:16])
-        if folder is not None and is_done(folder):
+        if key in done:
             states[key] = "done"
         elif key[:16] in failures:
             states[key] = "failed"

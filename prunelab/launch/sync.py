@@ -20,6 +20,7 @@ from prunelab.errors import LaunchError
 from prunelab.launch.lineage import lineage
 from prunelab.launch.mirror import Mirror, run_info, tracking_folder
 from prunelab.launch.worker import failure_reason
+from prunelab.plan.kind import kind_of
 from prunelab.plan.study import Plan, Trial, load_plan
 from prunelab.store.layout import is_done, locate
 from prunelab.tracking.base import run_id
@@ -206,7 +207,8 @@ def _lacks(run: _Run, held: Held, rows: int) -> str:
 
 
 def _finished(plan: Plan, trial: Trial) -> bool:
-    stages = (plan.stages[key] for key in trial.stages.values())
+    stages = [plan.stages[key] for key in trial.stages.values()]
+    stages = [stage for stage in stages if kind_of(stage.kind).home == "store"]
     return all(is_done(locate(plan.store, stage.kind, stage.key, stage.folder)) for stage in stages)
 
 

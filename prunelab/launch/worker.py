@@ -24,7 +24,7 @@ from typing import Any, Protocol
 from prunelab.errors import PrunelabError, StageError, StoreError
 from prunelab.launch.mirror import Mirror
 from prunelab.plan.graph import Job
-from prunelab.plan.kind import EVALUATE, kind_of, shares_sums
+from prunelab.plan.kind import EVALUATE, TRACK, kind_of, shares_sums
 from prunelab.plan.stage import Stage
 from prunelab.plan.study import Plan, load_plan
 from prunelab.store.artefact import (
@@ -69,6 +69,9 @@ class Runner:
     def ensure(self, key: str) -> None:
         """Run a stage unless the store has it; wait if another process is at it."""
         stage = self.plan.stages[key]
+        if kind_of(stage.kind).home == "study":
+            self._tell(stage)
+            return
         if is_done(self._folder(stage)):
             return
 
@@ -89,6 +92,14 @@ class Runner:
             self._run(stage, folder, inputs)
             seconds = time.perf_counter() - started
             self.send("stage", {"key": key, "kind": stage.kind, "ran": True, "seconds": seconds})
+
+    def _tell(self, stage: Stage) -> None:
+        """Tell the trial's tracker the last of it; everything before was told as it came."""
+        started = time.perf_counter()
+        if self.mirror:
+            self.mirror.finish(True)
+        seconds = time.perf_counter() - started
+        self.send("stage", {"key": stage.key, "kind": stage.kind, "ran": True, "seconds": seconds})
 
     def _input(self, stage: Stage) -> Input:
         """Return a finished, verified input; one that is damaged goes to quarantine and is made again."""
@@ -185,7 +196,8 @@ def run_job(
     Raises Interrupted at the next safe point once ``interrupted()`` says so.
     """
     send("started", {"pid": os.getpid()})
-    mirror = Mirror(plan, plan.trials[job.trial], own=job.stages) if job.trial is not None else None
+    told = any(plan.stages[key].kind == TRACK for key in job.stages)
+    mirror = Mirror(plan, plan.trials[job.trial], own=job.stages) if told and job.trial is not None else None
     runner = Runner(plan, runtime, send, mirror, interrupted, crew)
     key = ""
     try:
@@ -215,8 +227,6 @@ def run_job(
             "failed", {"reason": reason, "stage": plan.stages[key].kind, "log": str(log_path(plan, job.name))}
         )
         return False
-    if mirror:
-        mirror.finish(True)
     send("done", {})
     return True
 

@@ -62,6 +62,19 @@ def trial_stages(config: Config, corpora: Mapping[str, Config]) -> dict[str, Sta
     return stages
 
 
+def tracking_stage(config: Config, trial: str, stages: Mapping[str, Stage]) -> dict[str, Stage]:
+    """Return the stage that tells a trial's tracker all of it; nothing without a tracker.
+
+    It comes after all of the trial's ``stages``. What it leaves is the note of the trial's run in the study's folder;
+    nothing of it is in the store, and no other key depends on it.
+    """
+    if config["tracking"]["name"] == "none":
+        return {}
+    inputs = {role: stage.key for role, stage in stages.items()}
+    runtime = {"tracking": dict(config["tracking"])}
+    return {"track": Stage("track", {"trial": trial}, inputs, runtime, stages["evaluate"].label)}
+
+
 def _tasks(evaluation: Config) -> dict[str, Any]:
     if not evaluation["tasks"]:
         return {}

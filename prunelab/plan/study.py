@@ -12,7 +12,7 @@ from typing import Any
 
 from prunelab.errors import StoreError
 from prunelab.plan.fingerprint import fingerprint
-from prunelab.plan.pipeline import trial_stages
+from prunelab.plan.pipeline import tracking_stage, trial_stages
 from prunelab.plan.stage import Stage
 
 SCHEMA = 1
@@ -64,6 +64,9 @@ def build_plan(
         roles = {role: stage.key for role, stage in own.items()}
         key = fingerprint("trial", {"study": config["study"]}, roles)
         if key not in {trial.key for trial in trials}:  # two ways to ask for the same thing are one trial
+            told = tracking_stage(config, key, own)
+            stages |= {stage.key: stage for stage in told.values()}
+            roles |= {role: stage.key for role, stage in told.items()}
             trials.append(Trial(len(trials), "", key, tuple(given), config, roles))
     first = configs[0]
     return Plan(

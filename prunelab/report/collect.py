@@ -97,7 +97,11 @@ def collect(study_folder: Path | str) -> Study:
     plan = _read_plan(folder)
     store = Path(plan["store"])
     made = index(store)
-    stages = {key: _stage(folder, store, made, key, planned) for key, planned in plan["stages"].items()}
+    stages = {
+        key: _stage(folder, store, made, key, planned)
+        for key, planned in plan["stages"].items()
+        if kind_of(planned["kind"]).home == "store"
+    }
     trials = sorted(plan["trials"], key=lambda trial: trial["number"])
     labels = label_trials([trial["config"] for trial in trials])
     rows, found = [], {name: list[dict[str, Any]]() for name in TABLES}

@@ -17,8 +17,9 @@ from prunelab.config.compose import Composer
 from prunelab.config.place import conf_folder
 from prunelab.launch.base import Order
 from prunelab.launch.inline import Inline
-from prunelab.launch.runner import local_resources, open_jobs
+from prunelab.launch.runner import local_resources
 from prunelab.launch.study import plan_study
+from prunelab.plan.graph import jobs as planned_jobs
 from prunelab.plan.study import save_plan
 from prunelab.store.layout import locate
 from prunelab.store.record import read_record
@@ -64,7 +65,7 @@ def test_numbers_of_every_method_and_repair_stay(tmp_path: Path, golden) -> None
     plan = plan_study(composer, list(words.values()), ["golden"])
     assert len(plan.trials) == len(words)
     order = Order(
-        plan, save_plan(plan), open_jobs(plan, set()), local_resources(plan.trials[0].config["runtime"])
+        plan, save_plan(plan), planned_jobs(plan, set()), local_resources(plan.trials[0].config["runtime"])
     )
     failures: list[str] = []
     Inline().run(order, lambda event: failures.append(str(event)) if event.what == "failed" else None)

@@ -20,7 +20,6 @@ from prunelab.config.place import conf_folder
 from prunelab.errors import ConfigError, LaunchError
 from prunelab.launch.base import Event, Order, Resources
 from prunelab.launch.plugin import register
-from prunelab.launch.runner import open_jobs
 from prunelab.launch.slurm import scheduler
 from prunelab.launch.slurm.board import read_board
 from prunelab.launch.slurm.environment import is_secret, job_environment
@@ -32,6 +31,7 @@ from prunelab.launch.slurm.settings import Settings
 from prunelab.launch.slurm.task import own_gpu
 from prunelab.launch.study import plan_study
 from prunelab.launch.worker import failure_path
+from prunelab.plan.graph import jobs
 from prunelab.plan.study import Plan, save_plan
 from prunelab.store.artefact import Superseded, begin, commit
 from prunelab.store.context import Context, Interrupted
@@ -96,7 +96,7 @@ def _plan(root: Path, methods: list[str], ratios: list[float], *more: str) -> Pl
 
 def run(plan: Plan, settings: Settings, *, wait: bool = False) -> list[Event]:
     events: list[Event] = []
-    order = Order(plan, save_plan(plan), open_jobs(plan, set()), Resources(1, 1))
+    order = Order(plan, save_plan(plan), jobs(plan, set()), Resources(1, 1))
     Slurm(settings, wait=wait).run(order, events.append)
     return events
 
@@ -237,11 +237,11 @@ def test_a_requeued_task_listed_twice_lives(fake: Fake) -> None:
 
 def test_resources_by_size_and_by_word(tmp_path: Path) -> None:
     small = _plan(tmp_path, ["magnitude"], [0.1])
-    job = open_jobs(small, set())[-1]
+    job = jobs(small, set())[-1]
     assert (need(small, job, Settings()).gpus, need(small, job, Settings()).cpus) == (0, 1)
     assert need(small, job, Settings(mem_gib=64, time_min=5, gpus=2, cpus=6)).mem_gib == 64
     large = _plan(tmp_path, ["surgeon"], [0.1], "model=llama2_7b")
-    *shared, own = open_jobs(large, set())
+    *shared, own = jobs(large, set())
     four = need(large, own, Settings(tasks_per_node=4, nodes=2))
     assert str(four).startswith("2 nodes of 4 tasks: 4 GPUs, 4 x 8 CPUs, ")
     assert four.mem_gib > 3 * need(large, own, Settings()).mem_gib

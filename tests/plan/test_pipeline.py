@@ -183,3 +183,21 @@ def test_a_plan_changed_by_hand_is_refused(composer: Composer, tmp_path: Path) -
         load_plan(whole.folder)
     with pytest.raises(StoreError, match=r"plan\.json is missing"):
         load_plan(tmp_path / "nowhere")
+
+
+def test_tracking_is_a_stage_of_its_own_that_moves_no_other_key(composer: Composer, tmp_path: Path) -> None:
+    axes: dict[str, list] = {"method": ["magnitude"], "sparsity__ratio": [0.1, 0.2]}
+    plain = plan(composer, tmp_path, **axes)
+    tracked = plan(composer, tmp_path, tracking=["wandb"], **axes)
+    assert [trial.key for trial in tracked.trials] == [trial.key for trial in plain.trials]
+    assert plain.stages.keys() < tracked.stages.keys()
+    for before, trial in zip(plain.trials, tracked.trials, strict=True):
+        told = tracked.stages[trial.stages["track"]]
+        assert dict(told.inputs) == dict(before.stages)
+    last = [job.stages[-1] for job in jobs(tracked, set()) if job.trial is not None]
+    assert last == [trial.stages["track"] for trial in tracked.trials]
+    # a finished trial that its tracker knows nothing of: one job, which tells
+    left = jobs(tracked, plain.stages.keys())
+    assert [(job.name, len(job.stages), job.after) for job in left] == [
+        (t.name, 1, ()) for t in tracked.trials
+    ]

@@ -12,6 +12,7 @@ from prunelab.launch.slurm import scheduler
 from prunelab.launch.slurm.files import Attempt, Files
 from prunelab.launch.slurm.scheduler import Row, Rows
 from prunelab.launch.worker import failure_path, log_path
+from prunelab.plan.kind import kind_of
 from prunelab.plan.study import Plan
 
 State = Literal["done", "running", "pending", "failed", "skipped", "unknown"]
@@ -89,16 +90,14 @@ def find_rows(files: Files, study: str, attempts: Collection[Attempt]) -> Rows:
 def read_board(plan: Plan, files: Files, done: Collection[str], *, ask: bool = True) -> dict[str, JobView]:
     """Return the state of every job ever submitted for a study, by name; ``ask=False`` leaves SLURM alone."""
     attempts = files.latest()
-    open_ones = [a for a in attempts.values() if not set(a.stages) <= set(done) or not a.stages]
+    open_ones = [a for a in attempts.values() if not set(a.stages) <= set(done)]
     rows = find_rows(files, plan.study, open_ones) if ask and open_ones else {}
     views: dict[str, JobView] = {}
     for name, attempt in attempts.items():
         row, task = rows.get((attempt.uid, attempt.index)), files.task(attempt)
         job = files.id_of(attempt.uid)
         state: State
-        if (attempt.stages and set(attempt.stages) <= set(done)) or (
-            not attempt.stages and task.get("state") == "done"
-        ):
+        if _is_over(attempt, plan, done, task):
             state = "done"
         elif row is not None and row.live:
             state = "pending" if row.state in ("PENDING", "REQUEUED", "CONFIGURING") else "running"
@@ -106,6 +105,16 @@ def read_board(plan: Plan, files: Files, done: Collection[str], *, ask: bool = T
             state = "failed" if ask else "unknown"
         views[name] = JobView(attempt, state, f"{job}_{attempt.index}" if job else "", row, task)
     return {name: _explained(view, views, plan, files) for name, view in views.items()}
+
+
+def _is_over(attempt: Attempt, plan: Plan, done: Collection[str], task: Mapping[str, Any]) -> bool:
+    """Say whether a job is done: all its stages are, or it says so and the store lacks none of them.
+
+    A tracker that could not be told is no failure of the job.
+    """
+    left = [key for key in attempt.stages if key not in done]
+    stored = [key for key in left if key not in plan.stages or kind_of(plan.stages[key].kind).home == "store"]
+    return not left or (not stored and task.get("state") == "done")
 
 
 def _explained(view: JobView, views: Mapping[str, JobView], plan: Plan, files: Files) -> JobView:

@@ -47,7 +47,9 @@ def need(plan: Plan, job: Job, settings: Settings) -> Need:
     Unless told, a task per GPU. A job that has no statistics to share gets one task on one node in any case.
     """
     stages = [plan.stages[key] for key in job.stages]
-    weights = max((weights_gib(stage.runtime["model"]) for stage in stages), default=0.0)
+    weights = max(
+        (weights_gib(stage.runtime["model"]) for stage in stages if "model" in stage.runtime), default=0.0
+    )
     runtime = plan.trials[0].config["runtime"]
     small = weights < _SMALL
     costs = [cost_of(stage.kind, stage.identity) for stage in stages]

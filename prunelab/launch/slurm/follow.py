@@ -92,9 +92,7 @@ class Follower:
                 for a in self._cover.get(name, ())
                 if (view := views.get(a.job)) and view.attempt.uid == a.uid
             ]
-            if (job.stages and done.issuperset(job.stages)) or (
-                not job.stages and any(v.state == "done" for v in mine)
-            ):
+            if done.issuperset(job.stages) or any(v.state == "done" for v in mine):
                 events += [*self._news(name), Event("done", name)]
             elif views and not any(view.live for view in mine):
                 self._gone[name] = self._gone.get(name, 0) + 1

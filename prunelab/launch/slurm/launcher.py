@@ -9,14 +9,14 @@ from filelock import FileLock
 from rich.table import Table
 
 from prunelab.launch.base import Event, Launcher, Order
-from prunelab.launch.runner import finished, open_jobs
+from prunelab.launch.runner import finished
 from prunelab.launch.slurm.board import JobView, read_board
 from prunelab.launch.slurm.estimate import need
 from prunelab.launch.slurm.files import Attempt, Files
 from prunelab.launch.slurm.follow import Follower
 from prunelab.launch.slurm.settings import Settings
 from prunelab.launch.slurm.submit import groups, submit
-from prunelab.plan.graph import Job
+from prunelab.plan.graph import Job, jobs
 from prunelab.plan.study import Plan
 
 _LOCK_S = 600
@@ -36,9 +36,9 @@ class Slurm(Launcher):
         files.slurm.mkdir(parents=True, exist_ok=True)
         with FileLock(files.slurm / "lock", timeout=_LOCK_S):
             done = finished(plan)
-            jobs = open_jobs(plan, done)
-            cover = covered(jobs, read_board(plan, files, done), done)
-            missing = [job for job in jobs if job.name not in cover]
+            todo = jobs(plan, done)
+            cover = covered(todo, read_board(plan, files, done), done)
+            missing = [job for job in todo if job.name not in cover]
             if self._new and missing:
                 self._settings.save(files.slurm)
                 needs = {job.name: need(plan, job, self._settings) for job in missing}
@@ -55,36 +55,34 @@ class Slurm(Launcher):
         latest = files.latest()
         mine = {
             job.name: cover.get(job.name) or [latest[job.name]]
-            for job in jobs
+            for job in todo
             if job.name in cover or job.name in latest
         }
         followed = [job for job in order.jobs if job.name in mine] if not self._new else list(order.jobs)
         Follower(plan, files, followed, mine, self._settings.poll_s).run(listen)
 
-    def describe(self, plan: Plan, jobs: Sequence[Job]) -> Any:
+    def describe(self, plan: Plan, todo: Sequence[Job]) -> Any:
         """Return a table of the arrays that would be submitted and what each job of them asks for."""
-        needs = {job.name: need(plan, job, self._settings) for job in jobs}
+        needs = {job.name: need(plan, job, self._settings) for job in todo}
         where = self._settings.partition or "default"
         table = Table("jobs", "first", "asks for", "waits for", title=f"SLURM: partition {where}")
-        for asked, after, after_any, members in groups(jobs, needs, {}):
+        for asked, after, after_any, members in groups(todo, needs, {}):
             parents = ", ".join((*after, *after_any))
             table.add_row(str(len(members)), members[0].name, str(asked), parents)
         return table
 
 
-def covered(jobs: Sequence[Job], views: Mapping[str, JobView], done: set[str]) -> dict[str, list[Attempt]]:
+def covered(todo: Sequence[Job], views: Mapping[str, JobView], done: set[str]) -> dict[str, list[Attempt]]:
     """Return the jobs that live attempts already work on, whatever name an earlier plan gave these."""
     busy: dict[str, Attempt] = {}
     for view in views.values():
         if view.live:
             busy |= dict.fromkeys(view.attempt.stages, view.attempt)
     found: dict[str, list[Attempt]] = {}
-    for job in jobs:
+    for job in todo:
         open_keys = [key for key in job.stages if key not in done]
         if open_keys and all(key in busy for key in open_keys):
             found[job.name] = list(
                 {busy[key].uid + str(busy[key].index): busy[key] for key in open_keys}.values()
             )
-        elif not job.stages and job.name in views and views[job.name].live:
-            found[job.name] = [views[job.name].attempt]
     return found

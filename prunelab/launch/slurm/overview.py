@@ -41,7 +41,7 @@ def lines(plan: Plan, views: Mapping[str, JobView], done: Collection[str]) -> li
     for view in sorted(views.values(), key=lambda v: (v.live, v.attempt.time)):
         by_key |= dict.fromkeys(view.attempt.stages, view)
     found = [_of(trial, views, by_key, done) for trial in plan.trials]
-    names = {trial.name for trial in plan.trials} | {f"{trial.name}-tracking" for trial in plan.trials}
+    names = {trial.name for trial in plan.trials}
     shared = [view for name, view in views.items() if name not in names and view.state != "done"]
     return found + [
         Line(v.attempt.job, v.state, _stages_of(plan, v, done), v, v.reason, False) for v in shared
@@ -54,8 +54,7 @@ def _of(
     own = views.get(trial.name)
     missing = [key for key in trial.stages.values() if key not in done]
     if not missing:
-        tracking = views.get(f"{trial.name}-tracking")
-        return Line(trial.name, "done", dict.fromkeys(trial.stages, "done"), own or tracking, "", True)
+        return Line(trial.name, "done", dict.fromkeys(trial.stages, "done"), own, "", True)
     working = [view for key in missing if (view := by_key.get(key))]
     stages = {
         role: "done" if key in done else _state(by_key.get(key), key, done)
