@@ -12,6 +12,7 @@ from prunelab.config.contract import STRUCTURED, check_method, check_repair
 from prunelab.config.data import SAME, check_parts, corpora_of, parts_of
 from prunelab.config.field import ClassSource, read_class
 from prunelab.config.files import check_model_folder, check_text_file, input_widths
+from prunelab.config.outside import stage_source
 from prunelab.config.tasks import check_tasks
 from prunelab.errors import ConfigError, PrunelabError, nearest
 
@@ -43,6 +44,8 @@ def check_trial(
     if isinstance(config.get("allocation"), Mapping) and config["allocation"].get("name") == "by_pattern":
         structured = config["sparsity"].get("pattern") == STRUCTURED
         config["allocation"] = {"name": "global" if structured else "uniform"}
+    if isinstance(config.get("stages"), Mapping):
+        config["stages"] = _check_stages(config["stages"], errors)
     if isinstance(config.get("reconstruction"), Mapping) and config["reconstruction"].get("name") == "none":
         config["reconstruction_data"] = {
             "name": SAME
@@ -146,6 +149,19 @@ def _check_method(config: Config, errors: list[ConfigError]) -> Config:
     pattern = config["sparsity"].get("pattern") if isinstance(config.get("sparsity"), Mapping) else None
     errors += check_method(method, source, str(pattern))
     return _checked("method", method, source, errors)
+
+
+def _check_stages(stages: Mapping[str, Any], errors: list[ConfigError]) -> Config:
+    """Check the fields of stages from outside the package; that they are stages at all is their kinds' to say."""
+    checked: Config = {}
+    for name, option in stages.items():
+        checked[name] = option
+        if isinstance(option, Mapping) and "_target_" in option:
+            try:
+                checked[name] = _checked(f"stages.{name}", option, stage_source(name, option), errors)
+            except ConfigError as error:
+                errors.append(error)
+    return checked
 
 
 def _corpora(config: Config, composer: Composer, errors: list[ConfigError]) -> dict[str, Config]:

@@ -27,6 +27,7 @@ class Trial:
     tracking: dict
     runtime: dict
     paths: dict
+    stages: dict  # name -> class and fields; see prunelab/stages/outside.py
 
 
 @dataclass(frozen=True)

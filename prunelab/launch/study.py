@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from prunelab.config.check import check_trial
 from prunelab.config.compose import Composer, Config, Problem
 from prunelab.errors import ConfigError, PrunelabError
+from prunelab.plan.kind import check_stages
 from prunelab.plan.study import Plan, build_plan
 
 _SHOWN_TRIALS = 6
@@ -52,6 +53,7 @@ def checked_trials(
     partial = {number for problem in problems for number in problem.trials}
     for number, config in enumerate(composed):
         checked, specs, errors = check_trial(config, composer, whole=number not in partial)
+        errors += check_stages(checked.get("stages"))
         configs.append(checked)
         corpora.append(specs)
         for error in errors:

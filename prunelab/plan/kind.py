@@ -6,9 +6,12 @@ outside the package has no row: the trial's config names its class, and it is li
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
+
+from prunelab.config.outside import check_stage
+from prunelab.errors import ConfigError
 
 CALIBRATE, DENSE, STATISTICS, PRUNE = "calibrate", "dense", "statistics", "prune"
 RECONSTRUCT, EVALUATE, TRACK = "reconstruct", "evaluate", "track"
@@ -60,6 +63,12 @@ _ROWS = (
 )  # fmt: skip
 KINDS: Mapping[str, Kind] = {row.name: row for row in _ROWS if row.name}
 _GENERATION = Cost(1.6, 4.0)  # tokens that the dense model writes
+
+
+def check_stages(stages: Any) -> Iterator[ConfigError]:
+    """Yield what is wrong with the kinds of stages that a trial brings from outside the package."""
+    for name, option in stages.items() if isinstance(stages, Mapping) else ():
+        yield from check_stage(str(name), option, tuple(KINDS))
 
 
 def kind_of(name: str) -> Kind:

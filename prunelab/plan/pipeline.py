@@ -9,6 +9,7 @@ from prunelab.config.check import method_source
 from prunelab.config.contract import STRUCTURED
 from prunelab.config.data import GENERATED, SAME, parts_of, recipe_of
 from prunelab.config.files import content_digest
+from prunelab.config.outside import reads
 from prunelab.plan.fingerprint import fingerprint
 from prunelab.plan.schedule import schedule
 from prunelab.plan.stage import Stage
@@ -26,7 +27,8 @@ def trial_stages(config: Config, corpora: Mapping[str, Config]) -> dict[str, Sta
     Roles: ``calibrate`` (tokens the mask is chosen on), ``test/<corpus>``, ``held_out/<corpus>``,
     ``dense``, ``prune``, ``reconstruct`` (unless there is none), ``evaluate``; ``statistics`` where single weights
     are pruned from the dense stream; where a repair fits to other tokens than the mask's, ``reconstruction`` and
-    its parts ``reconstruction/<name>``. ``corpora`` holds full specs by name.
+    its parts ``reconstruction/<name>``; and each of the trial's ``stages`` from outside the package, by its name.
+    ``corpora`` holds full specs by name.
     """
     evaluation, stages = config["evaluation"], {}
     stages["calibrate"] = _tokens(config, config["calibration"], "mask")
@@ -59,7 +61,25 @@ def trial_stages(config: Config, corpora: Mapping[str, Config]) -> dict[str, Sta
         _runtime(config),
         stages[last].label,
     )
-    return stages
+    return stages | _outside(config, last, stages)
+
+
+def _outside(config: Config, last: str, stages: Mapping[str, Stage]) -> dict[str, Stage]:
+    """Return the stages of classes from outside the package: they read the trial's weights and the tokens they name."""
+    made = {}
+    for name, option in config["stages"].items():
+        wanted = reads(name, option)
+        texts = [
+            role
+            for role, stage in stages.items()
+            if stage.kind == "calibrate" and role.partition("/")[0] in wanted
+        ]
+        identity = {"model": model_identity(config["model"]), "stage": _without_target(option)}
+        inputs = {role: stages[role].key for role in (last, *texts)}
+        made[name] = Stage(
+            name, identity, inputs, _runtime(config) | {"stage": dict(option)}, stages[last].label
+        )
+    return made
 
 
 def tracking_stage(config: Config, trial: str, stages: Mapping[str, Stage]) -> dict[str, Stage]:
