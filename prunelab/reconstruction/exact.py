@@ -26,7 +26,8 @@ from prunelab.stats.masked import Solution, descend_masked, solve_masked
 class LeastSquares:
     """``damping``: pull towards the dense weights, relative to the Gram matrix' mean diagonal.
 
-    ``tolerance``: relative residual of a row at which the exact solver stops; ``iterations``: its limit, or
+    The objective of a row is its mean squared error on the tokens, pull included. ``tolerance``: how far a row may
+    lie above the optimum of its objective, relative to it, when the exact solver stops; ``iterations``: its limit, or
     the number of gradient steps; ``learning_rate``: of those steps.
     """
 
@@ -45,21 +46,28 @@ class LeastSquares:
 
     @torch.no_grad()
     def repair(self, unit: Unit, say: Callable[[Mapping[str, Any]], None]) -> dict[str, float]:
-        """Solve every layer of a block; return the iterations of all and the largest residual."""
+        """Solve every layer of a block; return how many iterations all took, the largest residual of a row, and the
+        largest gap of a layer: how far at most its objective lies above the optimum, relative to it."""
         layers = {layer.site.name: layer for layer in unit.layers}
-        used, left = 0, 0.0
+        solutions: list[Solution] = []
         members = groups(unit.decoder, unit.blocks[0])
         with unit.dense():
             grams = self._grams(unit, [group[0].linear.in_features for group in members])
         for group, (own, cross) in zip(members, grams, strict=True):
             for site in group:
-                solution = self._solve(layers[site.name], own, cross)
-                used, left = used + solution.iterations, max(left, solution.residual)
-        return {"iterations": used, "residual": left}
+                solutions.append(self._solve(layers[site.name], own, cross))
+        return {
+            "iterations": sum(solution.iterations for solution in solutions),
+            "residual": max(solution.residual for solution in solutions),
+            "gap": max(solution.gap for solution in solutions),
+        }
 
     def _grams(self, unit: Unit, widths: list[int]) -> list[tuple[Tensor, Tensor]]:
         """Return per group ``X^T X / N`` and ``X_target^T X / N``, (C + 1, C + 1) float64, with a last input
-        of ones."""
+        of ones.
+
+        Summed in float64, one sequence after the other, so that the size of a batch leaves no trace.
+        """
         streams = unit.calibration
         device = unit.decoder.device
         apart = self.target == "global"  # else the second matrix is the first
@@ -73,23 +81,25 @@ class LeastSquares:
         for rows in streams.batches():
             seen = self._inputs(unit, members, streams.pruned.read(rows))
             for total, x in zip(own, seen, strict=True):
-                total += (x.T @ x).double()
+                for one in x.double():
+                    total.addmm_(one.T, one)
             if apart:
                 wanted = self._inputs(unit, members, streams.dense.read(rows))
                 for total, x, y in zip(cross, seen, wanted, strict=True):
-                    total += (y.T @ x).double()
-            count += seen[0].shape[0]
+                    for one, other in zip(x.double(), y.double(), strict=True):
+                        total.addmm_(other.T, one)
+            count += seen[0].shape[0] * seen[0].shape[1]
         for total in (*own, *cross):
             total /= count
         return list(zip(own, cross if apart else own, strict=True))
 
     def _inputs(self, unit: Unit, members: list[Any], hidden: Tensor) -> list[Tensor]:
-        """The inputs of every group on one batch, (tokens, C + 1) float32."""
+        """The inputs of every group on one batch, (b, seq_len, C + 1)."""
         caught: list[Tensor] = []
 
         def take(x: Tensor) -> None:
-            x = x.reshape(-1, x.shape[-1]).float()
-            caught.append(torch.cat([x, x.new_ones(x.shape[0], 1)], 1))
+            x = x.reshape(*hidden.shape[:2], x.shape[-1])  # some families flatten the batch before their MLP
+            caught.append(torch.cat([x, x.new_ones(*x.shape[:2], 1)], 2))
 
         with catch_inputs(members, [take] * len(members)):
             unit.calibration.run(unit.blocks, hidden)
@@ -110,8 +120,9 @@ class LeastSquares:
         start, wanted = _joined(linear.weight.data, _bias(linear)), dense @ (cross + pull)
         if self.solver == "gradient":
             solution = descend_masked(
-                start, wanted, H, keep, learning_rate=self.learning_rate, iterations=self.iterations
-            )
+                start, wanted, H, keep, learning_rate=self.learning_rate, iterations=self.iterations,
+                name=layer.site.name,
+            )  # fmt: skip
         elif self.solver == "exact":
             solution = solve_masked(
                 start, wanted, H, keep, tolerance=self.tolerance, iterations=self.iterations,

@@ -37,8 +37,8 @@ class Tuning:
 
     ``epochs`` over the sequences in batches of ``batch``, and more of them where fewer than ``min_updates``
     would come of it: a few sequences at the paper's epochs are hardly fitted at all. ``epochs`` 0 trains
-    nothing. Of a batch no more sequences go through the window at a time than in the walk, and the gradients add
-    up: memory follows those, not the batch. ``beta1``, ``beta2``: Adam's. ``patience``:
+    nothing. Of a batch only as many sequences as make ``part_tokens`` tokens go through the window at a time, at least
+    one, and the gradients add up: memory follows those, not the batch. ``beta1``, ``beta2``: Adam's. ``patience``:
     epochs without a lower loss on the stopping text before training ends and the best weights return; null =
     train to the end.
     """
@@ -51,6 +51,7 @@ class Tuning:
     epochs: Annotated[int, "x >= 0"]
     min_updates: Annotated[int, "x >= 0"]
     batch: Annotated[int, "x >= 1"]
+    part_tokens: Annotated[int, "x >= 1"]
     learning_rate: Annotated[float, "x > 0"]
     beta1: Annotated[float, "0 <= x < 1"]
     beta2: Annotated[float, "0 <= x < 1"]
@@ -86,7 +87,7 @@ class Tuning:
 
         count = math.prod(store.shape)
         pairs = [(layer.linear, layer.mask) for layer in unit.layers]
-        together = streams.pruned.batch_size
+        together = max(1, self.part_tokens // streams.shape[1])
         updates, first = fit(
             pairs, loss, streams.shape[0], self, unit.generator, stop, say, together=together
         )

@@ -15,11 +15,14 @@ from prunelab.stages.part import STATE, Parts
 from prunelab.store.context import Context, Result
 from prunelab.structures.state import State, open_state, save_state
 
+_ROW = ("block", "unit", "error_before", "error", "mse_before", "mse")  # what the walk says of a block
 _STOPPING = 8  # one sequence in eight decides when training ends, where a repair asks for that
 
 
 def run(identity: Mapping[str, Any], context: Context) -> Result:
     """Repair the pruned state; writes ``state.safetensors``. Table ``repair``: error per block before and after.
+
+    Metrics: ``integrity/*`` and, of every number that a repair gives for a unit, the largest as ``repair/<name>``.
 
     With ``patience`` the last eighth of the sequences is kept from training and decides when it ends;
     text of other roles never comes in here.
@@ -54,4 +57,10 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
         integrity = check(decoder, state)
         save_state(state, context.outputs / STATE)
         cost.tokens = tokens.numel()
-    return Result(dict(integrity), parts.tables, cost.values())
+    return Result({**integrity, **_largest(parts.tables["repair"])}, parts.tables, cost.values())
+
+
+def _largest(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the largest of every number that the repair itself gave, over all of the table's rows."""
+    names = dict.fromkeys(name for row in rows for name in row if name not in _ROW)
+    return {f"repair/{name}": max(row[name] for row in rows if name in row) for name in names}
