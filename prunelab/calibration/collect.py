@@ -25,13 +25,28 @@ DEFAULT_SPLITS = {"mask": "train", "held_out": "validation", "test": "test"}
 
 
 def encoder(tokenizer: Any) -> Callable[[str], np.ndarray]:
-    """Return text -> token ids (tokens,) int64 without special tokens, truncation or length warnings."""
+    """Return text -> token ids (tokens,) int64 without special tokens, truncation or length warnings.
+
+    Text that spells a special token, such as ``<|endoftext|>`` in a page about tokenizers, is text like any other.
+    """
 
     def encode(text: str) -> np.ndarray:
-        ids = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        ids = tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, truncation=False, verbose=False
+        )["input_ids"]
         return np.asarray(ids, dtype=np.int64)
 
     return encode
+
+
+def count_special(tokens: np.ndarray, tokenizer: Any) -> int | None:
+    """Return how many of ``tokens`` (n, seq_len) are special tokens; None where no tokenizer says which are.
+
+    None are added and none are read out of text, so a number above 0 is an unknown word or what another program wrote.
+    """
+    if tokenizer is None:
+        return None
+    return int(np.isin(tokens, list(tokenizer.all_special_ids)).sum())
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
@@ -88,8 +103,11 @@ def collect_tokens(
         raise ConfigError("n_samples", None, "1 or more", "Only role test may take everything.")
     collect = _token_rows if spec.get("source") == "tokens" else _windows
     tokens, source = collect(spec, tokenizer, role, n_samples, seq_len, seed, vocab_size)
-    source |= {"name": spec.get("name"), "source": spec.get("source"), "seed": seed, "special_tokens": False}
-    return build_token_set(tokens, role, source, vocab_size)
+    made: dict[str, Any] = {
+        "name": spec.get("name"), "source": spec.get("source"), "seed": seed,
+        "special_tokens": count_special(tokens, tokenizer),
+    }  # fmt: skip
+    return build_token_set(tokens, role, source | made, vocab_size)
 
 
 def joiner_of(spec: Mapping, split: str) -> str:

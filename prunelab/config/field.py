@@ -108,8 +108,31 @@ def read_class(target: str, key: str = "_target_") -> ClassSource:
 
     Raises ConfigError (naming ``key``) if the module or the class does not exist.
     """
+    own = _class(target, key)[0]
+    for base in reversed(_bases(target, key)):
+        with suppress(ConfigError):  # a base that its package only passes on: what stands here has to do
+            above = read_class(base, key)
+            own = ClassSource(
+                {**above.fields, **own.fields}, {**above.literals, **own.literals}, above.names | own.names
+            )
+    return own
+
+
+def _bases(target: str, key: str) -> list[str]:
+    """Return the dotted names of a class' bases, as far as its file says where they come from."""
     module, _, name = target.rpartition(".")
-    path = _module_file(module)
+    _, bases, classes, imported = _class(target, key)
+    # `class Wanda(Wanda)` means the imported one
+    found = [
+        f"{module}.{base}" if base in classes and base != name else imported.get(base, "") for base in bases
+    ]
+    return [where for base, where in zip(bases, found, strict=True) if where and base not in _PLAIN]
+
+
+def _class(target: str, key: str) -> tuple[ClassSource, list[str], list[str], dict[str, str]]:
+    """Return what a class' file says of it: its own lines, its bases, the file's classes, what imported names mean."""
+    module, _, name = target.rpartition(".")
+    path = module_file(module)
     if path is None:
         raise ConfigError(
             key,
@@ -120,21 +143,22 @@ def read_class(target: str, key: str = "_target_") -> ClassSource:
     classes, imported = _classes(path, path.stat().st_mtime_ns)
     if name not in classes:
         raise ConfigError(key, target, f"a class of {path.name}: {', '.join(classes) or 'it has none'}")
-    own, bases = classes[name]
-    for base in reversed(bases):
-        here = base in classes and base != name  # `class Wanda(Wanda)` means the imported one
-        where = f"{module}.{base}" if here else imported.get(base, "")
-        if not where or base in _PLAIN:
-            continue
-        with suppress(ConfigError):  # a base that its package only passes on: what stands here has to do
-            above = read_class(where, key)
-            own = ClassSource(
-                {**above.fields, **own.fields}, {**above.literals, **own.literals}, above.names | own.names
-            )
-    return own
+    return *classes[name], list(classes), imported
 
 
-def _module_file(module: str) -> Path | None:
+def base_modules(target: str) -> list[str]:
+    """Return the modules that define the bases of a class, and their bases; [] for an unknown class."""
+    modules: dict[str, None] = {}
+    with suppress(ConfigError):
+        for base in _bases(target, "_target_"):
+            with suppress(ConfigError):
+                _class(base, "_target_")
+                modules |= dict.fromkeys([base.rpartition(".")[0], *base_modules(base)])
+    return list(modules)
+
+
+def module_file(module: str) -> Path | None:
+    """Return the file of a module, found without importing it or its packages; None if there is none."""
     # find_spec('a.b') imports the package a; walking the parts by hand keeps a heavy __init__ out.
     parts = module.split(".")
     if not all(part.isidentifier() for part in parts):

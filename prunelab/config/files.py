@@ -14,6 +14,7 @@ from typing import Any
 import platformdirs
 
 from prunelab.errors import ConfigError
+from prunelab.model_files import deciding_files
 
 TEXT_SUFFIXES = (".txt", ".jsonl", ".parquet")
 _EMBEDDED = Path(__file__).parents[1] / "data" / "models"  # a folder each
@@ -99,7 +100,7 @@ def input_widths(model: Mapping[str, Any]) -> list[int]:
 
 
 def content_digest(path: str | Path) -> str:
-    """Return the sha256 of a file, or of a model folder's configuration and weights.
+    """Return the sha256 of a file, or of all files of a model folder that decide numbers: weights, settings, tokenizer, code.
 
     Contents count, never paths. Digests of unchanged files (same size, time and inode) are remembered
     in the user's cache, since weights may be many gigabytes.
@@ -108,9 +109,8 @@ def content_digest(path: str | Path) -> str:
     if place.is_file():
         return _file_digest(place)
     whole = hashlib.sha256()
-    names = [*place.glob("*.safetensors"), *place.glob("*.json"), *place.glob("tokenizer.model")]
-    for file in sorted(names):
-        whole.update(f"{file.name}\0{_file_digest(file)}\0".encode())
+    for file in deciding_files(place):
+        whole.update(f"{file.relative_to(place).as_posix()}\0{_file_digest(file)}\0".encode())
     return whole.hexdigest()
 
 

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from prunelab.config.check import check_trial
 from prunelab.config.compose import Composer, Config, Problem
+from prunelab.config.together import check_together
 from prunelab.errors import ConfigError, PrunelabError
 from prunelab.plan.kind import check_stages
 from prunelab.plan.study import Plan, build_plan
@@ -60,7 +61,8 @@ def checked_trials(
             trials = found.setdefault(str(error), (error, []))[1]
             if number not in trials:
                 trials.append(number)
-    return configs, corpora, [Problem(error, tuple(trials)) for error, trials in found.values()]
+    alone = [Problem(error, tuple(trials)) for error, trials in found.values()]
+    return configs, corpora, [*alone, *check_together(configs)]
 
 
 def plan_study(composer: Composer, jobs: Sequence[Sequence[str]], argv: Sequence[str]) -> Plan:

@@ -21,13 +21,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from prunelab.errors import ModelError, nearest
+from prunelab.model_files import DECIDING
 from prunelab.models.family import Family, family_of, unknown
 from prunelab.models.random import random_decoder
 from prunelab.models.wheel import wheel_folder
 
 SOURCES = ("embedded", "wheel", "hub", "local", "random")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-HUB_PATTERNS = ("*.safetensors", "*.json", "tokenizer*", "*.model", "merges.txt", "vocab.txt")
 CONVERT = (
     'Convert it once, on a machine where you trust the file: python -c "from transformers import '
     "AutoModelForCausalLM as M; M.from_pretrained('OLD').save_pretrained('NEW')\", and load NEW "
@@ -241,7 +241,7 @@ def _hub_folder(repo: str, revision: object) -> Path:
             "such as main move, and the numbers with them; the hash is on the repository's page "
             "under Files, History."
         )
-    ask = {"repo_id": repo, "revision": str(revision), "allow_patterns": list(HUB_PATTERNS)}
+    ask = {"repo_id": repo, "revision": str(revision), "allow_patterns": list(DECIDING)}
     try:
         folder = Path(snapshot_download(**ask, local_files_only=True))
         weight_files(folder)

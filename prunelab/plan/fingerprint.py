@@ -8,13 +8,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from prunelab.config.number import canonical_numbers
+from prunelab.config.version import SCHEMA
 from prunelab.errors import ConfigError
-
-SCHEMA = 1  # raise it when the meaning of identities changes for every stage
 
 
 def canonical(value: Any, where: str = "identity") -> str:
-    """Return the one JSON text of ``value``: sorted keys, shortest floats, no NaN.
+    """Return the one JSON text of ``value``: sorted keys, floats of 12 digits, no NaN.
 
     Raises ConfigError for anything but None, bool, int, finite float, str, list, tuple and str-keyed mappings.
     """
@@ -37,7 +37,7 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ConfigError(where, value, "a finite number")
-        return value + 0.0  # -0.0 becomes 0.0
+        return canonical_numbers(value)
     if isinstance(value, list | tuple):
         return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, Mapping):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prunelab.config.check import method_source
+from prunelab.config.code import with_source
 from prunelab.config.contract import STRUCTURED
 from prunelab.config.data import GENERATED, SAME, parts_of, recipe_of
 from prunelab.config.files import content_digest
@@ -17,7 +18,7 @@ from prunelab.plan.stage import Stage
 Config = Mapping[str, Any]
 
 # Two names for the same weights or text are the same work; paths are replaced by content digests.
-_MODEL = ("source", "id", "revision", "digest", "dtype")
+_MODEL = ("source", "id", "revision", "digest", "dtype", "trust_remote_code")
 _NOT_CORPUS = ("name", "path", "n_samples", "seq_len", "sampler")  # names, places, and what the role decides
 
 
@@ -39,7 +40,7 @@ def trial_stages(config: Config, corpora: Mapping[str, Config]) -> dict[str, Sta
     tests = {role: stage.key for role, stage in stages.items() if role.startswith("test/")}
     errors = {role: stage.key for role, stage in stages.items() if role.startswith("held_out/")}
     model = model_identity(config["model"])
-    tasks = _tasks(evaluation)
+    tasks = _tasks(config)
     stages["dense"] = Stage(
         "dense", {"model": model} | tasks, tests, _runtime(config), config["model"]["name"]
     )
@@ -74,10 +75,10 @@ def _outside(config: Config, last: str, stages: Mapping[str, Stage]) -> dict[str
             for role, stage in stages.items()
             if stage.kind == "calibrate" and role.partition("/")[0] in wanted
         ]
-        identity = {"model": model_identity(config["model"]), "stage": _without_target(option)}
+        identity = {"model": model_identity(config["model"]), "stage": with_source(option)}
         inputs = {role: stages[role].key for role in (last, *texts)}
         made[name] = Stage(
-            name, identity, inputs, _runtime(config) | {"stage": dict(option)}, stages[last].label
+            name, identity, inputs, _runtime(config) | {"stage": identity["stage"]}, stages[last].label
         )
     return made
 
@@ -95,10 +96,14 @@ def tracking_stage(config: Config, trial: str, stages: Mapping[str, Stage]) -> d
     return {"track": Stage("track", {"trial": trial}, inputs, runtime, stages["evaluate"].label)}
 
 
-def _tasks(evaluation: Config) -> dict[str, Any]:
+def _tasks(config: Config) -> dict[str, Any]:
+    # max_len cuts the context of tasks; windows of tokens are as long as asked, or refused
+    evaluation = config["evaluation"]
     if not evaluation["tasks"]:
         return {}
-    return {"tasks": sorted(evaluation["tasks"]), "task_limit": evaluation["task_limit"]}
+    return {
+        "tasks": sorted(evaluation["tasks"]), "task_limit": evaluation["task_limit"], "max_len": config["model"]["max_len"],
+    }  # fmt: skip
 
 
 def model_identity(model: Config) -> dict[str, Any]:
@@ -198,9 +203,9 @@ def _prune(config: Config, stages: Mapping[str, Stage]) -> Stage:
     structured = sparsity["pattern"] == STRUCTURED
     identity: dict[str, Any] = {
         "model": model_identity(config["model"]),
-        "method": _without_target(method),
+        "method": with_source(method),
         "pattern": sparsity["pattern"],
-        "allocation": allocation["name"] if "_target_" not in allocation else _without_target(allocation),
+        "allocation": with_source(allocation) if "_target_" in allocation else allocation["name"],
         "seed": config["seed"],
     }
     if not structured:
@@ -219,29 +224,25 @@ def _prune(config: Config, stages: Mapping[str, Stage]) -> Stage:
         "prune",
         identity | {"schedule": list(targets)},
         inputs,
-        _runtime(config) | {"method": dict(method), "allocation": dict(allocation)},
+        _runtime(config) | {"method": identity["method"], "allocation": with_source(allocation)},
         f"{method['name']}-{sparsity['ratio']:g}{pattern}-{place}-s{config['seed']}",
         tuple(fingerprint("prune", identity | {"schedule": list(prefix)}, inputs) for prefix in prefixes),
     )
 
 
 def _reconstruct(config: Config, stages: Mapping[str, Stage]) -> Stage:
-    reconstruction = config["reconstruction"]
+    reconstruction = with_source(config["reconstruction"])
     identity = {
         "model": model_identity(config["model"]),
-        "reconstruction": _without_target(reconstruction),
+        "reconstruction": reconstruction,
         "seed": config["seed"],
     } | _stored(config)
     tokens = "reconstruction" if "reconstruction" in stages else "calibrate"
     inputs = {"prune": stages["prune"].key, tokens: stages[tokens].key}
     label = f"{reconstruction['name']}-{stages['prune'].label}"
     return Stage(
-        "reconstruct", identity, inputs, _runtime(config) | {"reconstruction": dict(reconstruction)}, label
+        "reconstruct", identity, inputs, _runtime(config) | {"reconstruction": reconstruction}, label
     )
-
-
-def _without_target(option: Config) -> dict[str, Any]:
-    return {key: value for key, value in option.items() if key != "_target_"}
 
 
 def _runtime(config: Config) -> dict[str, Any]:

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prunelab.config.version import SCHEMA, other_schema
 from prunelab.errors import StoreError
 from prunelab.plan.fingerprint import fingerprint
 from prunelab.plan.pipeline import tracking_stage, trial_stages
 from prunelab.plan.stage import Stage
-
-SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -156,9 +155,10 @@ def load_plan(path: Path) -> Plan:
             f"{path} cannot be read ({error}); run the study's command again, it rewrites the plan."
         ) from error
     if plain.get("schema") != SCHEMA:
-        raise StoreError(
-            f"{path} has schema {plain.get('schema')!r}, this prunelab reads {SCHEMA}; run the command again."
+        hint = (
+            "Run the study's command again: it plans anew, and what the old version found stays in the store."
         )
+        raise StoreError(f"{other_schema(path, plain.get('schema'))} {hint}")
     try:
         stages = {key: Stage.from_plain(key, value) for key, value in plain["stages"].items()}
         trials = tuple(

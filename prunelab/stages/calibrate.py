@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig
 
-from prunelab.calibration.collect import collect_tokens, tokenizer_digest
+from prunelab.calibration.collect import collect_tokens, count_special, tokenizer_digest
 from prunelab.calibration.generated import COUNTS, Recipe, Writer, enough, interleave
 from prunelab.calibration.tokens import TokenSet, build_token_set, load_tokens, save_tokens
 from prunelab.errors import DataError
@@ -59,7 +59,8 @@ def _result(tokens: TokenSet, context: Context, more: Mapping[str, Any] | None =
     save_tokens(tokens, context.outputs / "tokens.npy")
     n, seq_len = tokens.tokens.shape
     found = {"samples": n, "seq_len": seq_len, "tokens": n * seq_len, "digest": tokens.digest}
-    return Result(found | dict(more or {}))
+    special = tokens.source.get("special_tokens")
+    return Result(found | ({} if special is None else {"special_tokens": special}) | dict(more or {}))
 
 
 def _generated(identity: Mapping[str, Any], context: Context) -> Result:
@@ -86,11 +87,13 @@ def _generated(identity: Mapping[str, Any], context: Context) -> Result:
         cost.tokens = counts["tokens"]
     source = {
         "name": "self_generated", "source": "self_generated", "model": dict(identity["model"]),
-        "recipe": dict(identity["recipe"]), "seed": identity["seed"], "special_tokens": False,
+        "recipe": dict(identity["recipe"]), "seed": identity["seed"],
         "tokenizer_digest": tokenizer_digest(tokenizer) if tokenizer is not None else None, "counts": counts,
     }  # fmt: skip
     vocabulary = int(decoder.model.config.get_text_config().vocab_size)
-    tokens = build_token_set(np.concatenate(windows)[:n_samples], "reconstruction", source, vocabulary)
+    chosen = np.concatenate(windows)[:n_samples]
+    source["special_tokens"] = count_special(chosen, tokenizer)
+    tokens = build_token_set(chosen, "reconstruction", source, vocabulary)
     found = _result(tokens, context, {f"generated/{name}": counts[name] for name in COUNTS})
     return Result(found.metrics, found.tables, cost.values())
 

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prunelab.config.version import SCHEMA, other_schema
 from prunelab.errors import StoreError
 from prunelab.store.layout import RECORD
 
-SCHEMA = 1
 _LIMIT = 256 << 20  # bytes; a larger record is not one of ours
 
 
@@ -45,7 +45,8 @@ def read_record(folder: Path) -> Record:
             raise StoreError(f"{path} is larger than {_LIMIT >> 20} MiB: not a record.")
         plain = json.loads(path.read_bytes())
         if plain.get("schema") != SCHEMA:
-            raise StoreError(f"{path} has schema {plain.get('schema')!r}, this prunelab reads {SCHEMA}.")
+            hint = "It stays as it is; run the study's command again, which makes results of this version beside it."
+            raise StoreError(f"{other_schema(path, plain.get('schema'))} {hint}")
         return Record(**plain)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise StoreError(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prunelab.calibration.collect import collect_tokens, split_of
+from prunelab.calibration.collect import collect_tokens, count_special, split_of
 from prunelab.calibration.corpus import load_corpus
 from prunelab.errors import ConfigError, DataError
 
@@ -36,7 +36,7 @@ def test_same_arguments_give_the_same_bytes(passages, tokenizer):
     assert first.digest == again.digest
     assert first.source == again.source
     assert collect(passages, tokenizer, seed=1).digest != first.digest
-    assert first.source["special_tokens"] is False
+    assert first.source["special_tokens"] == 0
     assert first.source["split"] == "train"
 
 
@@ -192,3 +192,23 @@ def test_calibration_is_light_to_import():
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_special_tokens_in_text_are_text_and_the_record_counts_what_there_is(tokenizer, tmp_path):
+    path = tmp_path / "special.txt"
+    path.write_text("The end of a text is marked <|endoftext|> in many corpora. " * 200)
+    spec = {
+        "name": "t",
+        "source": "text",
+        "path": str(path),
+        "split": "all",
+        "sampler": "sequential",
+        "joiner": "\n\n",
+    }
+    found = collect_tokens(spec, tokenizer, role="mask", n_samples=8, seq_len=32, seed=0, vocab_size=2048)
+    assert tokenizer.eos_token_id not in found.tokens
+    assert "<|endoftext|>" in tokenizer.decode(found.tokens[0].tolist())
+    assert found.source["special_tokens"] == 0
+    written = np.array([[5, 0, 7], [0, 0, 9]])  # as a tokenizer that adds them writes
+    assert count_special(written, tokenizer) == 3
+    assert count_special(written, None) is None

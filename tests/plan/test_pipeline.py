@@ -97,23 +97,26 @@ def keys(composer: Composer, *extra: str) -> dict[str, str]:
     [
         "study=other", "paths.root=/elsewhere", "runtime.device=cpu", "runtime.batch_tokens=64", "runtime.threads=7",
         "tracking=wandb", "model.name=another", "calibration.name=another", "evaluation.name=another",
-        "method._target_=prunelab.methods.kobd.KOBD",
     ],
 )  # fmt: skip
 def test_names_places_and_placement_do_not_move_keys(composer: Composer, override: str) -> None:
-    if "_target_" in override:
-        configs, corpora, _ = checked_trials(composer, [BASE])
-        other = copy.deepcopy(configs[0])
-        other["method"]["_target_"] = "prunelab.methods.kobd.KOBD"
-        assert trial_stages(other, corpora[0])["prune"].key == keys(composer)["prune"]
-        return
     assert keys(composer, override) == keys(composer)
+
+
+def test_the_class_of_a_method_moves_keys(composer: Composer) -> None:
+    configs, corpora, _ = checked_trials(composer, [BASE])
+    other = copy.deepcopy(configs[0])
+    other["method"]["_target_"] = "prunelab.methods.kobd.KOBD"
+    after = {role: stage.key for role, stage in trial_stages(other, corpora[0]).items()}
+    before = keys(composer)
+    assert {role for role in before if before[role] != after[role]} == {"prune", "evaluate"}
 
 
 @pytest.mark.parametrize(
     ("override", "moved"),
     [
         ("seed=1", {"calibrate", "prune", "evaluate"}),
+        ("model.trust_remote_code=true", {"calibrate", "test", "held_out", "dense", "prune", "evaluate"}),
         ("sparsity.ratio=0.31", {"prune", "evaluate"}),
         ("method.damping_input=0.02", {"prune", "evaluate"}),
         ("method.revision=2", {"prune", "evaluate"}),

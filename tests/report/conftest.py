@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from prunelab.config.version import SCHEMA
+
 DENSE = {"austen": 21.4, "kjv": 14.9, "jargon": 48.7, "pydocs": 33.2}
 DAMAGE = {"surgeon": 1.0, "kobd": 1.7, "lobd": 2.6, "magnitude": 4.4}
 SITES = {f"self_attn.{n}_proj": (64, 64) for n in "qkvo"} | {
@@ -57,7 +59,7 @@ class Fabricator:
         seconds = round(3 + 40 * (kind == "prune") * (2 + noise(slug)) + 6 * (kind == "evaluate"), 2)
         cost = {"seconds": seconds, "peak_gib": round(0.8 + 0.2 * noise(kind, slug), 3), "threads": 1}
         whole = {
-            "schema": 1,
+            "schema": SCHEMA,
             "kind": kind,
             "key": key,
             "slug": slug,
@@ -175,7 +177,7 @@ def fabricate_study(
         )
         trials[-1]["stages"] = roles
     plan = {
-        "schema": 1,
+        "schema": SCHEMA,
         "study": "surgeon_sweep",
         "created": "2026-01-05T20:11:00+00:00",
         "store": str(lab.store),
@@ -267,7 +269,13 @@ def repair_study(
         roles = {"dense": dense, "calibrate": calibrate, "test/austen": test, "prune": prune, **last}
         roles |= {"evaluate": evaluate}
         trials.append({"number": len(trials), "name": trial, "key": trial, "config": config, "stages": roles})
-    plan = {"schema": 1, "study": "repairs", "store": str(lab.store), "trials": trials, "stages": lab.stages}
+    plan = {
+        "schema": SCHEMA,
+        "study": "repairs",
+        "store": str(lab.store),
+        "trials": trials,
+        "stages": lab.stages,
+    }
     lab.study.mkdir(parents=True, exist_ok=True)
     (lab.study / "plan.json").write_text(json.dumps(plan))
     return lab.study

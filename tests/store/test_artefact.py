@@ -87,7 +87,7 @@ def test_a_record_of_another_schema_is_refused(tmp_path: Path) -> None:
     folder = finished(tmp_path / "s")
     plain = json.loads((folder / "record.json").read_text())
     (folder / "record.json").write_text(json.dumps({**plain, "schema": 99}))
-    with pytest.raises(StoreError, match="schema 99"):
+    with pytest.raises(StoreError, match="schema 99; this one reads schema"):
         read_record(folder)
 
 

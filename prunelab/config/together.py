@@ -1,0 +1,62 @@
+"""Mistakes that no trial makes alone: what has to be one in a study, and names that would mean two things."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from prunelab.config.compose import Problem
+from prunelab.errors import ConfigError
+
+_ONE_PER_STUDY = ("study", "paths.root", "paths.store", "paths.study")
+
+
+def check_together(configs: Sequence[Mapping[str, Any]]) -> Iterator[Problem]:
+    """Yield what is wrong with all trials of a study as a whole; each config may be half checked."""
+    yield from _one_per_study(configs)
+    yield from _one_class_per_name(configs)
+
+
+def _one_per_study(configs: Sequence[Mapping[str, Any]]) -> Iterator[Problem]:
+    """A sweep is one study in one folder: another value would be ignored, and its results written to the first."""
+    for key in _ONE_PER_STUDY:
+        values = [str(_at(config, key)) for config in configs]
+        if len(set(values)) > 1 and not (key != "study" and _follows_study(configs, key)):
+            shown = list(dict.fromkeys(values))
+            others = tuple(number for number, value in enumerate(values) if value != values[0])
+            hint = f"Give it one value, or start a command for each. First: {shown[0]}."
+            yield Problem(
+                ConfigError(key, ",".join(shown), "one value in all trials of a study", hint), others
+            )
+
+
+def _follows_study(configs: Sequence[Mapping[str, Any]], key: str) -> bool:
+    """Say whether a place differs only because the study's name, told already, is part of it."""
+    return len({(str(_at(c, "study")), str(_at(c, key))) for c in configs}) == len(
+        {str(_at(c, "study")) for c in configs}
+    )
+
+
+def _one_class_per_name(configs: Sequence[Mapping[str, Any]]) -> Iterator[Problem]:
+    """Rows go by names: two classes under one name would be compared as one method with another number of seeds."""
+    known: dict[tuple[str, str], str] = {}
+    clashes: dict[tuple[str, str, str], list[int]] = {}
+    for number, config in enumerate(configs):
+        for group, option in config.items():
+            if not isinstance(option, Mapping) or "_target_" not in option:
+                continue
+            name, target = str(option.get("name")), str(option["_target_"])
+            if known.setdefault((group, name), target) != target:
+                clashes.setdefault((group, name, target), []).append(number)
+    for (group, name, target), trials in clashes.items():
+        hint = f"It also names {known[group, name]}: give {target} a name of its own, in its YAML file or as {group}.name=..."
+        yield Problem(
+            ConfigError(f"{group}.name", name, "one class for a name in a study", hint), tuple(trials)
+        )
+
+
+def _at(config: Mapping[str, Any], key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
