@@ -12,10 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prunelab.errors import LaunchError, PrunelabError, StoreError, nearest
+from prunelab.plan.stage import file_name
+from prunelab.terminal import write_what_can_be_shown
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code. ``prunelab +exp=... -m`` works as ``python -m prunelab`` does."""
+    write_what_can_be_shown()
     words = list(sys.argv[1:] if argv is None else argv)
     if (
         words
@@ -178,10 +181,11 @@ def _cancel(arguments: argparse.Namespace) -> int:
 def _logs(arguments: argparse.Namespace) -> int:
     folder = study_folder(arguments.study, arguments.root)
     found = {path.stem: path for path in sorted((folder / "logs").glob("*.log"))}
-    for name in arguments.jobs:
-        if name not in found:
+    asked = {name if name in found else file_name(name): name for name in arguments.jobs}
+    for stem, name in asked.items():
+        if stem not in found:
             raise StoreError(f"{folder} has no log of {name!r}. {nearest(name, found)}".rstrip())
-    for name in arguments.jobs or found:
+    for name in asked or found:
         lines = found[name].read_text(encoding="utf-8", errors="replace").splitlines()
         if arguments.jobs:
             print(f"==> {found[name]}", *lines[-arguments.n :], sep="\n")

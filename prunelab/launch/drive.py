@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich.console import Console
 
 from prunelab.errors import PrunelabError
@@ -49,7 +51,7 @@ def drive(plan: Plan, launcher: Launcher, console: Console, *, dry_run: bool, re
     ran = ", ".join(f"{count} {kind}" for kind, count in outcome.ran.items()) or "no stage"
     console.print(f"ran {ran} in {outcome.seconds:.1f} s", highlight=False)
     if report:
-        _report(plan, console)
+        _report(outcome.plan_file, console)
     waiting = waiting_runs(plan)
     if waiting:
         words = f"W&B lacks {waiting} of the runs; send them with: prunelab sync {plan.folder}"
@@ -63,15 +65,18 @@ def drive(plan: Plan, launcher: Launcher, console: Console, *, dry_run: bool, re
     return 0 if outcome.ok else 1
 
 
-def _report(plan: Plan, console: Console) -> None:
+def _report(plan_file: Path, console: Console) -> None:
+    """Report on the plan that was run: another command may have put its own under the study's name meanwhile."""
     # late: pandas and matplotlib take a second that a dry run and --cfg do not owe
     from prunelab.report.closing import closing
+    from prunelab.report.collect import collect
     from prunelab.report.render import render_report
 
     try:
-        page = render_report(plan.folder)
+        study = collect(plan_file)
+        page = render_report(study)
     except (PrunelabError, OSError) as error:
         console.print(f"no report: {error}", style="red", markup=False)
         return
-    console.print(closing(plan.folder))
+    console.print(closing(study))
     console.print(f"report {page}", highlight=False, soft_wrap=True, markup=False)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from prunelab.errors import LaunchError
 from prunelab.launch.base import Event, Launcher, Order
 from prunelab.launch.queue import Queue
 from prunelab.launch.worker import run_job
@@ -15,6 +17,11 @@ class Inline(Launcher):
 
     def run(self, order: Order, listen: Callable[[Event], None]) -> None:
         """Run the order's jobs; returns when all are over."""
+        if sys.flags.optimize > 1:
+            raise LaunchError(
+                "hydra/launcher=inline runs jobs in this process, and python -OO (PYTHONOPTIMIZE=2) takes away the "
+                "docstrings that transformers reads. Leave -OO away, or use hydra/launcher=local."
+            )
         queue = Queue(order.jobs)
         while (job := queue.take()) is not None:
 

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from prunelab.errors import LaunchError
@@ -97,16 +98,30 @@ def _told(
     code = worker.process.wait()
     if worker.job is not None:
         name = worker.job.name
-        yield Event("failed", name, {"reason": _why_dead(code), "log": str(log_path(order.plan, name))})
+        logs = (log_path(order.plan, name), _worker_log(order, worker.number))
+        log = next((path for path in logs if path.is_file()), logs[1])  # it may not have come to the job's
+        yield Event("failed", name, {"reason": _why_dead(code, log), "log": str(log)})
         yield from jobs.over(name, False)
 
 
-def _why_dead(code: int) -> str:
+def _worker_log(order: Order, number: int) -> Path:
+    return log_path(order.plan, f"worker-{number}")
+
+
+def _why_dead(code: int, log: Path) -> str:
     if code == -signal.SIGKILL:
         return "the worker was killed by SIGKILL: out of memory? (runtime.workers=1 or a smaller runtime.batch_tokens)"
     if code < 0:
         return f"the worker was ended by {signal.Signals(-code).name}"
-    return f"the worker ended with exit code {code}"
+    return f"the worker ended with exit code {code}: {_last_line(log)}"
+
+
+def _last_line(log: Path) -> str:
+    try:
+        lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
+    except OSError as error:
+        return f"its log cannot be read: {error}"
+    return next((line for line in reversed(lines) if line), "it said nothing")
 
 
 def _start(order: Order, number: int, news: queue.Queue[Any]) -> _Worker:
@@ -116,7 +131,7 @@ def _start(order: Order, number: int, news: queue.Queue[Any]) -> _Worker:
         environment["CUDA_VISIBLE_DEVICES"] = (
             seen[number] if len(seen) > number and seen[number] else str(number)
         )
-    log = log_path(order.plan, f"worker-{number}")
+    log = _worker_log(order, number)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as stderr:
         # its own session: Ctrl-C reaches the driver alone, which then stops its workers in order

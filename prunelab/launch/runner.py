@@ -19,8 +19,9 @@ from prunelab.store.layout import check_writable, index, is_done
 
 @dataclass
 class Outcome:
-    """What became of a study: failures by job, with reasons and logs; how many stages ran here."""
+    """What became of a study: its plan's file; failures by job, with reasons and logs; how many stages ran here."""
 
+    plan_file: Path
     failed: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     skipped: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     ran: dict[str, int] = field(default_factory=dict)
@@ -46,8 +47,8 @@ def run_study(
     """Save the plan and run what the store lacks. Raises StoreError, before anything runs, if it cannot be written."""
     check_writable(plan.store, "paths.store")
     check_writable(plan.folder, "paths.study")
-    outcome, started = Outcome(), time.perf_counter()
-    order = Order(plan, save_plan(plan), jobs(plan, finished(plan)), resources)
+    outcome, started = Outcome(save_plan(plan)), time.perf_counter()
+    order = Order(plan, outcome.plan_file, jobs(plan, finished(plan)), resources)
 
     def note(event: Event) -> None:
         if event.what == "failed":

@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from prunelab.errors import PrunelabError, StageError, StoreError
 from prunelab.launch.mirror import Mirror
 from prunelab.plan.graph import Job
 from prunelab.plan.kind import EVALUATE, TRACK, kind_of, shares_sums
-from prunelab.plan.stage import Stage
+from prunelab.plan.stage import Stage, file_name
 from prunelab.plan.study import Plan, load_plan
 from prunelab.store.artefact import (
     Superseded,
@@ -189,18 +189,20 @@ def owner() -> str:
 
 def run_job(
     plan: Plan, job: Job, runtime: Mapping[str, Any], send: Send, interrupted: Callable[[], bool] = never,
-    crew: Crew | None = None,
+    crew: Crew | None = None, log: Path | None = None,
 ) -> bool:  # fmt: skip
     """Run a job's stages in order; report ``done``, or ``failed`` with the reason. Returns whether it succeeded.
 
-    Raises Interrupted at the next safe point once ``interrupted()`` says so.
+    ``log``: the file that this process's prints go to, None if that is the terminal. Raises Interrupted
+    at the next safe point once ``interrupted()`` says so.
     """
     send("started", {"pid": os.getpid()})
-    told = any(plan.stages[key].kind == TRACK for key in job.stages)
-    mirror = Mirror(plan, plan.trials[job.trial], own=job.stages) if told and job.trial is not None else None
-    runner = Runner(plan, runtime, send, mirror, interrupted, crew)
-    key = ""
+    told, mirror, key = any(plan.stages[key].kind == TRACK for key in job.stages), None, job.stages[0]
+    logged = {"log": str(log)} if log is not None else {}
     try:
+        if told and job.trial is not None:
+            mirror = Mirror(plan, plan.trials[job.trial], own=job.stages)
+        runner = Runner(plan, runtime, send, mirror, interrupted, crew)
         for key in job.stages:
             runner.ensure(key)
             failure_path(plan, key).unlink(missing_ok=True)
@@ -210,25 +212,33 @@ def run_job(
                 raise Interrupted(f"ended after stage {plan.stages[key].kind}")
     except Superseded as error:  # another process does this job; its result is the one that counts
         print(f"superseded: {error}", flush=True)
-        send("failed", {"reason": str(error), "superseded": True, "log": str(log_path(plan, job.name))})
+        send("failed", {"reason": str(error), "superseded": True, **logged})
         return False
     except Exception as error:  # whatever it is, it is recorded, and other jobs go on
-        traceback.print_exc()
+        with suppress(OSError):  # nothing here may hide the reason, a full disk least of all
+            traceback.print_exc()
         reason = " ".join(str(error).split()) or repr(error)
         if not isinstance(error, PrunelabError):
             reason = f"{type(error).__name__}: {reason}"
         note = {"key": key, "job": job.name, "stage": plan.stages[key].kind, "reason": reason,
-                "traceback": traceback.format_exc(), "log": str(log_path(plan, job.name)), "time": time.time()}  # fmt: skip
-        failure_path(plan, key).parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(failure_path(plan, key), json.dumps(note, indent=1).encode("utf-8"))
+                "traceback": traceback.format_exc(), "time": time.time(), **logged}  # fmt: skip
+        _keep_failure(plan, note)
         if mirror:
             mirror.failed(reason)
-        send(
-            "failed", {"reason": reason, "stage": plan.stages[key].kind, "log": str(log_path(plan, job.name))}
-        )
+        send("failed", {"reason": reason, "stage": plan.stages[key].kind, **logged})
         return False
     send("done", {})
     return True
+
+
+def _keep_failure(plan: Plan, note: Mapping[str, Any]) -> None:
+    path = failure_path(plan, note["key"])
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(note, indent=1).encode("utf-8"))
+    except (OSError, StoreError) as error:
+        with suppress(OSError):
+            print(f"no note of this failure: {error}", flush=True)
 
 
 def worker_environment(threads: int) -> dict[str, str]:
@@ -238,7 +248,8 @@ def worker_environment(threads: int) -> dict[str, str]:
     )
     return {
         "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false",
-        "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONPATH": path,
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8",
+        "PYTHONOPTIMIZE": "",  # transformers builds its classes from docstrings, which -OO takes away
     }  # fmt: skip
 
 
@@ -259,7 +270,7 @@ def failure_reason(plan: Plan, key: str) -> str:
 
 def log_path(plan: Plan, job: str) -> Path:
     """Return a job's log file."""
-    return plan.folder / "logs" / f"{job}.log"
+    return plan.folder / "logs" / f"{file_name(job)}.log"
 
 
 def main() -> int:
@@ -278,8 +289,9 @@ def main() -> int:
         def send(what: str, values: Mapping[str, Any], name: str = job.name) -> None:
             events.write(json.dumps({"what": what, "job": name, "values": dict(values)}) + "\n")
 
-        log_to(log_path(plan, job.name), f"pid {os.getpid()}")
-        run_job(plan, job, order["runtime"], send)
+        log = log_path(plan, job.name)
+        log_to(log, f"pid {os.getpid()}")
+        run_job(plan, job, order["runtime"], send, log=log)
     return 0
 
 
@@ -301,12 +313,14 @@ def _lines_until_orphaned() -> Callable[[], str | None]:
 def log_to(path: Path, what: str) -> None:
     """Send all that this process and its libraries print to a job's log, from now on."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # the log before this one is on a full disk
+            stream.flush()
     with path.open("a", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {what}", flush=True)
+    with suppress(OSError):
+        print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {what}", flush=True)
 
 
 if __name__ == "__main__":

@@ -138,12 +138,16 @@ def left_out(plan: Plan) -> int:
     return sum(trial.key not in keys for trial in before.trials)
 
 
+def plan_place(path: Path) -> tuple[Path, Path]:
+    """Return a study's folder and the file of its plan, given either: ``plan.json``, or an older one in ``plans/``."""
+    if path.suffix != ".json":
+        return path, path / "plan.json"
+    return (path.parent.parent if path.parent.name == "plans" else path.parent), path
+
+
 def load_plan(path: Path) -> Plan:
     """Read the plan of a study's folder, or a plan's file; raises StoreError if there is none or it was changed."""
-    folder = (
-        path if path.suffix != ".json" else path.parent.parent if path.parent.name == "plans" else path.parent
-    )
-    path = path if path.suffix == ".json" else path / "plan.json"
+    folder, path = plan_place(path)
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -18,6 +18,7 @@ import pandas as pd
 from prunelab.config.data import parts_of
 from prunelab.errors import StoreError
 from prunelab.plan.kind import kind_of, metric_prefix
+from prunelab.plan.study import plan_place
 from prunelab.report.derive import derived, derived_blocks
 from prunelab.report.label import DATA, NO_REPAIR, REPAIR, label_trials
 from prunelab.store.layout import RECORD, index, is_done
@@ -87,14 +88,14 @@ def suffixes(frame: pd.DataFrame, prefix: str) -> list[str]:
     return [str(column)[len(prefix) :] for column in frame.columns if str(column).startswith(prefix)]
 
 
-def collect(study_folder: Path | str) -> Study:
-    """Read ``plan.json`` and every record that it names.
+def collect(place: Path | str) -> Study:
+    """Read a plan, the one of a study's folder or the file that ``place`` names, and every record that it names.
 
     Raises:
         StoreError: the folder holds no readable plan.
     """
-    folder = Path(study_folder)
-    plan = _read_plan(folder)
+    folder, file = plan_place(Path(place))
+    plan = _read_plan(file)
     store = Path(plan["store"])
     made = index(store)
     stages = {
@@ -130,15 +131,16 @@ def collect(study_folder: Path | str) -> Study:
     )
 
 
-def _read_plan(folder: Path) -> dict[str, Any]:
-    path = folder / "plan.json"
+def _read_plan(path: Path) -> dict[str, Any]:
     try:
         plan = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(plan["trials"], list) or not isinstance(plan["stages"], dict) or not plan["trials"]:
             raise ValueError("it lists no trials")
         return plan
     except FileNotFoundError:
-        raise StoreError(f"{folder} is no study: plan.json is missing. Give the folder of a study.") from None
+        raise StoreError(
+            f"{path.parent} is no study: {path.name} is missing. Give the folder of a study."
+        ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(
             f"{path} cannot be read ({error}). Run the study's command again, it rewrites it."

@@ -23,14 +23,16 @@ from prunelab.report.sheet import blocks_csv, repairs_csv
 from prunelab.report.table import escape_markdown, frame_csv, markdown_table, result_tables
 
 
-def render_report(study_folder: Path, out: Path | None = None) -> Path:
+def render_report(study: Study | Path, out: Path | None = None) -> Path:
     """Write the report of a study, finished or not, into ``out`` (``<study>/report``); return its index.html.
+
+    ``study``: what was collected, or where: the study's folder, or the file of one of its plans.
 
     Raises:
         StoreError: the folder holds no readable plan, or ``out`` cannot be written.
     """
-    study = collect(study_folder)
-    folder = Path(out) if out is not None else Path(study_folder) / "report"
+    study = study if isinstance(study, Study) else collect(study)
+    folder = Path(out) if out is not None else study.folder / "report"
     pictures = draw(study)
     contents = {f"{picture.name}.png": picture.png for picture in pictures}
     contents["results.csv"] = frame_csv(study).encode("utf-8")

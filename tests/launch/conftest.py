@@ -9,6 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_automatic_config_search_path
+
+from prunelab.config.compose import Composer
+from prunelab.config.place import conf_folder
+from prunelab.launch.plugin import register
+from prunelab.launch.study import plan_study
+from prunelab.plan.study import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -16,6 +24,8 @@ SMALL = [
     "evaluation.seq_len=32", "evaluation.max_samples=4", "evaluation.error_samples=2",
     "runtime.workers=1",  # importing torch twice costs more than the study
 ]  # fmt: skip
+
+COMMON = ["study=s", "sparsity.ratio=0.5", "evaluation.corpora=[austen]", "evaluation.held_out=[kjv]"]
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -49,3 +59,11 @@ def prunelab(home: Path, tmp_path: Path) -> Run:
         )
 
     return run
+
+
+@pytest.fixture
+def plan_of(tmp_path: Path) -> Callable[..., Plan]:
+    """``plan_of(*words)`` plans one trial under tmp_path; nothing runs."""
+    register()
+    composer = Composer(ConfigLoaderImpl(create_automatic_config_search_path(None, None, str(conf_folder()))))
+    return lambda *words: plan_study(composer, [[f"paths.root={tmp_path}/plans", *COMMON, *words]], ["test"])

@@ -138,6 +138,20 @@ def test_arrays_dependencies_and_what_crosses(
     assert not list(plan.folder.rglob("*.pkl"))
 
 
+def test_odd_names_and_folders(tmp_path: Path, fake: Fake) -> None:
+    root = tmp_path / "50%j of it"
+    plan = _plan(root, ["magnitude"], [0.1], f"calibration.name='../org/data %x {'n' * 240}'")
+    run(plan, SETTINGS)
+    files = Files(plan.folder)
+    assert plan.trials[0].name in files.latest()
+    assert len(list(files.jobs.iterdir())) == len(files.latest())
+    assert all(path.is_relative_to(root) for path in tmp_path.rglob("*.json"))
+    for script in fake.scripts():
+        for line in script.splitlines():
+            if line.startswith("#SBATCH") and ("--output" in line or "--error" in line):
+                assert "50%%j" in line  # sbatch reads %j as a job's number
+
+
 def test_live_jobs_are_not_submitted_again(plan: Plan, fake: Fake) -> None:
     run(plan, SETTINGS)
     files = Files(plan.folder)

@@ -18,6 +18,7 @@ from typing import Any
 
 from prunelab.launch.slurm.estimate import Need
 from prunelab.plan.graph import Job
+from prunelab.plan.stage import file_name
 from prunelab.store.layout import write_atomic
 
 
@@ -106,12 +107,15 @@ class Files:
         return sorted(self.folder(attempt.uid).glob(f"*_{attempt.index}_0_log.*"))
 
     def _job(self, name: str) -> dict[str, Any]:
-        return _read(self.jobs / f"{name}.json") or {"schema": 1, "name": name, "attempts": []}
+        return _read(self._path(name)) or {"schema": 1, "name": name, "attempts": []}
+
+    def _path(self, name: str) -> Path:
+        return self.jobs / f"{file_name(name)}.json"
 
     def _write_job(self, name: str, note: Mapping[str, Any]) -> None:
         # not flushed to disk one by one: a machine that loses power loses the submission as well
-        path = self.jobs / f"{name}.json"
-        partial = path.with_name(f".{name}.partial")
+        path = self._path(name)
+        partial = path.with_name(f".{path.stem}.partial")
         partial.write_text(json.dumps(note), encoding="utf-8")
         partial.replace(path)
 

@@ -118,7 +118,7 @@ def _sbatch(
         raise LaunchError(
             f"{error} hydra/launcher=slurm needs sbatch and srun on PATH; hydra/launcher=local does not."
         ) from None
-    executor.update_parameters(**_parameters(study, uid, need, settings, dependency))
+    executor.update_parameters(**_parameters(study, uid, files.folder(uid), need, settings, dependency))
     executor.parameters["map_count"] = count
     python = settings.python or shlex.quote(sys.executable)
     try:
@@ -130,8 +130,10 @@ def _sbatch(
         raise LaunchError(_refusal(str(error), need, settings)) from None
 
 
-def _parameters(study: str, uid: str, need: Need, settings: Settings, dependency: str) -> dict[str, Any]:
-    more = {"requeue": True, "export": "ALL", **(settings.extra or {})}
+def _parameters(
+    study: str, uid: str, folder: Path, need: Need, settings: Settings, dependency: str
+) -> dict[str, Any]:
+    more = {"requeue": True, "export": "ALL", **(settings.extra or {}), **_outputs(folder, "0")}
     if dependency:
         more |= {"dependency": dependency, "kill-on-invalid-dep": "yes"}
     values: dict[str, Any] = {
@@ -141,9 +143,16 @@ def _parameters(study: str, uid: str, need: Need, settings: Settings, dependency
         "array_parallelism": settings.array_parallelism, "signal_delay_s": settings.signal_s, "wckey": None,
         "setup": list(settings.setup), "teardown": _teardown(settings.kill_requeues), "additional_parameters": more,
         # srun no longer takes CPUs per task from sbatch; and a task that dies must not leave the others waiting for it
-        "srun_args": ["--export=ALL", f"--cpus-per-task={need.cpus}", "--kill-on-bad-exit=1"],
+        "srun_args": ["--export=ALL", f"--cpus-per-task={need.cpus}", "--kill-on-bad-exit=1",
+                      *(f"--{name}={path}" for name, path in _outputs(folder, "%t").items())],
     }  # fmt: skip
     return {key: value for key, value in values.items() if value is not None or key == "wckey"}
+
+
+def _outputs(folder: Path, task: str) -> dict[str, str]:
+    """Return where SLURM writes: it replaces %j and its like in the whole path, so those of a folder's name stand twice."""
+    start = f"{str(folder.absolute()).replace('%', '%%')}/%A_%a_{task}_log"
+    return {"output": f"{start}.out", "error": f"{start}.err"}
 
 
 def _teardown(times: int) -> list[str]:

@@ -116,7 +116,8 @@ def run(task_file: Path, index: int) -> int:
     job = Job(entry["name"], tuple(entry["stages"]), entry["trial"], (), ())
     note = Note(task_file.parent, index)
     note.start(gpus)
-    log_to(log_path(plan, job.name), f"job {job_id()} restart {restarts()} on {socket.gethostname()}")
+    log = log_path(plan, job.name)
+    log_to(log, f"job {job_id()} restart {restarts()} on {socket.gethostname()}")
     failed: dict[str, Any] = {}
     crew = _crew().Lead(_meeting(task_file, index), _start(), ranks()) if ranks() > 1 else None
 
@@ -127,7 +128,7 @@ def run(task_file: Path, index: int) -> int:
             note.event(what, values)
 
     try:
-        ok = run_job(plan, job, {"threads": submission["need"]["threads"]}, send, signals, crew)
+        ok = run_job(plan, job, {"threads": submission["need"]["threads"]}, send, signals, crew, log)
     except Interrupted as end:
         if crew is not None:
             crew.end()
