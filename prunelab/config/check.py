@@ -11,7 +11,7 @@ from prunelab.config.compose import Composer, Config, missing_keys
 from prunelab.config.contract import STRUCTURED, check_method, check_repair
 from prunelab.config.data import SAME, check_parts, corpora_of, parts_of
 from prunelab.config.field import ClassSource, read_class
-from prunelab.config.files import check_model_folder, check_text_file, input_widths
+from prunelab.config.files import check_model_folder, check_text_file, input_widths, model_name
 from prunelab.config.outside import stage_source
 from prunelab.config.tasks import check_tasks
 from prunelab.errors import ConfigError, PrunelabError, nearest
@@ -39,6 +39,8 @@ def check_trial(
     for group in GROUPS:
         if isinstance(config.get(group), Mapping):
             config[group] = _checked(group, config[group], _class_of(group, config[group], errors), errors)
+    if isinstance(config.get("model"), Mapping) and config["model"].get("name") is None:
+        config["model"] = {**config["model"], "name": model_name(config["model"])}
     if isinstance(config.get("method"), Mapping):
         config["method"] = _check_method(config, errors)
     if isinstance(config.get("allocation"), Mapping) and config["allocation"].get("name") == "by_pattern":

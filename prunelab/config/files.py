@@ -85,6 +85,14 @@ def check_model_folder(key: str, path: object) -> None:
         raise ConfigError(key, path, allowed, hint)
 
 
+def model_name(model: Mapping[str, Any]) -> str:
+    """Return a name for a model that was given none: its folder's or its repository's."""
+    place = Path(str(model.get("id")))
+    if model.get("source") == "local" and place.parent.name == "snapshots":  # of the hub's cache
+        return place.parent.parent.name.rpartition("--")[2]
+    return place.name or str(model.get("source"))
+
+
 def input_widths(model: Mapping[str, Any]) -> list[int]:
     """Return the numbers of inputs that linear layers of ``model`` have, by its config.json; [] where none is at hand."""
     folders = {"embedded": _EMBEDDED / str(model["id"]), "local": Path(str(model["id"])).expanduser()}

@@ -32,9 +32,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class Model:
-    """Which weights. ``digest`` is the sha256 that the file must have; ``revision`` a hub commit."""
+    """Which weights. ``digest`` is the sha256 that the file must have; ``revision`` a hub commit.
 
-    name: str
+    ``name``: null takes the folder's or the repository's.
+    """
+
+    name: str | None
     source: Annotated[str, "embedded | wheel | hub | local | random"]
     id: str
     revision: str | None

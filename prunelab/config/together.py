@@ -42,10 +42,7 @@ def _one_class_per_name(configs: Sequence[Mapping[str, Any]]) -> Iterator[Proble
     known: dict[tuple[str, str], str] = {}
     clashes: dict[tuple[str, str, str], list[int]] = {}
     for number, config in enumerate(configs):
-        for group, option in config.items():
-            if not isinstance(option, Mapping) or "_target_" not in option:
-                continue
-            name, target = str(option.get("name")), str(option["_target_"])
+        for group, name, target in _classes(config):
             if known.setdefault((group, name), target) != target:
                 clashes.setdefault((group, name, target), []).append(number)
     for (group, name, target), trials in clashes.items():
@@ -53,6 +50,20 @@ def _one_class_per_name(configs: Sequence[Mapping[str, Any]]) -> Iterator[Proble
         yield Problem(
             ConfigError(f"{group}.name", name, "one class for a name in a study", hint), tuple(trials)
         )
+
+
+def _classes(config: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield (group, name, class) of every option that brings a class; stages bear their names as keys."""
+    stages = config.get("stages")
+    named = [
+        (group, option.get("name"), option) for group, option in config.items() if isinstance(option, Mapping)
+    ]
+    named += (
+        [("stages", name, option) for name, option in stages.items()] if isinstance(stages, Mapping) else []
+    )
+    for group, name, option in named:
+        if isinstance(option, Mapping) and "_target_" in option:
+            yield group, str(name), str(option["_target_"])
 
 
 def _at(config: Mapping[str, Any], key: str) -> Any:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from prunelab.config.version import SCHEMA, other_schema
 from prunelab.errors import StoreError
 from prunelab.plan.fingerprint import fingerprint
+from prunelab.plan.name import trial_names
 from prunelab.plan.pipeline import tracking_stage, trial_stages
 from prunelab.plan.stage import Stage
 
@@ -72,36 +73,16 @@ def build_plan(
         first["study"],
         Path(first["paths"]["store"]).expanduser().absolute(),
         Path(first["paths"]["study"]).expanduser().absolute(),
-        tuple(_named(trials)),
+        _named(trials),
         stages,
         tuple(argv),
         created,
     )
 
 
-def _named(trials: Iterable[Trial]) -> list[Trial]:
-    """Name trials by method, ratio, calibration and seed, and by what else varies where that is not enough."""
-    trials = list(trials)
-    names = [_name(trial.config) for trial in trials]
-    for index, trial in enumerate(trials):
-        if names.count(names[index]) > 1 or not names[index]:
-            names[index] += f"-{trial.key[:6]}"
-    return [
-        Trial(t.number, name, t.key, t.overrides, t.config, t.stages)
-        for t, name in zip(trials, names, strict=True)
-    ]
-
-
-def _name(config: Mapping[str, Any]) -> str:
-    sparsity, repair = config["sparsity"], config["reconstruction"]["name"]
-    pattern = {"rows_columns": "", "unstructured": "u"}.get(
-        sparsity["pattern"], f"{sparsity.get('n')}of{sparsity.get('m')}"
-    )
-    data = config["reconstruction_data"]["name"]
-    repair = "" if repair == "none" else repair if data == "same" else f"{repair}-{data}"
-    parts = (config["method"]["name"], f"{sparsity['ratio']:g}", pattern, repair,
-             config["calibration"]["name"], f"s{config['seed']}")  # fmt: skip
-    return "-".join(part for part in parts if part)
+def _named(trials: Sequence[Trial]) -> tuple[Trial, ...]:
+    names = trial_names([trial.config for trial in trials], [trial.key for trial in trials])
+    return tuple(replace(trial, name=name) for trial, name in zip(trials, names, strict=True))
 
 
 def save_plan(plan: Plan) -> Path:

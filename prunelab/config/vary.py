@@ -1,0 +1,118 @@
+"""What varies between trials: which keys of a config make another trial, and short words for those that do.
+
+Names of trials are made of these words, and whoever shows trials side by side may take them too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatch
+from typing import Any
+
+_PLACE = "says where and how fast, not what"
+_NAME = "a word for people; one thing under two names is one trial"
+STILL: Mapping[str, str] = {  # keys that make no other trial by themselves, and why; a test varies every key
+    "study": "a sweep is one study; refused as an axis",
+    "paths.*": "a sweep has one place; refused as an axis",
+    "runtime.device": _PLACE,
+    "runtime.workers": _PLACE,
+    "runtime.threads": _PLACE,
+    "runtime.batch_tokens": _PLACE,
+    "runtime.activation_place": _PLACE,
+    "runtime.activation_gib": _PLACE,
+    "tracking.*": "mirrors numbers and makes none",
+    "model.name": _NAME,
+    "calibration.name": _NAME,
+    "evaluation.name": _NAME,
+    "reconstruction_data.name": _NAME,
+    "model.max_len": "a limit: longer windows are refused. Where it cuts what tasks see it makes another trial",
+}
+_LONGEST = 32  # letters of a word's value
+_HIDDEN = ("_target_",)  # two classes under one name are refused
+_NOT = "\0"  # stands for a key that a config lacks
+
+
+def is_still(key: str) -> bool:
+    """Say whether a dotted key is one of those that make no other trial."""
+    return any(fnmatch(key, pattern) for pattern in STILL)
+
+
+def differences(configs: Sequence[Mapping[str, Any]], told: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Return for each config the short values, by dotted key, of what differs between configs of the same options.
+
+    Fields that an option has and another lacks are no difference: the option's name says it. Keys that make no other
+    trial are left out, and those in ``told``, which the caller names already.
+    """
+    words: list[dict[str, str]] = [{} for _ in configs]
+    groups = dict.fromkeys(str(group) for config in configs for group in config)
+    for group in groups:
+        same: dict[str, list[int]] = {}
+        for number, config in enumerate(configs):
+            same.setdefault(_option(config.get(group)), []).append(number)
+        for numbers in same.values():
+            values = [configs[number].get(group, _NOT) for number in numbers]
+            for key, texts in _varying(group, values):
+                if key in told or is_still(key) or key.rpartition(".")[2] in _HIDDEN:
+                    continue
+                for number, text in zip(numbers, texts, strict=True):
+                    if text is not None:
+                        words[number][key] = text
+    return words
+
+
+def _option(value: Any) -> str:
+    """Return which option of its group a value is, as far as its fields depend on it."""
+    if not isinstance(value, Mapping):
+        return ""
+    return str([value.get(key) for key in ("name", "pattern", "source")])
+
+
+def _varying(key: str, values: Sequence[Any]) -> Iterator[tuple[str, list[str | None]]]:
+    """Yield the keys at and below ``key`` whose values differ, with a short text for each; None where there is none."""
+    if all(isinstance(value, Mapping) or value == _NOT for value in values):
+        names = dict.fromkeys(name for value in values if isinstance(value, Mapping) for name in value)
+        for name in names:
+            inner = [value.get(name, _NOT) if isinstance(value, Mapping) else _NOT for value in values]
+            yield from _varying(f"{key}.{name}", inner)
+        return
+    spelled = [_NOT if value == _NOT else _spelled(value) for value in values]
+    if len(set(spelled)) > 1:
+        short = _short([text for text in dict.fromkeys(spelled) if text != _NOT])
+        yield key, [short.get(text) for text in spelled]
+
+
+def _spelled(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+
+def _short(texts: Sequence[str]) -> dict[str, str]:
+    """Return a short word for each of different texts, all different: the ends of paths, the first digits of digests."""
+    words = [_word(text) for text in texts]
+    if any("/" in text for text in texts):
+        words = [_word("-".join(text.split("/")[-_depth(texts) :])) for text in texts]
+    count = Counter(words)
+    return {
+        text: word if count[word] == 1 and word else f"{word}#{number}".lstrip("#")
+        for number, (text, word) in enumerate(zip(texts, words, strict=True), start=1)
+    }
+
+
+def _depth(paths: Sequence[str]) -> int:
+    """Return how many last parts of paths tell them apart."""
+    longest = max(path.count("/") for path in paths) + 1
+    ends = (len({tuple(path.split("/")[-depth:]) for path in paths}) for depth in range(1, longest + 1))
+    return next((depth for depth, count in enumerate(ends, start=1) if count == len(paths)), longest)
+
+
+def _word(text: str) -> str:
+    if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text):
+        return text[:8]
+    return plain_word(text)[:_LONGEST].rstrip("-")
+
+
+def plain_word(text: str) -> str:
+    """Return a text as part of a name that is also a file's: letters, digits and ``. _ = + # -``."""
+    return re.sub(r"\.\.+", ".", re.sub(r"[^A-Za-z0-9._=+#-]+", "-", text)).strip("-.")
