@@ -145,16 +145,12 @@ def study_folder(name: str, root: Path | None) -> Path:
 def _status(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from prunelab.launch.slurm import command
-    from prunelab.launch.status import status_table, trial_states
+    from prunelab.launch.status import show_status
     from prunelab.plan.study import load_plan
 
-    plan = load_plan(study_folder(arguments.study, arguments.root))
-    if command.is_submitted(plan.folder):
-        return command.status(plan, Console(), whole=arguments.all)
-    states = trial_states(plan)
-    Console().print(status_table(plan, states, whole=arguments.all))
-    return 1 if any(state.failed for state in states) else 0
+    return show_status(
+        load_plan(study_folder(arguments.study, arguments.root)), Console(), whole=arguments.all
+    )
 
 
 def _attach(arguments: argparse.Namespace) -> int:

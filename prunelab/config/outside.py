@@ -13,7 +13,7 @@ from typing import Any
 from prunelab.config.field import ClassSource, read_class
 from prunelab.errors import ConfigError, nearest
 
-READS = ("calibrate", "test", "held_out")  # token sets of a trial: the mask's, and those of its evaluation
+READS = ("mask", "test", "held_out")  # roles of a trial's token sets
 _FOLDERS = ("locks", "quarantine")  # of a store, beside those of its kinds
 
 

@@ -21,8 +21,9 @@ from typing import Any
 
 from prunelab.errors import LaunchError
 from prunelab.launch.base import Event, Launcher, Order
+from prunelab.launch.log import last_line, log_path
 from prunelab.launch.queue import Queue
-from prunelab.launch.worker import log_path, worker_environment
+from prunelab.launch.worker import worker_environment
 from prunelab.plan.graph import Job
 
 _GRACE_S = 5.0
@@ -113,15 +114,7 @@ def _why_dead(code: int, log: Path) -> str:
         return "the worker was killed by SIGKILL: out of memory? (runtime.workers=1 or a smaller runtime.batch_tokens)"
     if code < 0:
         return f"the worker was ended by {signal.Signals(-code).name}"
-    return f"the worker ended with exit code {code}: {_last_line(log)}"
-
-
-def _last_line(log: Path) -> str:
-    try:
-        lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
-    except OSError as error:
-        return f"its log cannot be read: {error}"
-    return next((line for line in reversed(lines) if line), "it said nothing")
+    return f"the worker ended with exit code {code}: {last_line([log]) or 'it said nothing'}"
 
 
 def _start(order: Order, number: int, news: queue.Queue[Any]) -> _Worker:

@@ -17,9 +17,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from prunelab.errors import LaunchError
+from prunelab.launch.failure import read_failure
 from prunelab.launch.lineage import lineage
 from prunelab.launch.mirror import Mirror, run_info, tracking_folder
-from prunelab.launch.worker import failure_reason
 from prunelab.plan.kind import kind_of
 from prunelab.plan.study import Plan, Trial, load_plan
 from prunelab.store.layout import is_done, locate
@@ -184,8 +184,8 @@ def tell(plan: Plan, trial: Trial, config: Mapping[str, Any], decision: Decision
     mirror.unfinished()
     if _finished(plan, trial):
         mirror.finish(True)
-    elif reason := next(filter(None, (failure_reason(plan, key) for key in trial.stages.values())), ""):
-        mirror.failed(reason)
+    elif failure := next(filter(None, (read_failure(plan, key) for key in trial.stages.values())), None):
+        mirror.failed(failure.reason)
     else:
         mirror.finish(False)
     if not tracker.note.sent:

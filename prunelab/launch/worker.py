@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from prunelab.errors import PrunelabError, StageError, StoreError
+from prunelab.launch.failure import failure_path, keep_failure
+from prunelab.launch.log import log_path, log_to
 from prunelab.launch.mirror import Mirror
 from prunelab.plan.graph import Job
 from prunelab.plan.kind import EVALUATE, TRACK, kind_of, shares_sums
-from prunelab.plan.stage import Stage, file_name
+from prunelab.plan.stage import Stage
 from prunelab.plan.study import Plan, load_plan
 from prunelab.store.artefact import (
     Superseded,
@@ -37,7 +39,7 @@ from prunelab.store.artefact import (
     verified_record,
 )
 from prunelab.store.context import Context, Input, Interrupted, never
-from prunelab.store.layout import OUTPUTS, is_done, locate, write_atomic
+from prunelab.store.layout import OUTPUTS, is_done, locate
 from prunelab.store.provenance import provenance
 from prunelab.store.record import Record
 
@@ -222,23 +224,13 @@ def run_job(
             reason = f"{type(error).__name__}: {reason}"
         note = {"key": key, "job": job.name, "stage": plan.stages[key].kind, "reason": reason,
                 "traceback": traceback.format_exc(), "time": time.time(), **logged}  # fmt: skip
-        _keep_failure(plan, note)
+        keep_failure(plan, note)
         if mirror:
             mirror.failed(reason)
         send("failed", {"reason": reason, "stage": plan.stages[key].kind, **logged})
         return False
     send("done", {})
     return True
-
-
-def _keep_failure(plan: Plan, note: Mapping[str, Any]) -> None:
-    path = failure_path(plan, note["key"])
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(note, indent=1).encode("utf-8"))
-    except (OSError, StoreError) as error:
-        with suppress(OSError):
-            print(f"no note of this failure: {error}", flush=True)
 
 
 def worker_environment(threads: int) -> dict[str, str]:
@@ -251,26 +243,6 @@ def worker_environment(threads: int) -> dict[str, str]:
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8",
         "PYTHONOPTIMIZE": "",  # transformers builds its classes from docstrings, which -OO takes away
     }  # fmt: skip
-
-
-def failure_path(plan: Plan, key: str) -> Path:
-    """Return where the reason of a failed stage is kept, until it succeeds."""
-    return plan.folder / "failures" / f"{key[:16]}.json"
-
-
-def failure_reason(plan: Plan, key: str) -> str:
-    """Return why a stage failed, "" if it did not."""
-    try:
-        return str(json.loads(failure_path(plan, key).read_text(encoding="utf-8"))["reason"])
-    except FileNotFoundError:
-        return ""
-    except (OSError, ValueError, KeyError):
-        return "unknown: its note cannot be read"
-
-
-def log_path(plan: Plan, job: str) -> Path:
-    """Return a job's log file."""
-    return plan.folder / "logs" / f"{file_name(job)}.log"
 
 
 def main() -> int:
@@ -308,19 +280,6 @@ def _lines_until_orphaned() -> Callable[[], str | None]:
 
     threading.Thread(target=read, daemon=True).start()
     return waiting.get
-
-
-def log_to(path: Path, what: str) -> None:
-    """Send all that this process and its libraries print to a job's log, from now on."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # the log before this one is on a full disk
-            stream.flush()
-    with path.open("a", encoding="utf-8") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    with suppress(OSError):
-        print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {what}", flush=True)
 
 
 if __name__ == "__main__":

@@ -67,19 +67,18 @@ def trial_stages(config: Config, corpora: Mapping[str, Config]) -> dict[str, Sta
 
 def _outside(config: Config, last: str, stages: Mapping[str, Stage]) -> dict[str, Stage]:
     """Return the stages of classes from outside the package: they read the trial's weights and the tokens they name."""
+    texts = {
+        role if "/" in role else stage.identity["role"]: stage
+        for role, stage in stages.items()
+        if stage.kind == "calibrate"
+    }
     made = {}
     for name, option in config["stages"].items():
         wanted = reads(name, option)
-        texts = [
-            role
-            for role, stage in stages.items()
-            if stage.kind == "calibrate" and role.partition("/")[0] in wanted
-        ]
         identity = {"model": model_identity(config["model"]), "stage": with_source(option)}
-        inputs = {role: stages[role].key for role in (last, *texts)}
-        made[name] = Stage(
-            name, identity, inputs, _runtime(config) | {"stage": identity["stage"]}, stages[last].label
-        )
+        inputs = {role: text.key for role, text in texts.items() if role.partition("/")[0] in wanted}
+        runtime = _runtime(config) | {"stage": identity["stage"]}
+        made[name] = Stage(name, identity, {last: stages[last].key} | inputs, runtime, stages[last].label)
     return made
 
 

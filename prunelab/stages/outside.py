@@ -5,7 +5,7 @@ One file and one YAML (or ``'+stages.latency={_target_: mine.Latency, repeats: 3
     @dataclass(frozen=True)
     class Latency:
         repeats: Annotated[int, "x >= 1"]
-        reads = ("test",)  # token sets: of calibrate, test, held_out; leave it out for none
+        reads = ("test",)  # token sets: of mask, test, held_out; leave it out for none
 
         def run(self, trial: Pruned) -> Mapping[str, float]:
             (tokens,) = trial.tokens.values()
@@ -47,7 +47,7 @@ class Pruned:
     """What such a stage works on.
 
     ``decoder``: the model with the trial's weights; ``state``: masks and weights by site; ``tokens``: (n, length) of
-    int64 by role (``calibrate``, ``test/austen``). ``context``: ``log(row)`` writes a row that trackers show,
+    int64 by role (``mask``, ``test/austen``). ``context``: ``log(row)`` writes a row that trackers show,
     ``progress(what, done, total)`` tells people, ``outputs`` is a folder for files to keep.
     """
 

@@ -63,7 +63,12 @@ def prunelab(home: Path, tmp_path: Path) -> Run:
 
 @pytest.fixture
 def plan_of(tmp_path: Path) -> Callable[..., Plan]:
-    """``plan_of(*words)`` plans one trial under tmp_path; nothing runs."""
+    """``plan_of(*words, seeds=1)`` plans a trial for each seed under tmp_path; nothing runs."""
     register()
     composer = Composer(ConfigLoaderImpl(create_automatic_config_search_path(None, None, str(conf_folder()))))
-    return lambda *words: plan_study(composer, [[f"paths.root={tmp_path}/plans", *COMMON, *words]], ["test"])
+
+    def plan(*words: str, seeds: int = 1) -> Plan:
+        common = [f"paths.root={tmp_path}/plans", *COMMON, *words]
+        return plan_study(composer, [[*common, f"seed={seed}"] for seed in range(seeds)], ["test"])
+
+    return plan

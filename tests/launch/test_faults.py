@@ -18,7 +18,9 @@ from rich.console import Console
 
 from prunelab.launch.base import Event, Launcher, Order
 from prunelab.launch.drive import drive
-from prunelab.launch.worker import failure_path, log_path, run_job, worker_environment
+from prunelab.launch.failure import failure_path
+from prunelab.launch.log import log_path
+from prunelab.launch.worker import run_job, worker_environment
 from prunelab.plan.graph import jobs
 from prunelab.plan.study import Plan, save_plan
 

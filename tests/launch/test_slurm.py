@@ -19,18 +19,18 @@ from prunelab.config.compose import Composer
 from prunelab.config.place import conf_folder
 from prunelab.errors import ConfigError, LaunchError
 from prunelab.launch.base import Event, Order, Resources
+from prunelab.launch.failure import failure_path
 from prunelab.launch.plugin import register
 from prunelab.launch.slurm import scheduler
-from prunelab.launch.slurm.board import read_board
 from prunelab.launch.slurm.environment import is_secret, job_environment
 from prunelab.launch.slurm.estimate import need, weights_gib
 from prunelab.launch.slurm.files import Files
+from prunelab.launch.slurm.job_list import read_jobs
 from prunelab.launch.slurm.launcher import Slurm
 from prunelab.launch.slurm.scheduler import parse_accounting
 from prunelab.launch.slurm.settings import Settings
 from prunelab.launch.slurm.task import own_gpu
 from prunelab.launch.study import plan_study
-from prunelab.launch.worker import failure_path
 from prunelab.plan.graph import jobs
 from prunelab.plan.study import Plan, save_plan
 from prunelab.store.artefact import Superseded, begin, commit
@@ -168,7 +168,7 @@ def test_live_jobs_are_not_submitted_again(plan: Plan, fake: Fake) -> None:
     assert len(list(files.slurm.glob("*/id"))) == 3
     # rows of somebody else's array under the same ids are not ours
     fake.squeue(*(f"{line.partition('|')[0]}|RUNNING|theirs|0:10|n1|None" for line in lines))
-    assert not any(view.live for view in read_board(plan, files, set()).values())
+    assert not any(view.live for view in read_jobs(plan, files, set()).values())
 
 
 def test_a_refusal_takes_everything_back(plan: Plan, fake: Fake) -> None:
@@ -217,7 +217,7 @@ def test_reasons_by_accounting(plan: Plan, fake: Fake, state: str, exit_code: st
     (fake.folder / "sacct.out").write_text("\n".join([lost, *rows]) + "\n")
     note = files.folder(parent.uid) / "0.json"
     note.write_text(json.dumps({"starts": [{"node": "n1", "time": 1.0}], "state": "running"}))
-    views = read_board(plan, files, set())
+    views = read_jobs(plan, files, set())
     assert says in views["dense-embedded_llama"].reason
     assert views["magnitude-0.1-austen-s0"].state == "skipped"
     assert views["magnitude-0.1-austen-s0"].reason == "dependency: dense-embedded_llama failed"
@@ -225,14 +225,14 @@ def test_reasons_by_accounting(plan: Plan, fake: Fake, state: str, exit_code: st
 
 def test_reasons_without_accounting(plan: Plan, fake: Fake) -> None:
     run(plan, SETTINGS)
-    views = read_board(plan, Files(plan.folder), set())
+    views = read_jobs(plan, Files(plan.folder), set())
     assert "gone" in views["calibrate-austen-test-64x128"].reason
-    key = views["dense-embedded_llama"].attempt.stages[0]
-    note = Files(plan.folder).folder(views["dense-embedded_llama"].attempt.uid) / "0.json"
+    key = views["dense-embedded_llama"].stages[0]
+    note = Files(plan.folder).folder(views["dense-embedded_llama"].uid) / "0.json"
     note.write_text(json.dumps({"starts": [{"node": "n1", "time": 1.0}], "state": "failed"}))
     failure_path(plan, key).parent.mkdir()
     failure_path(plan, key).write_text(json.dumps({"reason": "ValueError: no", "time": time.time()}))
-    assert read_board(plan, Files(plan.folder), set())["dense-embedded_llama"].reason == "ValueError: no"
+    assert read_jobs(plan, Files(plan.folder), set())["dense-embedded_llama"].reason == "ValueError: no"
 
 
 def test_accounting_of_a_step_that_ran_out_of_memory() -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from prunelab.launch.failure import failure_path
 from prunelab.launch.mirror import Mirror, tracking_folder
 from prunelab.launch.sync_view import show_sync
-from prunelab.launch.worker import failure_path
 from prunelab.plan.study import Plan
 from prunelab.tracking.base import run_id
 from prunelab.tracking.note import live_lock, read_note

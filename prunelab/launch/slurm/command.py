@@ -10,10 +10,11 @@ from rich.console import Console
 
 from prunelab.errors import LaunchError, nearest
 from prunelab.launch.drive import drive
+from prunelab.launch.job_table import JobView
 from prunelab.launch.runner import finished
-from prunelab.launch.slurm import overview, scheduler
-from prunelab.launch.slurm.board import read_board
+from prunelab.launch.slurm import scheduler
 from prunelab.launch.slurm.files import Files
+from prunelab.launch.slurm.job_list import read_jobs
 from prunelab.launch.slurm.launcher import Slurm
 from prunelab.launch.slurm.settings import Settings
 from prunelab.plan.study import Plan
@@ -24,16 +25,13 @@ def is_submitted(study: Path) -> bool:
     return (study / "slurm" / "settings.json").is_file()
 
 
-def status(plan: Plan, console: Console, *, whole: bool) -> int:
-    """Print the table; return 1 if anything failed. Without an answer from SLURM it says what the files say."""
-    files, done, note = Files(plan.folder), finished(plan), ""
+def views(plan: Plan, done: set[str]) -> tuple[dict[str, JobView], str]:
+    """Return a study's jobs, and a note; without an answer from SLURM both say what the files say."""
+    files = Files(plan.folder)
     try:
-        views = read_board(plan, files, done)
+        return read_jobs(plan, files, done), ""
     except LaunchError as error:
-        views, note = read_board(plan, files, done, ask=False), f"states from files only: {error}"
-    found = overview.lines(plan, views, done)
-    console.print(overview.table(plan, files, found, whole=whole, note=note))
-    return 1 if any(line.state in ("failed", "skipped") for line in found) else 0
+        return read_jobs(plan, files, done, ask=False), f"states from files only: {error}"
 
 
 def attach(plan: Plan, console: Console) -> int:
@@ -51,11 +49,11 @@ def cancel(plan: Plan, console: Console, names: Sequence[str]) -> int:
     """Cancel a study's jobs, or those of the trials named."""
     files = Files(plan.folder)
     with FileLock(files.slurm / "lock", timeout=600):
-        views = read_board(plan, files, finished(plan))
+        known = read_jobs(plan, files, finished(plan))
     for name in names:
-        if name not in views:
-            raise LaunchError(f"{plan.study} has no job {name!r}. {nearest(name, views)}".rstrip())
-    live = {name: view.id for name, view in views.items() if view.live and (not names or name in names)}
+        if name not in known:
+            raise LaunchError(f"{plan.study} has no job {name!r}. {nearest(name, known)}".rstrip())
+    live = {name: view.id for name, view in known.items() if view.live and (not names or name in names)}
     scheduler.cancel(live.values())
     console.print(
         f"cancelled {len(live)} jobs" + (f": {', '.join(live)}" if 0 < len(live) <= 10 else ""),

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from prunelab.errors import LaunchError
 from prunelab.launch.base import Event
+from prunelab.launch.job_table import JobView
+from prunelab.launch.log import log_path
 from prunelab.launch.runner import finished
-from prunelab.launch.slurm.board import JobView, read_board
 from prunelab.launch.slurm.files import Attempt, Files
-from prunelab.launch.worker import log_path
+from prunelab.launch.slurm.job_list import read_jobs
 from prunelab.plan.graph import Job
 from prunelab.plan.study import Plan
 
@@ -47,7 +48,7 @@ class Follower:
                     listen(event)
             if time.monotonic() - asked >= self._poll_s:
                 try:
-                    views = read_board(self._plan, self._files, done := finished(self._plan))
+                    views = read_jobs(self._plan, self._files, done := finished(self._plan))
                     errors = 0
                 except LaunchError as error:
                     errors += 1
@@ -88,9 +89,7 @@ class Follower:
         events = []
         for name, job in list(self._open.items()):
             mine = [
-                view
-                for a in self._cover.get(name, ())
-                if (view := views.get(a.job)) and view.attempt.uid == a.uid
+                view for a in self._cover.get(name, ()) if (view := views.get(a.job)) and view.uid == a.uid
             ]
             if done.issuperset(job.stages) or any(v.state == "done" for v in mine):
                 events += [*self._news(name), Event("done", name)]

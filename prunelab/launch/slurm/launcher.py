@@ -9,11 +9,12 @@ from filelock import FileLock
 from rich.table import Table
 
 from prunelab.launch.base import Event, Launcher, Order
+from prunelab.launch.job_table import JobView
 from prunelab.launch.runner import finished
-from prunelab.launch.slurm.board import JobView, read_board
 from prunelab.launch.slurm.estimate import need
 from prunelab.launch.slurm.files import Attempt, Files
 from prunelab.launch.slurm.follow import Follower
+from prunelab.launch.slurm.job_list import read_jobs
 from prunelab.launch.slurm.settings import Settings
 from prunelab.launch.slurm.submit import groups, submit
 from prunelab.plan.graph import Job, jobs
@@ -37,7 +38,7 @@ class Slurm(Launcher):
         with FileLock(files.slurm / "lock", timeout=_LOCK_S):
             done = finished(plan)
             todo = jobs(plan, done)
-            cover = covered(todo, read_board(plan, files, done), done)
+            cover = covered(todo, read_jobs(plan, files, done), files.latest(), done)
             missing = [job for job in todo if job.name not in cover]
             if self._new and missing:
                 self._settings.save(files.slurm)
@@ -72,12 +73,14 @@ class Slurm(Launcher):
         return table
 
 
-def covered(todo: Sequence[Job], views: Mapping[str, JobView], done: set[str]) -> dict[str, list[Attempt]]:
+def covered(
+    todo: Sequence[Job], views: Mapping[str, JobView], attempts: Mapping[str, Attempt], done: set[str]
+) -> dict[str, list[Attempt]]:
     """Return the jobs that live attempts already work on, whatever name an earlier plan gave these."""
     busy: dict[str, Attempt] = {}
     for view in views.values():
         if view.live:
-            busy |= dict.fromkeys(view.attempt.stages, view.attempt)
+            busy |= dict.fromkeys(view.stages, attempts[view.name])
     found: dict[str, list[Attempt]] = {}
     for job in todo:
         open_keys = [key for key in job.stages if key not in done]
