@@ -3,7 +3,8 @@
     import prunelab
     model = prunelab.load_model("embedded_llama")
     tokens = prunelab.load_tokens(model, "austen", n_samples=32, seq_len=128)
-    state = prunelab.prune(model, tokens, method="surgeon", ratio=0.3)
+    state = prunelab.prune(model, tokens, method="wanda", ratio=0.5)
+    state = prunelab.repair(model, state, tokens, method="block")
     print(prunelab.ratios(model, state), prunelab.perplexity(model, "austen"))
     prunelab.save(model, "pruned")
 
@@ -12,10 +13,11 @@ Names are those of ``conf``; the values in its YAML files are the defaults here 
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from omegaconf import OmegaConf
@@ -23,17 +25,18 @@ from torch import Tensor
 
 from prunelab.calibration.collect import collect_tokens
 from prunelab.config.build import build
-from prunelab.config.contract import STRUCTURED
 from prunelab.config.field import read_class
 from prunelab.config.place import conf_folder
 from prunelab.errors import ConfigError, nearest
 from prunelab.evaluation import perplexity as evaluate_perplexity
 from prunelab.evaluation.ratios import ratios as evaluate_ratios
 from prunelab.models.decoder import Decoder
-from prunelab.models.load import load_decoder, load_tokenizer
-from prunelab.passes import structured
+from prunelab.models.load import load_decoder, load_tokenizer, restore
+from prunelab.passes import shots as passes
+from prunelab.pattern import GLOBAL, UNIFORM, build_pattern
 from prunelab.plan.schedule import schedule
-from prunelab.structures.state import State
+from prunelab.reconstruction.walk import reconstruct, split_stopping
+from prunelab.structures.state import State, open_state, save_state
 from prunelab.structures.surgery import compact as compact_decoder
 
 
@@ -101,28 +104,52 @@ def load_tokens(
 
 
 def prune(
-    model: Model, tokens: Tensor, *, method: str = "surgeon", ratio: float = 0.3, seed: int = 0, batch_size: int = 16,
-    allocation: str = "global", progress: Callable[[Mapping[str, Any]], None] | None = None, **fields: Any,
+    model: Model, tokens: Tensor | None, *, method: str = "surgeon", ratio: float | None = None,
+    pattern: str | None = None, within: str | None = None, allocation: str | None = None,
+    propagation: Literal["pruned", "dense"] = "pruned", seed: int = 0, batch_size: int = 16,
+    progress: Callable[[Mapping[str, Any]], None] | None = None, **fields: Any,
 ) -> State:  # fmt: skip
-    """Prune the model in place to ``ratio`` of its rows-and-columns weights; ``fields`` replace the method's defaults."""
-    known = [name for name in _names("method") if _can_remove_rows(name)]
-    if method not in known:
-        raise ConfigError("method", method, ", ".join(known), nearest(method, known))
-    if not 0 <= ratio < 1:
+    """Prune a dense model in place and return its state, which shares the model's memory.
+
+    ``ratio``: removed fraction of the weights the pattern counts; n:m fixes its own. ``pattern``: ``rows_columns``,
+    ``unstructured``, or e.g. ``2:4``; None = the first one that the method supports. ``allocation``: a name of
+    ``conf/allocation``; None = as the pattern's paper. ``fields`` replace the method's defaults.
+    Raises ConfigError for what does not fit together.
+    """
+    built = _built("method", method, fields)
+    form = build_pattern(pattern or built.supports[0], within=within)
+    ratio = form.fixed_ratio if ratio is None else ratio
+    if ratio is None or not 0 <= ratio < 1:
         raise ConfigError("ratio", ratio, "a number, 0 <= x < 1")
-    spec = _option("method", method)
-    keys = read_class(str(spec["_target_"])).fields
-    for name, value in fields.items():
-        if name not in keys:
-            raise ConfigError(
-                name, value, f"a field of {method}: {', '.join(keys)}", nearest(name, list(keys))
-            )
-        spec[name] = keys[name].check(name, value)
-    built = build(spec, "method")
-    return structured.prune(
-        model.decoder, built, tokens, schedule(ratio, built.step), seed=seed, batch_size=batch_size,
-        allocation=allocation, progress=progress,  # type: ignore[arg-type]
+    spread = None if allocation in (None, "by_pattern") else _allocation(str(allocation))
+    targets = schedule(ratio, built.step if form.several_shots else None)
+    return passes.prune(
+        model.decoder, built, tokens, targets or ([] if form.several_shots else [0.0]), pattern=form, seed=seed,
+        batch_size=batch_size, allocation=spread, propagation=propagation, progress=progress,
     )  # fmt: skip
+
+
+def repair(
+    model: Model, state: State, tokens: Tensor, *, method: str = "block", seed: int = 0, batch_size: int = 16,
+    progress: Callable[[Mapping[str, Any]], None] | None = None, **fields: Any,
+) -> State:  # fmt: skip
+    """Fit what ``state`` keeps to the dense model on ``tokens`` (n, seq_len); return the repaired model's state.
+
+    ``method``: a name of ``conf/reconstruction``; ``fields`` replace its defaults. The dense weights are read from
+    the checkpoint again, in place of the pruned ones, which wait in a temporary file: there is never a second model.
+    """
+    spec = _built("reconstruction", method, fields)
+    stopping = None
+    if spec.early_stop:
+        tokens, stopping = split_stopping(tokens)
+    with tempfile.TemporaryDirectory(prefix="prunelab-") as folder:
+        path = Path(folder) / "pruned.safetensors"
+        save_state(state, path)
+        restore(model.decoder, model.spec)
+        return reconstruct(
+            model.decoder, open_state(path), tokens, spec, seed=seed, batch_size=batch_size, stopping=stopping,
+            progress=progress,
+        )  # fmt: skip
 
 
 def perplexity(
@@ -152,8 +179,23 @@ def save(model: Model, folder: str | Path) -> Path:
     return place
 
 
-def _can_remove_rows(method: str) -> bool:
-    return STRUCTURED in read_class(str(_option("method", method)["_target_"])).literals["supports"]
+def _built(group: str, name: str, fields: Mapping[str, Any]) -> Any:
+    """Build an option of ``group`` with some of its fields replaced, each checked as the command line does."""
+    known = [option for option in _names(group) if "_target_" in _option(group, option)]
+    if name not in known:
+        raise ConfigError(group, name, ", ".join(known), nearest(name, known))
+    spec = _option(group, name)
+    keys = read_class(str(spec["_target_"])).fields
+    for field, value in fields.items():
+        if field not in keys:
+            allowed = f"a field of {name}: {', '.join(keys)}"
+            raise ConfigError(field, value, allowed, nearest(field, list(keys)))
+        spec[field] = keys[field].check(field, value)
+    return build(spec, group)
+
+
+def _allocation(name: str) -> Any:
+    return name if name in (UNIFORM, GLOBAL) else _built("allocation", name, {})
 
 
 def _names(group: str) -> list[str]:

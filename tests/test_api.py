@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prunelab
+from prunelab.config.place import conf_folder
 from prunelab.errors import ConfigError
 
 
@@ -27,6 +28,47 @@ def test_the_six_lines(tmp_path: Path) -> None:
     assert AutoTokenizer.from_pretrained(folder)("text")["input_ids"] == model.tokenizer("text")["input_ids"]
     reloaded = prunelab.load_model(str(folder))
     assert prunelab.perplexity(reloaded, "austen", n_samples=4, seq_len=32) == pruned
+
+
+PATTERNS = {
+    "surgeon": "rows_columns", "kobd": "rows_columns", "lobd": "rows_columns", "magnitude": "unstructured",
+    "random": "2:4", "wanda": "2:4", "sparsegpt": "unstructured",
+}  # fmt: skip
+
+
+def test_every_method_of_the_command_line_prunes_here() -> None:
+    assert set(PATTERNS) == {path.stem for path in (conf_folder() / "method").glob("*.yaml")}
+    for method, pattern in PATTERNS.items():
+        model = prunelab.load_model("embedded_opt")
+        tokens = prunelab.load_tokens(model, "kjv", n_samples=2, seq_len=32)
+        step = {"step": None} if method == "surgeon" else {}
+        state = prunelab.prune(model, tokens, method=method, pattern=pattern, ratio=0.5, **step)
+        assert prunelab.ratios(model, state)["ratio/weights"] == pytest.approx(0.5, abs=2e-3)
+
+
+@pytest.mark.parametrize("allocation", ["global", "owl"])
+def test_allocations_by_name(allocation: str) -> None:
+    model = prunelab.load_model("embedded_llama")
+    tokens = prunelab.load_tokens(model, "kjv", n_samples=2, seq_len=32)
+    prunelab.prune(model, tokens, method="wanda", ratio=0.7, allocation=allocation, propagation="dense")
+
+
+@pytest.mark.parametrize("repair", ["layer", "block", "block_gp", "cross_block"])
+def test_every_repair_lowers_the_error_it_fits(repair: str) -> None:
+    model = prunelab.load_model("embedded_opt")
+    tokens = prunelab.load_tokens(model, "kjv", n_samples=4, seq_len=32)
+    dense = model.decoder.model(tokens, output_hidden_states=True).hidden_states[-1]
+    pruned = prunelab.prune(model, tokens, method="wanda", ratio=0.6)
+
+    def error() -> float:
+        hidden = model.decoder.model(tokens, output_hidden_states=True).hidden_states[-1]
+        return float((hidden - dense).square().sum())
+
+    before, removed = error(), {name: site.mask.removed for name, site in pruned.sites()}
+    short = {} if repair == "layer" else {"epochs": 2, "min_updates": 0, "batch": 2, "learning_rate": 1e-3}
+    repaired = prunelab.repair(model, pruned, tokens, method=repair, **short)
+    assert error() < before
+    assert {name: site.mask.removed for name, site in repaired.sites()} == removed
 
 
 def test_compact_is_smaller_and_the_same(tmp_path: Path) -> None:
@@ -54,10 +96,14 @@ def test_mistakes(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="method"):
         prunelab.prune(model, tokens, method="surgeonn")
     with pytest.raises(ConfigError, match="dampin"):
-        prunelab.prune(model, tokens, dampin=1.0)
+        prunelab.prune(model, tokens, ratio=0.3, dampin=1.0)
     with pytest.raises(ConfigError, match=r"step=0: allowed is .*0 < x <= 1"):
-        prunelab.prune(model, tokens, step=0)
-    with pytest.raises(ConfigError, match=r"method='wanda': allowed is kobd, lobd"):
+        prunelab.prune(model, tokens, ratio=0.3, step=0)
+    with pytest.raises(
+        ConfigError, match=r"sparsity.pattern='rows_columns': allowed is what method=wanda can do"
+    ):
+        prunelab.prune(model, tokens, method="wanda", pattern="rows_columns", ratio=0.5)
+    with pytest.raises(ConfigError, match=r"ratio=None"):
         prunelab.prune(model, tokens, method="wanda")
 
 

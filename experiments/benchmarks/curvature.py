@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from prunelab.models.decoder import Decoder
 from prunelab.models.load import load_decoder
 from prunelab.models.random import random_decoder
-from prunelab.passes.curvature import collect_factors
+from prunelab.passes.collect import collect_all
 
 SPEC = Path(__file__).parents[2] / "conf" / "model" / "embedded_llama.yaml"
 
@@ -83,9 +83,9 @@ def main(n_samples: int = 32, seq_len: int = 128, batch_size: int = 8) -> None:
     found = race(
         {
             "naive: batch 1, weight gradients": lambda: naive(decoder, tokens),
-            "A and G, batch 1": lambda: collect_factors(decoder, tokens, both, 1),
-            f"A and G, batch {batch_size}": lambda: collect_factors(decoder, tokens, both, batch_size),
-            f"A only, batch {batch_size}": lambda: collect_factors(decoder, tokens, inputs, batch_size),
+            "A and G, batch 1": lambda: collect_all(decoder, tokens, both, 1),
+            f"A and G, batch {batch_size}": lambda: collect_all(decoder, tokens, both, batch_size),
+            f"A only, batch {batch_size}": lambda: collect_all(decoder, tokens, inputs, batch_size),
         }
     )
     slow, expected = next(iter(found.values()))
@@ -93,7 +93,9 @@ def main(n_samples: int = 32, seq_len: int = 128, batch_size: int = 8) -> None:
     for name, (seconds, _) in found.items():
         print(f"{name:34} {seconds:7.3f} s {slow / seconds:6.2f}x")
     ours = found[f"A and G, batch {batch_size}"][1]
-    gap = max(float((ours[name].G - G).norm() / G.norm()) for name, (_, G) in expected.items())
+    gap = max(
+        float((ours[name]["output_gram"].matrix - G).norm() / G.norm()) for name, (_, G) in expected.items()
+    )
     print(f"largest relative difference of G: {gap:.1e}")
 
 
@@ -114,7 +116,7 @@ def memory(way: str) -> None:
     if way == "naive":
         naive(decoder, tokens)
     else:
-        collect_factors(decoder, tokens, ("input_gram", "output_gram"), 2)
+        collect_all(decoder, tokens, ("input_gram", "output_gram"), 2)
     seconds = time.process_time() - began
     print(f"{way}: {_peak_mib() - before:.0f} MiB more at the peak, {seconds:.1f} CPU seconds")
 

@@ -30,10 +30,10 @@ from prunelab.evaluation.cost import GIB, peak_gib, reset_peak
 from prunelab.methods.magnitude import Magnitude
 from prunelab.methods.sparsegpt import SparseGPT
 from prunelab.models.activation import Placement
-from prunelab.passes.linear import prune_linear
+from prunelab.passes.shots import prune
+from prunelab.pattern import Unstructured
 from prunelab.reconstruction.tuning import Tuning
 from prunelab.reconstruction.walk import reconstruct
-from prunelab.sparsity.pattern import build_pattern
 from prunelab.structures.state import open_state, save_state
 
 REST, TRAINING_BYTES = 1.5e9, 5 * 4
@@ -49,9 +49,7 @@ def child(
     decoder = model.decoder
     tokens = load_tokens(model, "austen", n_samples=n, seq_len=seq_len)
     size = max(1, BATCH_TOKENS // seq_len)
-    prune: dict[str, Any] = {
-        "pattern": build_pattern("unstructured"), "ratio": 0.5, "seed": 0, "batch_size": size
-    }  # fmt: skip
+    common: dict[str, Any] = {"pattern": Unstructured(), "seed": 0, "batch_size": size}
     width = decoder.model.config.get_text_config().hidden_size
     loaded = peak_gib()
     if not reset_peak():
@@ -60,10 +58,10 @@ def child(
     with tempfile.TemporaryDirectory(dir=state.parent) as folder:
         placement = Placement("auto", budget, Path(folder))
         if way == "magnitude":
-            save_state(prune_linear(decoder, Magnitude("magnitude", 1, None), None, **prune), state)
+            save_state(prune(decoder, Magnitude("magnitude", 1, None), None, [0.5], **common), state)
         elif way == "sparsegpt":
             method = SparseGPT("sparsegpt", 1, None, 128, 0.01)
-            prune_linear(decoder, method, tokens, placement=placement, **prune)
+            prune(decoder, method, tokens, [0.5], placement=placement, **common)
         else:
             spec = Tuning(
                 way, 1, window=1, stride=1, target="global", epochs=EPOCHS, min_updates=0, batch=8,

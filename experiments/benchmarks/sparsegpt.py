@@ -26,15 +26,14 @@ from prunelab.methods.sparsegpt import SparseGPT
 from prunelab.methods.wanda import Wanda
 from prunelab.models.decoder import Decoder
 from prunelab.models.stream import advance, call_block, open_stream
-from prunelab.passes import linear, view
-from prunelab.passes.linear import prune_linear, prune_ratios
-from prunelab.sparsity.pattern import build_pattern
-from prunelab.stats.kronecker import GramSum
-from prunelab.stats.linear import Hessian
+from prunelab.passes import source
+from prunelab.passes.shots import prune, prune_ratios
+from prunelab.pattern import Unstructured
+from prunelab.stats.gram import Gram, GramSum
 
 BLOCK, DAMPING, RATIO, BATCH_TOKENS = 128, 0.01, 0.5, 2048
 SPARSEGPT, WANDA = SparseGPT("sparsegpt", 1, None, BLOCK, DAMPING), Wanda("wanda", 1, None)
-FREE = build_pattern("unstructured")
+FREE = Unstructured()
 
 
 @torch.no_grad()
@@ -102,8 +101,8 @@ def floor(decoder: Decoder, tokens: Tensor, batch_size: int) -> None:
 def clocked(parts: dict[str, float]) -> Iterator[None]:
     """While open, add seconds to ``parts``: forwards, Gram matrices, inversions, choices, column loops."""
     wrapped = [
-        (view, "collect_inputs", "forwards"), (linear, "advance", "forwards"), (GramSum, "add", "Gram matrices"),
-        (Hessian, "inverse_factor", "inversions"), (SparseGPT, "_choose", "choices"),
+        (source, "collect_block", "forwards"), (source, "advance", "forwards"), (GramSum, "add", "Gram matrices"),
+        (Gram, "inverse_factor", "inversions"), (SparseGPT, "_choose", "choices"),
         (SparseGPT, "prune_many", "column loops"),
     ]  # fmt: skip
     before = [vars(owner)[name] for owner, name, _ in wrapped]
@@ -171,7 +170,7 @@ def main(name: str, n_samples: int, seq_len: int, dtype: str) -> None:
     def sparsegpt() -> None:
         found: dict[str, float] = {}
         with clocked(found):
-            spent = seconds(lambda: prune_linear(decoder, SPARSEGPT, tokens, ratio=RATIO, **common))
+            spent = seconds(lambda: prune(decoder, SPARSEGPT, tokens, [RATIO], **common))
         if spent < best.get("all", spent + 1):
             best["all"] = spent
             parts.update(found)
@@ -181,7 +180,7 @@ def main(name: str, n_samples: int, seq_len: int, dtype: str) -> None:
     race.take(
         {
             "two forwards (floor)": lambda: floor(decoder, tokens, batch_size),
-            "wanda": lambda: prune_linear(decoder, WANDA, tokens, ratio=RATIO, **common),
+            "wanda": lambda: prune(decoder, WANDA, tokens, [RATIO], **common),
             "sparsegpt": sparsegpt,
         }
     )

@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from prunelab.config.compose import Composer, Config, missing_keys
-from prunelab.config.contract import STRUCTURED, check_method, check_repair
+from prunelab.config.contract import check_method, check_repair, method_facts
 from prunelab.config.data import SAME, check_parts, corpora_of, parts_of
 from prunelab.config.field import ClassSource, read_class
 from prunelab.config.files import check_model_folder, check_text_file, input_widths, model_name
 from prunelab.config.outside import stage_source
 from prunelab.config.tasks import check_tasks
 from prunelab.errors import ConfigError, PrunelabError, nearest
+from prunelab.pattern import PATTERNS, ROUNDED, UNIFORM, Run, pattern_of
 
 _SCHEMA = "prunelab.config.schema"
 GROUPS = (
     "model", "calibration", "sparsity", "allocation", "reconstruction", "reconstruction_data", "evaluation",
     "tracking", "runtime", "paths",
 )  # fmt: skip
-_ROUNDED = 1e-4  # n:m: 0.6667 means two thirds
 _OPEN = ("allocation", "reconstruction")  # options may bring a class of their own, as methods do
 
 
@@ -44,8 +44,8 @@ def check_trial(
     if isinstance(config.get("method"), Mapping):
         config["method"] = _check_method(config, errors)
     if isinstance(config.get("allocation"), Mapping) and config["allocation"].get("name") == "by_pattern":
-        structured = config["sparsity"].get("pattern") == STRUCTURED
-        config["allocation"] = {"name": "global" if structured else "uniform"}
+        pattern = PATTERNS.get(str(config["sparsity"].get("pattern")))
+        config["allocation"] = {"name": pattern.default_allocation if pattern else UNIFORM}
     if isinstance(config.get("stages"), Mapping):
         config["stages"] = _check_stages(config["stages"], errors)
     if isinstance(config.get("reconstruction"), Mapping) and config["reconstruction"].get("name") == "none":
@@ -86,7 +86,7 @@ def _exact_ratio(config: Config) -> None:
     ratio, n, m = (sparsity.get(key) for key in ("ratio", "n", "m"))
     if not (isinstance(ratio, float) and isinstance(n, int) and isinstance(m, int) and 0 < n < m):
         return
-    if abs(ratio - (1 - n / m)) <= _ROUNDED:
+    if abs(ratio - (1 - n / m)) <= ROUNDED:
         config["sparsity"] = {**sparsity, "ratio": 1 - n / m}
 
 
@@ -148,8 +148,7 @@ def _check_method(config: Config, errors: list[ConfigError]) -> Config:
     except ConfigError as error:
         errors.append(error)
         return method
-    pattern = config["sparsity"].get("pattern") if isinstance(config.get("sparsity"), Mapping) else None
-    errors += check_method(method, source, str(pattern))
+    errors += check_method(method, source)
     return _checked("method", method, source, errors)
 
 
@@ -257,54 +256,16 @@ def _about_files(config: Config, corpora: Mapping[str, Config]) -> Iterator[Conf
 
 
 def _about_sparsity(config: Config) -> Iterator[ConfigError]:
-    sparsity, allocation, method = config["sparsity"], config["allocation"]["name"], config["method"]
-    n, m, within = (sparsity.get(key) for key in ("n", "m", "within"))
-    supported = method_source(method).literals["supports"]
-    if sparsity["pattern"] not in supported:
-        can = f"what method={method['name']} can do: {', '.join(supported)}"
-        yield ConfigError("sparsity.pattern", sparsity["pattern"], can)
-    if sparsity["pattern"] == STRUCTURED:
-        if allocation not in ("global", "uniform"):
-            yield ConfigError(
-                "allocation", allocation, f"global or uniform with sparsity.pattern={STRUCTURED}"
-            )
-        for key, value in (("n", n), ("m", m), ("within", within)):
-            if value is not None:
-                yield ConfigError(f"sparsity.{key}", value, f"null with sparsity.pattern={STRUCTURED}")
+    method, sparsity, model = config["method"], config["sparsity"], config["model"]
+    try:
+        pattern = pattern_of(sparsity)
+    except ConfigError as error:
+        yield error
         return
-    if method["step"] is not None:
-        hint = "Single weights are pruned in one shot: method.step=null."
-        yield ConfigError(
-            "method.step", method["step"], f"null with sparsity.pattern={sparsity['pattern']}", hint
-        )
-    looks = method_source(method).literals.get("needs")
-    if allocation == "global" and looks and sparsity["propagation"] != "dense":
-        yield ConfigError(
-            "sparsity.propagation", sparsity["propagation"], "dense with allocation=global",
-            "All layers are compared before any is pruned.",
-        )  # fmt: skip
-    if "score" not in method_source(method).names:
-        hint = f"method={method['name']} chooses in its own way."
-        if within is not None:
-            yield ConfigError("sparsity.within", within, "null without scores to compare", hint)
-        if allocation == "global":
-            yield ConfigError("allocation", allocation, "uniform or owl without scores to compare", hint)
-    if sparsity["pattern"] == "unstructured":
-        if (n, m) != (None, None):
-            yield ConfigError("sparsity.n, sparsity.m", (n, m), "null with sparsity.pattern=unstructured")
-    elif n is None or m is None or not n < m:
-        yield ConfigError("sparsity.n, sparsity.m", (n, m), "n < m: n of every m consecutive inputs are kept")
-    else:
-        if sparsity["ratio"] != 1 - n / m:
-            yield ConfigError("sparsity.ratio", sparsity["ratio"], f"{1 - n / m:g}, what {n}:{m} removes")
-        if allocation != "uniform":
-            yield ConfigError("allocation", allocation, "uniform with n:m, which fixes every layer's ratio")
-        if within is not None:
-            yield ConfigError("sparsity.within", within, "null with n:m, where groups of m compete")
-        unfit = [width for width in input_widths(config["model"]) if width % m]
-        if unfit:
-            hint = f"{config['model']['name']} has layers of {', '.join(map(str, unfit))} inputs."
-            yield ConfigError("sparsity.m", m, "a divisor of every layer's number of inputs", hint)
+    facts = method_facts(method, method_source(method))
+    widths = [(str(model["name"]), width) for width in input_widths(model)]
+    name, propagation = config["allocation"]["name"], sparsity.get("propagation", "pruned")
+    yield from pattern.check(Run(facts, sparsity["ratio"], name, propagation, widths))
 
 
 def _about_repair(config: Config) -> Iterator[ConfigError]:

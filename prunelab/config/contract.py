@@ -1,44 +1,55 @@
-"""What the class of a method or a repair must have, read from its source: a job shall not be the first to miss it."""
+"""What the class of a method or a repair must have, read from its source: a job shall not be the first to miss it.
+
+The rules of patterns stand in :mod:`prunelab.pattern`; here their facts are read without torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from prunelab.config.field import ClassSource
-from prunelab.errors import ConfigError, nearest
+from prunelab.config.field import ClassSource, read_class
+from prunelab.errors import ConfigError
+from prunelab.pattern import MethodFacts
+from prunelab.statistic import READS, class_of
 
-STRUCTURED = "rows_columns"
-_FACTORS, _INPUTS = ("input_gram", "output_gram"), ("input_norm", "input_gram")  # what passes collect
+_LITERALS = {
+    "scope": "a string such as 'linear'",
+    "needs": "a tuple of strings",
+    "supports": "a tuple of strings",
+}
 _REPAIR = ("window", "stride", "early_stop", "repair")
 
 
-def check_method(method: Mapping[str, Any], source: ClassSource, pattern: str) -> Iterator[ConfigError]:
-    """Yield what a method lacks to prune by ``pattern``, one that it supports."""
+def method_facts(method: Mapping[str, Any], source: ClassSource) -> MethodFacts:
+    """Return what the rules ask of a method whose class has all that :func:`check_method` looks for."""
+    needs = tuple(source.literals["needs"])
+    reads = (str(read_class(target).literals.get("reads")) for need in needs if (target := class_of(need)))
+    return MethodFacts(
+        str(method["name"]), str(source.literals["scope"]), tuple(source.literals["supports"]), needs,
+        method["step"], source.names, frozenset(reads),
+    )  # fmt: skip
+
+
+def check_method(method: Mapping[str, Any], source: ClassSource) -> Iterator[ConfigError]:
+    """Yield what a method's class lacks to be asked about patterns."""
     target = method.get("_target_")
-    for attribute in ("needs", "supports"):
-        if attribute not in source.literals:
+    for name, kind in _LITERALS.items():
+        if name not in source.literals:
             yield ConfigError(
-                f"method.{attribute}",
-                "(nothing)",
-                "a literal tuple of strings in the class",
-                f"See {target}.",
+                f"method.{name}", "(nothing)", f"{kind}, a literal in the class", f"See {target}."
             )
-    known = _FACTORS if pattern == STRUCTURED else _INPUTS
-    if pattern in source.literals.get("supports", ()):
-        for need in source.literals.get("needs", ()):
-            if need not in known:
-                allowed = f"of {', '.join(known)} with sparsity.pattern={pattern}"
-                yield ConfigError(
-                    "method.needs", need, allowed, nearest(str(need), known) or f"See {target}."
-                )
-        if pattern == STRUCTURED:
-            able, wanted = {"costs", "update"} <= source.names, "costs and update"
-        else:
-            able, wanted = bool({"score", "prune"} & source.names), "score or prune"
-        if not able:
-            allowed = f"a class with {wanted} for sparsity.pattern={pattern}"
-            yield ConfigError("method._target_", target, allowed, "See prunelab/methods/base.py.")
+    for need in source.literals.get("needs", ()):
+        if "." not in str(need):
+            continue
+        try:
+            statistic = read_class(str(need), "method.needs")
+        except ConfigError as error:
+            yield error
+            continue
+        if statistic.literals.get("reads") not in READS:
+            allowed = f"a class with reads = one of {', '.join(READS)}"
+            yield ConfigError("method.needs", need, allowed, "See prunelab/stats/base.py.")
 
 
 def check_repair(repair: Mapping[str, Any], source: ClassSource) -> Iterator[ConfigError]:

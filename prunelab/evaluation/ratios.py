@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from prunelab.models.decoder import Decoder
-from prunelab.sparsity.mask import Structured
 from prunelab.structures.state import StateReader
 from prunelab.structures.surgery import compact_parameters
 
@@ -16,9 +15,8 @@ def ratios(state: StateReader, decoder: Decoder) -> dict[str, float]:
     rows and columns (a bias is a column); 0 for masks of single weights.
     """
     masks = [state.site(name).mask for name in state.names]
-    structured = [mask for mask in masks if isinstance(mask, Structured)]
-    units = sum(mask.keep_rows.numel() + mask.n_columns for mask in structured)
-    removed_units = sum(mask.rows_removed + mask.columns_removed for mask in structured)
+    units = sum(mask.units for mask in masks)
+    removed_units = sum(mask.units_removed for mask in masks)
     in_blocks = sum(parameter.numel() for parameter in decoder.blocks.parameters())
     saved = decoder.n_parameters() - compact_parameters(state, decoder)
     return {

@@ -2,8 +2,9 @@
 
 A method is a frozen dataclass without defaults: every value comes from ``conf/method/<name>.yaml``. Its first
 fields are ``name``, ``revision`` (raised when the same inputs give other numbers) and ``step`` (ratio per
-shot; None = everything in one shot). ``needs`` and ``supports`` are literal tuples, so that a plan can be
-checked without torch.
+shot; None = everything in one shot). Three literals let a plan be checked without torch: ``scope`` (what it decides
+about at a time: ``linear``, layers of one block), ``needs`` (names of statistics, see prunelab.statistic) and
+``supports`` (names of patterns, see prunelab.pattern). A method may be several of these at once.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from typing import Protocol
 
 from torch import Tensor
 
-from prunelab.sparsity.pattern import Budget, Within
-from prunelab.stats.linear import LinearView
-from prunelab.stats.site import SiteView
+from prunelab.pattern import Within
+from prunelab.sparsity.element import Budget
+from prunelab.stats.view import View
 
 
-class StructuredMethod(Protocol):
-    """Removes whole rows and columns of linear layers by cost."""
+class Method(Protocol):
+    """What all methods say of themselves."""
 
     @property
     def name(self) -> str:
@@ -37,21 +38,30 @@ class StructuredMethod(Protocol):
         ...
 
     @property
+    def scope(self) -> str:
+        """What it decides about at a time; ``linear``."""
+        ...
+
+    @property
     def needs(self) -> tuple[str, ...]:
-        """Factors to collect before each shot, of 'input_gram' and 'output_gram'."""
+        """Statistics to collect before each decision: ``input_norm``, ``input_gram``, ``output_gram``, or the dotted
+        name of a class; () looks at no data."""
         ...
 
     @property
     def supports(self) -> tuple[str, ...]:
-        """Sparsity patterns the method can do; 'rows_columns' is among them."""
+        """Sparsity patterns it can do: ``rows_columns``, ``unstructured``, ``n:m``."""
         ...
 
-    def costs(self, site: SiteView) -> tuple[Tensor, Tensor]:
-        """Return the costs of removing each row (r,) and each column (c,) of the live weight; finite, >=
-        0."""
+
+class RowsColumnsMethod(Method, Protocol):
+    """Removes whole rows and columns of linear layers by cost."""
+
+    def costs(self, view: View) -> tuple[Tensor, Tensor]:
+        """Return the costs of removing each row (r,) and each column (c,) of the live weight; finite, >= 0."""
         ...
 
-    def update(self, site: SiteView, keep_rows: Tensor, keep_columns: Tensor) -> Tensor | None:
+    def update(self, view: View, keep_rows: Tensor, keep_columns: Tensor) -> Tensor | None:
         """Return the new live weight (r, c) once keep_rows (r,) and keep_columns (c,) are decided.
 
         None = the kept weights stay as they are, bit for bit. The pass zeroes what is removed.
@@ -59,63 +69,30 @@ class StructuredMethod(Protocol):
         ...
 
 
-class ScoringMethod(Protocol):
+class ScoringMethod(Method, Protocol):
     """Removes single weights by score and leaves the others alone; the pass chooses the lowest.
 
     Since a score does not depend on the ratio, one pass on the dense stream serves any number of ratios, and
-    layers can be compared with each other. A method may be a StructuredMethod as well.
+    layers can be compared with each other.
     """
-
-    @property
-    def name(self) -> str:
-        """Published name."""
-        ...
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Statistics of the inputs, of 'input_norm' and 'input_gram'."""
-        ...
-
-    @property
-    def supports(self) -> tuple[str, ...]:
-        """Sparsity patterns, of 'unstructured', 'n:m' and 'rows_columns'."""
-        ...
 
     @property
     def within(self) -> Within:
         """Where scores compete unless the config says otherwise: 'row' or 'matrix'."""
         ...
 
-    def score(self, view: LinearView) -> Tensor:
+    def score(self, view: View) -> Tensor:
         """Return a score >= 0 for every weight of the view, (R, C) float32, finite; the lowest go."""
         ...
 
 
-class UpdatingMethod(Protocol):
+class UpdatingMethod(Method, Protocol):
     """Removes single weights and repairs the others in the same sweep."""
 
-    @property
-    def name(self) -> str:
-        """Published name."""
-        ...
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Statistics of the inputs, of 'input_norm' and 'input_gram'."""
-        ...
-
-    @property
-    def supports(self) -> tuple[str, ...]:
-        """Sparsity patterns, of 'unstructured' and 'n:m'."""
-        ...
-
-    def prune(self, view: LinearView, budgets: Sequence[Budget]) -> tuple[Tensor, Tensor]:
+    def prune(self, view: View, budgets: Sequence[Budget]) -> tuple[Tensor, Tensor]:
         """Return keep (R, C) bool and new weights (R, C) for ``budgets``, one per layer of the view.
 
         A method may also have ``prune_many(view, choices)``: a list of such results for a list of such
         budgets, to the bit those of one after the other, where that is faster.
         """
         ...
-
-
-LinearMethod = ScoringMethod | UpdatingMethod

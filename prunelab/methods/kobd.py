@@ -10,8 +10,8 @@ from typing import Annotated
 
 from torch import Tensor
 
-from prunelab.stats import obs
-from prunelab.stats.site import SiteView
+from prunelab.linalg import obs
+from prunelab.stats.view import View
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,15 @@ class KOBD:
     revision: int
     step: Annotated[float | None, "0 < x <= 1"]
 
+    scope = "linear"
     needs = ("input_gram", "output_gram")
     supports = ("rows_columns",)
 
-    def costs(self, site: SiteView) -> tuple[Tensor, Tensor]:
+    def costs(self, view: View) -> tuple[Tensor, Tensor]:
         """Return row costs (r,) and column costs (c,), nats per token, float64."""
-        rows = obs.row_quadratic(site.W, site.A) * site.G.diagonal()
-        columns = obs.column_quadratic(site.W, site.G) * site.A.diagonal()
+        rows = obs.row_quadratic(view.W, view.A) * view.G.diagonal()
+        columns = obs.column_quadratic(view.W, view.G) * view.A.diagonal()
         return rows / 2, columns / 2
 
-    def update(self, site: SiteView, keep_rows: Tensor, keep_columns: Tensor) -> None:
+    def update(self, view: View, keep_rows: Tensor, keep_columns: Tensor) -> None:
         """Leave the kept weights alone."""

@@ -13,7 +13,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from prunelab.stats.site import SiteView
+from prunelab.stats.view import View
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,14 @@ class LOBD:
     revision: int
     step: Annotated[float | None, "0 < x <= 1"]
 
+    scope = "linear"
     needs = ("input_gram",)
     supports = ("rows_columns",)
 
-    def costs(self, site: SiteView) -> tuple[Tensor, Tensor]:
+    def costs(self, view: View) -> tuple[Tensor, Tensor]:
         """Return row costs (r,) and column costs (c,), squared output units, float64."""
-        elements = site.W.to(torch.float64).square() * site.A.diagonal() / 2
+        elements = view.W.to(torch.float64).square() * view.A.diagonal() / 2
         return elements.sum(1), elements.sum(0)
 
-    def update(self, site: SiteView, keep_rows: Tensor, keep_columns: Tensor) -> None:
+    def update(self, view: View, keep_rows: Tensor, keep_columns: Tensor) -> None:
         """Leave the kept weights alone."""

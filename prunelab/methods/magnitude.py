@@ -11,8 +11,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from prunelab.stats.linear import LinearView
-from prunelab.stats.site import SiteView
+from prunelab.stats.view import View
 
 
 @dataclass(frozen=True)
@@ -23,18 +22,19 @@ class Magnitude:
     revision: int
     step: Annotated[float | None, "0 < x <= 1"]
 
+    scope = "linear"
     needs = ()
     supports = ("rows_columns", "unstructured", "n:m")
     within = "matrix"
 
-    def score(self, view: LinearView) -> Tensor:
+    def score(self, view: View) -> Tensor:
         """Return the absolute weights (R, C), float32."""
         return view.W.abs().float()
 
-    def costs(self, site: SiteView) -> tuple[Tensor, Tensor]:
+    def costs(self, view: View) -> tuple[Tensor, Tensor]:
         """Return the Euclidean norms of the rows (r,) and of the columns (c,), float64."""
-        W = site.W.to(torch.float64)
+        W = view.W.to(torch.float64)
         return W.norm(dim=1), W.norm(dim=0)
 
-    def update(self, site: SiteView, keep_rows: Tensor, keep_columns: Tensor) -> None:
+    def update(self, view: View, keep_rows: Tensor, keep_columns: Tensor) -> None:
         """Leave the kept weights alone."""

@@ -9,8 +9,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from prunelab.stats.linear import LinearView
-from prunelab.stats.site import SiteView
+from prunelab.stats.view import View
 
 
 @dataclass(frozen=True)
@@ -21,11 +20,12 @@ class Random:
     revision: int
     step: Annotated[float | None, "0 < x <= 1"]
 
+    scope = "linear"
     needs = ()
     supports = ("rows_columns", "unstructured", "n:m")
     within = "row"
 
-    def score(self, view: LinearView) -> Tensor:
+    def score(self, view: View) -> Tensor:
         """Return scores (R, C) in [0, 1), float32, drawn layer by layer."""
         columns = view.W.shape[1]
         drawn = [
@@ -34,11 +34,11 @@ class Random:
         ]
         return torch.cat(drawn).to(view.W.device)
 
-    def costs(self, site: SiteView) -> tuple[Tensor, Tensor]:
+    def costs(self, view: View) -> tuple[Tensor, Tensor]:
         """Return row costs (r,) and column costs (c,) in [0, 1), float64."""
-        r, c = site.W.shape
-        draw = torch.rand(r + c, generator=site.generator, dtype=torch.float64)
+        r, c = view.W.shape
+        draw = torch.rand(r + c, generator=view.generator, dtype=torch.float64)
         return draw[:r], draw[r:]
 
-    def update(self, site: SiteView, keep_rows: Tensor, keep_columns: Tensor) -> None:
+    def update(self, view: View, keep_rows: Tensor, keep_columns: Tensor) -> None:
         """Leave the kept weights alone."""

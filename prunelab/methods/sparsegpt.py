@@ -21,10 +21,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from prunelab.sparsity.element import select
+from prunelab.sparsity.element import Budget, select
 from prunelab.sparsity.mask import erase
-from prunelab.sparsity.pattern import Budget
-from prunelab.stats.linear import LinearView
+from prunelab.stats.view import View
 
 STEP = 16  # columns
 
@@ -40,10 +39,11 @@ class SparseGPT:
     block: Annotated[int, "x >= 1"]
     damping: Annotated[float, "x >= 0"]
 
+    scope = "linear"
     needs = ("input_gram",)
     supports = ("unstructured", "n:m")
 
-    def prune(self, view: LinearView, budgets: Sequence[Budget]) -> tuple[Tensor, Tensor]:
+    def prune(self, view: View, budgets: Sequence[Budget]) -> tuple[Tensor, Tensor]:
         """Return keep (R, C) bool and the updated weights (R, C) float32, zero where not kept.
 
         ``budgets``: one per layer of the view, all of one pattern.
@@ -51,26 +51,25 @@ class SparseGPT:
         return self.prune_many(view, [budgets])[0]
 
     @torch.no_grad()
-    def prune_many(
-        self, view: LinearView, choices: Sequence[Sequence[Budget]]
-    ) -> list[tuple[Tensor, Tensor]]:
+    def prune_many(self, view: View, choices: Sequence[Sequence[Budget]]) -> list[tuple[Tensor, Tensor]]:
         """Return what :meth:`prune` would for each of several budgets, to the bit, in about half the time.
 
         They go through the columns side by side: most of the time is calls on short vectors, not arithmetic.
         Products, whose rounding may depend on their size, are taken one by one. Needs the memory of all results.
         """
-        U, dead = view.input_hessian.inverse_factor(self.damping)
+        U, dead = view.input_gram.inverse_factor(self.damping)
         # transposed: a column of W is then contiguous
         W = view.W.T.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         W[dead] = 0
         W = W.expand(len(choices), *W.shape).contiguous()
         keep = torch.empty(W.shape, dtype=torch.bool, device=W.device)
-        columns, m = W.shape[1], choices[0][0].m or 1
+        group = choices[0][0].group
+        columns, m = W.shape[1], group[1] if group else 1
         width = max(m, self.block // m * m)  # groups of m must not straddle blocks
         step = max(m, STEP // m * m)
         for start in range(0, columns, width):
             stop = min(start + width, columns)
-            if choices[0][0].m is None:
+            if group is None:
                 self._choose(W, U, view, choices, keep, slice(start, stop))
             errors = torch.empty_like(W[:, start:stop])
             for first in range(start, stop, step):
@@ -83,12 +82,12 @@ class SparseGPT:
         return [(kept.T, weight.T) for kept, weight in zip(keep, W, strict=True)]
 
     def _columns(
-        self, W: Tensor, U: Tensor, keep: Tensor, errors: Tensor, first: int, last: int, view: LinearView,
+        self, W: Tensor, U: Tensor, keep: Tensor, errors: Tensor, first: int, last: int, view: View,
         choices: Sequence[Sequence[Budget]],
     ) -> None:  # fmt: skip
         """Remove within columns ``first`` to ``last`` of W (k, C, R), one by one; fill ``errors`` (k, last - first,
         R)."""
-        m = choices[0][0].m
+        group = choices[0][0].group
         # as few calls as possible for each column: thousands of them go through here one by one
         diagonal = U.diagonal()[first:last].tolist()
         gone = (~keep[:, first:last]).to(torch.int32)
@@ -96,9 +95,10 @@ class SparseGPT:
             range(first, last), diagonal, W[:, first:last].unbind(1), errors.unbind(1), gone.unbind(1), strict=True
         )  # fmt: skip
         for c, scale, weights, error, goes in each:
-            if m is not None and c % m == 0:  # with what the columns before have pushed here
-                self._choose(W, U, view, choices, keep, slice(c, c + m))
-                torch.logical_not(keep[:, c : c + m], out=gone[:, c - first : c - first + m])
+            if group is not None and c % group[1] == 0:  # with what the columns before have pushed here
+                ahead = c + group[1]
+                self._choose(W, U, view, choices, keep, slice(c, ahead))
+                torch.logical_not(keep[:, c:ahead], out=gone[:, c - first : ahead - first])
             torch.div(weights, scale, out=error)
             erase(error, goes)
             if c + 1 < last:
@@ -106,17 +106,14 @@ class SparseGPT:
 
     @staticmethod
     def _choose(
-        W: Tensor, U: Tensor, view: LinearView, choices: Sequence[Sequence[Budget]], keep: Tensor, columns: slice
+        W: Tensor, U: Tensor, view: View, choices: Sequence[Sequence[Budget]], keep: Tensor, columns: slice
     ) -> None:  # fmt: skip
         """Fill ``keep`` (k, C, R) for ``columns`` of W (k, C, R), layer by layer."""
         scale = U.diagonal()[columns].square()[:, None]
         for weights, kept, budgets in zip(W[:, columns], keep[:, columns], choices, strict=True):
             score = (weights.square() / scale).T
             for part, budget in zip(view.parts(), budgets, strict=True):
-                if budget.n is not None and budget.m is not None:
-                    kept[:, part] = select(score[part], (budget.n, budget.m)).T
-                else:
-                    kept[:, part] = select(score[part], budget.ratio, "matrix").T
+                kept[:, part] = select(score[part], budget.group or budget.ratio, "matrix").T
 
 
 def _push(W: Tensor, U: Tensor, errors: Tensor) -> None:

@@ -15,8 +15,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from prunelab.stats import obs
-from prunelab.stats.site import SiteView
+from prunelab.linalg import obs
+from prunelab.stats.view import View
 
 
 @dataclass(frozen=True)
@@ -31,36 +31,37 @@ class Surgeon:
     damping_input: Annotated[float, "x >= 0"]
     correlation: Annotated[str, "full | independent"]
 
+    scope = "linear"
     needs = ("input_gram", "output_gram")
     supports = ("rows_columns",)
 
-    def costs(self, site: SiteView) -> tuple[Tensor, Tensor]:
+    def costs(self, view: View) -> tuple[Tensor, Tensor]:
         """Return row costs (r,) and column costs (c,), nats per token, float64."""
-        rows = obs.row_quadratic(site.W, site.A) / site.outputs.inverse_diagonal(self.damping_output)
-        columns = obs.column_quadratic(site.W, site.G) / site.inputs.inverse_diagonal(self.damping_input)
+        rows = obs.row_quadratic(view.W, view.A) / view.output_gram.inverse_diagonal(self.damping_output)
+        columns = obs.column_quadratic(view.W, view.G) / view.input_gram.inverse_diagonal(self.damping_input)
         return rows / 2, columns / 2
 
-    def update(self, site: SiteView, keep_rows: Tensor, keep_columns: Tensor) -> Tensor:
+    def update(self, view: View, keep_rows: Tensor, keep_columns: Tensor) -> Tensor:
         """Return the repaired weight (r, c), float64, removed rows and columns exactly 0."""
-        W = site.W.to(torch.float64)
+        W = view.W.to(torch.float64)
         if self.correlation == "independent":
-            return self._independent(site, W, keep_rows, keep_columns)
+            return self._independent(view, W, keep_rows, keep_columns)
         if not keep_rows.all():
             W = obs.remove_rows(
-                W, site.outputs.damped(self.damping_output), keep_rows, f"{site.name} (output)"
+                W, view.output_gram.damped(self.damping_output), keep_rows, f"{view.name} (output)"
             )
         if not keep_columns.all():
             W = obs.remove_columns(
-                W, site.inputs.damped(self.damping_input), keep_columns, f"{site.name} (input)"
+                W, view.input_gram.damped(self.damping_input), keep_columns, f"{view.name} (input)"
             )
         return W
 
-    def _independent(self, site: SiteView, W: Tensor, keep_rows: Tensor, keep_columns: Tensor) -> Tensor:
+    def _independent(self, view: View, W: Tensor, keep_rows: Tensor, keep_columns: Tensor) -> Tensor:
         updated = W.clone()
         if not keep_rows.all():
-            G = site.outputs.damped(self.damping_output)
-            updated += obs.remove_rows_singly(W, G, keep_rows, f"{site.name} (output)")
+            G = view.output_gram.damped(self.damping_output)
+            updated += obs.remove_rows_singly(W, G, keep_rows, f"{view.name} (output)")
         if not keep_columns.all():
-            A = site.inputs.damped(self.damping_input)
-            updated += obs.remove_columns_singly(W, A, keep_columns, f"{site.name} (input)")
+            A = view.input_gram.damped(self.damping_input)
+            updated += obs.remove_columns_singly(W, A, keep_columns, f"{view.name} (input)")
         return updated * keep_rows[:, None] * keep_columns[None, :]

@@ -62,6 +62,17 @@ def load_decoder(spec: Mapping[str, Any], *, device: str | torch.device = "cpu")
     return Decoder(model, family, str(spec["name"]), _max_len(spec, int(config.max_position_embeddings)))
 
 
+def restore(decoder: Decoder, spec: Mapping[str, Any]) -> None:
+    """Put the weights of ``spec``, from which ``decoder`` was loaded, back in place, one tensor at a time."""
+    model, weights = decoder.model, open_weights(spec)
+    tied: dict[str, str] = dict(model.all_tied_weights_keys)
+    backups = {source: alias for alias, source in tied.items() if source not in weights.names}
+    with torch.no_grad():
+        for name in [name for name in model.state_dict() if name not in tied]:
+            stored = name if name in weights.names else str(backups.get(name, name))
+            model.get_parameter_or_buffer(name).copy_(weights.read(stored))
+
+
 def load_tokenizer(spec: Mapping[str, Any]) -> Any:
     """The Hugging Face tokenizer that belongs to ``spec``; ModelError when there is none."""
     if spec["source"] == "random":

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prunelab.distributed.group import ALONE, Group
 from prunelab.errors import DataError
 from prunelab.models.activation import Activations, Shelf, in_memory
 from prunelab.models.decoder import Decoder
-from prunelab.stats.group import ALONE, Group
 
 # Logits of one chunk of `token_losses` hold at most this many values (128 MiB in float32).
 LOGIT_VALUES = 2**25

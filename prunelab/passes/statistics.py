@@ -1,4 +1,4 @@
-"""Statistics of the dense model's linear inputs, collected once for any number of prunings.
+"""Statistics of the dense model, collected once for any number of prunings.
 
 Whatever is pruned from the dense stream sees the same numbers, whichever ratio and method ask for them. They
 are kept as one safetensors file per block: what writes and what reads holds the statistics of one block.
@@ -8,39 +8,25 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from prunelab.distributed.group import ALONE, Group
 from prunelab.errors import StoreError
 from prunelab.models.activation import Placement, open_shelf
-from prunelab.models.block import LinearSite
 from prunelab.models.decoder import Decoder
-from prunelab.models.inputs import collect_inputs, groups
+from prunelab.models.inputs import groups
 from prunelab.models.stream import advance, open_stream
-from prunelab.stats.group import ALONE, Group
-from prunelab.stats.linear import InputStatistics
+from prunelab.passes.collect import BlockValues, Needs, Progress, collect_all, collect_block, load_needs
+from prunelab.statistic import INPUT
 
-FORMAT, VERSION = "prunelab.statistics", 1
-Found = Sequence[InputStatistics]
-
-
-class Statistics(Protocol):
-    """Statistics of the dense model on some token set, a block at a time."""
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """What was collected, of 'input_norm' and 'input_gram'."""
-        ...
-
-    def block(self, decoder: Decoder, index: int) -> Found:
-        """Return those of block ``index``, one per group of ``models.inputs.groups``, on its device."""
-        ...
+FORMAT, VERSION = "prunelab.statistics", 2
 
 
 @torch.no_grad()
@@ -49,42 +35,48 @@ def collect_statistics(
     tokens: Tensor,
     needs: Collection[str],
     batch_size: int,
-    on_block: Callable[[int, Found], None],
+    on_block: Callable[[int, BlockValues], None],
     *,
     placement: Placement | None = None,
     start_block: int = 0,
-    progress: Callable[[Mapping[str, Any]], None] | None = None,
+    progress: Progress | None = None,
     group: Group = ALONE,
 ) -> None:
-    """Give ``on_block(index, found)`` the statistics of every block from ``start_block`` on, in order.
+    """Give ``on_block(index, values)`` the statistics of every block from ``start_block`` on, in order.
 
     ``tokens`` (n, seq_len) int64. ``placement``: where hidden states wait between blocks; None = on the model's
-    device. ``found`` is valid during the call only. ``decoder`` stays dense. Of several ranks in ``group`` each walks
-    its share of the tokens, and all find the same. Raises ConfigError for needs that are unknown.
+    device. ``values`` are valid during the call only; where one reads gradients, those of the whole model are held
+    at once. ``decoder`` stays dense. Of several ranks in ``group`` each walks its share of the tokens, and all find
+    the same. Raises ConfigError for needs that are unknown.
     """
-    n_blocks = len(decoder.blocks)
+    n_blocks, wanted = len(decoder.blocks), load_needs(needs)
+    if wanted.backward:
+        values = collect_all(
+            decoder, tokens, needs, batch_size, placement=placement, progress=progress, group=group
+        )
+        for index in range(start_block, n_blocks):
+            on_block(index, {site.name: values.pop(site.name) for site in decoder.sites(index)})
+        return
     with open_shelf(placement or Placement("device"), decoder.dtype, decoder.device) as shelf:
         stream = open_stream(decoder, tokens, batch_size, shelf, group)
         for index in range(n_blocks):
             if index < start_block:
                 advance(decoder, index, stream)
                 continue
-            go_on = index < n_blocks - 1
-            # no name for the sums: one would keep them until the next block's are there
-            on_block(
-                index, [sums.finish() for sums in collect_inputs(decoder, index, stream, needs, go_on=go_on)]
-            )
+            advancing = index < n_blocks - 1
+            # no name for the values: one would keep them until the next block's are there
+            on_block(index, collect_block(decoder, index, stream, wanted, advancing=advancing))
             if progress is not None:
                 progress({"event": "progress", "phase": "statistics", "done": index + 1, "total": n_blocks})
 
 
-def save_block(decoder: Decoder, index: int, found: Found, path: Path) -> None:
+def save_block(decoder: Decoder, index: int, values: BlockValues, needs: Collection[str], path: Path) -> None:
     """Write the statistics of block ``index`` to ``path`` by rename; StoreError if that is impossible."""
-    tensors = {}
-    for group, statistics in zip(groups(decoder, index), found, strict=True):
-        for part, value in (("norm", statistics.norm), ("gram", statistics.gram)):
-            if value is not None:
-                tensors[f"{group[0].name}:{part}"] = value.cpu().contiguous()
+    tensors = {
+        f"{owner}:{need}": statistic.pack(values[owner][need]).cpu().contiguous()
+        for need, statistic in load_needs(needs).statistics.items()
+        for owner in dict.fromkeys(_owners(decoder, index, statistic.reads).values())
+    }
     metadata = {FORMAT: json.dumps({"version": VERSION, "model": decoder.name, "block": index})}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -100,13 +92,21 @@ def block_path(folder: Path, index: int) -> Path:
     return folder / f"block-{index}.safetensors"
 
 
+def _owners(decoder: Decoder, index: int, reads: str) -> dict[str, str]:
+    """Return by layer under whose name its value is kept: layers with one input share the first one's."""
+    if reads == INPUT:
+        return {site.name: sites[0].name for sites in groups(decoder, index) for site in sites}
+    return {site.name: site.name for site in decoder.sites(index)}
+
+
 class StatisticsFolder:
     """Statistics that :func:`save_block` wrote to ``folder``, under the names of :func:`block_path`."""
 
     def __init__(self, folder: Path, needs: Collection[str]) -> None:
         self.folder, self.needs = folder, tuple(sorted(needs))
+        self._needs: Needs = load_needs(self.needs)
 
-    def block(self, decoder: Decoder, index: int) -> Found:
+    def block(self, decoder: Decoder, index: int) -> BlockValues:
         """Read one block; StoreError if its file is missing, damaged, or of another model."""
         path = block_path(self.folder, index)
         try:
@@ -115,27 +115,26 @@ class StatisticsFolder:
                 if header.get("version") != VERSION:
                     raise _unusable(path, f"it is no {FORMAT} of version {VERSION}")
                 kept = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return self._values(decoder, index, kept)
         except (SafetensorError, OSError, ValueError) as error:
             raise _unusable(path, str(error)) from error
-        return [self._of(group, kept, decoder, path) for group in groups(decoder, index)]
 
-    def _of(
-        self, group: Sequence[LinearSite], kept: Mapping[str, Tensor], decoder: Decoder, path: Path
-    ) -> InputStatistics:
-        parts, width = {}, group[0].linear.in_features
-        for need, part, shape in (
-            ("input_norm", "norm", (width,)),
-            ("input_gram", "gram", (width, width)),
-        ):
-            value = kept.get(f"{group[0].name}:{part}")
-            if need in self.needs and (value is None or value.shape != shape):
-                raise _unusable(
-                    path,
-                    f"{group[0].name} of {decoder.name} needs {part} {shape}, it has "
-                    f"{'none' if value is None else tuple(value.shape)}",
-                )
-            parts[part] = None if value is None else value.to(decoder.device)
-        return InputStatistics(**parts)
+    def _values(self, decoder: Decoder, index: int, kept: Mapping[str, Tensor]) -> BlockValues:
+        values: dict[str, dict[str, Any]] = {site.name: {} for site in decoder.sites(index)}
+        for need, statistic in self._needs.statistics.items():
+            loaded: dict[str, Any] = {}
+            for name, owner in _owners(decoder, index, statistic.reads).items():
+                if owner not in loaded:
+                    if (stored := kept.get(f"{owner}:{need}")) is None:
+                        raise ValueError(f"{owner} of {decoder.name} has no {need}")
+                    linear = decoder.site(owner).linear
+                    width = linear.in_features if statistic.reads == INPUT else linear.out_features
+                    try:
+                        loaded[owner] = statistic.unpack(stored.to(decoder.device), width, owner)
+                    except ValueError as error:
+                        raise ValueError(f"{need} of {owner} of {decoder.name}: {error}") from None
+                values[name][need] = loaded[owner]
+        return dict(values)
 
 
 def _unusable(path: Path, reason: str) -> StoreError:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prunelab.config.vary import differences, plain_word
+from prunelab.pattern import pattern_of
 
 # what a name says of every trial, whether it varies or not
 _TOLD = ("seed", "sparsity.ratio", "sparsity.pattern", "sparsity.n", "sparsity.m", "method.name", "calibration.name",
@@ -43,9 +44,7 @@ def _options(config: Mapping[str, Any], configs: Sequence[Mapping[str, Any]]) ->
 
 def _joined(config: Mapping[str, Any], more: Sequence[str]) -> str:
     sparsity, repair = config["sparsity"], config["reconstruction"]["name"]
-    pattern = {"rows_columns": "", "unstructured": "u"}.get(
-        sparsity["pattern"], f"{sparsity.get('n')}of{sparsity.get('m')}"
-    )
+    pattern = pattern_of(sparsity).tag
     data = config["reconstruction_data"]["name"]
     repair = "" if repair == "none" else repair if data == "same" else f"{repair}-{data}"
     parts = (config["method"]["name"], f"{sparsity['ratio']:.6g}", pattern, repair, config["calibration"]["name"],

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from prunelab.config.check import method_source
-from prunelab.config.code import with_source
-from prunelab.config.contract import STRUCTURED
+from prunelab.config.code import source_digest, with_source
 from prunelab.config.data import GENERATED, SAME, parts_of, recipe_of
 from prunelab.config.files import content_digest
 from prunelab.config.outside import reads
+from prunelab.pattern import pattern_of
 from prunelab.plan.fingerprint import fingerprint
 from prunelab.plan.schedule import schedule
 from prunelab.plan.stage import Stage
@@ -186,12 +186,20 @@ def _needs(config: Config) -> set[str]:
     return needs | ({"input_norm"} if "_target_" in config["allocation"] else set())
 
 
+def _sources(needs: Collection[str]) -> dict[str, Any]:
+    """Return the digests of the code of statistics from outside the package; nothing without one."""
+    digests = {need: source_digest(need) for need in sorted(needs) if "." in need}
+    return {"statistic_sources": digests} if digests else {}
+
+
 def _statistics(config: Config, calibrate: Stage) -> dict[str, Stage]:
     """Return the stage that looks at the dense model for all ratios and methods with the same needs, if one can."""
     sparsity, needs = config["sparsity"], sorted(_needs(config))
-    if sparsity["pattern"] == STRUCTURED or sparsity.get("propagation") != "dense" or not needs:
+    if not pattern_of(sparsity).propagates or sparsity.get("propagation", "pruned") != "dense" or not needs:
         return {}
-    identity = {"model": model_identity(config["model"]), "statistics": needs} | _stored(config)
+    identity = (
+        {"model": model_identity(config["model"]), "statistics": needs} | _stored(config) | _sources(needs)
+    )
     label = f"{'+'.join(needs)}-{config['model']['name']}-{calibrate.label}"
     stage = Stage("statistics", identity, {"calibrate": calibrate.key}, _runtime(config), label)
     return {"statistics": stage}
@@ -199,32 +207,30 @@ def _statistics(config: Config, calibrate: Stage) -> dict[str, Stage]:
 
 def _prune(config: Config, stages: Mapping[str, Stage]) -> Stage:
     method, sparsity, allocation = config["method"], config["sparsity"], config["allocation"]
-    structured = sparsity["pattern"] == STRUCTURED
+    pattern = pattern_of(sparsity)
     identity: dict[str, Any] = {
         "model": model_identity(config["model"]),
         "method": with_source(method),
-        "pattern": sparsity["pattern"],
+        **pattern.identity(),
         "allocation": with_source(allocation) if "_target_" in allocation else allocation["name"],
         "seed": config["seed"],
     }
-    if not structured:
-        identity |= {key: sparsity.get(key) for key in ("n", "m", "within")}
+    if pattern.propagates:
         identity["propagation"] = sparsity.get("propagation", "pruned")
         identity |= _stored(config) if _needs(config) else {}
+    identity |= _sources(_needs(config))
     source = "statistics" if "statistics" in stages else "calibrate"
     inputs = {source: stages[source].key} if _needs(config) else {}
-    targets = schedule(sparsity["ratio"], method["step"] if structured else None)
+    targets = schedule(sparsity["ratio"], method["step"] if pattern.several_shots else None)
     prefixes = [targets[:n] for n in range(len(targets) - 1, 0, -1)]
     place = config["calibration"]["name"] if inputs else config["model"]["name"]
-    pattern = (
-        "" if structured else f"-{sparsity['n']}:{sparsity['m']}" if sparsity.get("m") else "-unstructured"
-    )
+    tag = f"-{pattern.tag}" if pattern.tag else ""
     return Stage(
         "prune",
         identity | {"schedule": list(targets)},
         inputs,
         _runtime(config) | {"method": identity["method"], "allocation": with_source(allocation)},
-        f"{method['name']}-{sparsity['ratio']:g}{pattern}-{place}-s{config['seed']}",
+        f"{method['name']}-{sparsity['ratio']:g}{tag}-{place}-s{config['seed']}",
         tuple(fingerprint("prune", identity | {"schedule": list(prefix)}, inputs) for prefix in prefixes),
     )
 

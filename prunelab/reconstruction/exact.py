@@ -3,7 +3,7 @@
 The inputs of all layers of a block come from one forward of the pruned stream through the block with its
 dense weights, the statistics that masks are chosen on (arXiv:2406.15524). The target is the dense layer on
 those inputs (local) or on the inputs of the dense stream (global). Given the Gram matrices the problem is
-quadratic: :mod:`prunelab.stats.masked` solves it exactly for all rows at once, or by gradient steps.
+quadratic: :mod:`prunelab.linalg.masked` solves it exactly for all rows at once, or by gradient steps.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from prunelab.errors import ConfigError
+from prunelab.linalg.masked import Solution, descend_masked, solve_masked
 from prunelab.models.inputs import catch_inputs, groups
 from prunelab.reconstruction.base import Layer, Unit
 from prunelab.sparsity import mask as masking
-from prunelab.stats.masked import Solution, descend_masked, solve_masked
 
 
 @dataclass(frozen=True)

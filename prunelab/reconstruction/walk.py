@@ -26,15 +26,24 @@ from prunelab.errors import ConfigError, ModelError
 from prunelab.models.activation import Placement, Shelf, open_shelf
 from prunelab.models.compare import relative_error, squares
 from prunelab.models.decoder import Decoder
+from prunelab.models.memory import release_host_memory
 from prunelab.models.stream import advance
 from prunelab.reconstruction.base import Layer, Reconstruction, Unit, dense_weights, put
 from prunelab.reconstruction.streams import Streams, open_streams
 from prunelab.sparsity.mask import Mask
-from prunelab.stats import heap
-from prunelab.stats.linear import site_generator
+from prunelab.stats.view import site_generator
 from prunelab.structures.state import SiteState, State, StateReader, read_state
 
 Progress = Callable[[Mapping[str, Any]], None]
+
+
+_STOPPING = 8  # one sequence in eight decides when training ends, where a repair asks for that
+
+
+def split_stopping(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sequences to train on and the last eighth, at least one, that decides when training ends."""
+    held_back = max(1, len(tokens) // _STOPPING)
+    return tokens[:-held_back], tokens[-held_back:]
 
 
 @dataclass(frozen=True)
@@ -157,7 +166,7 @@ class _Walk:
     def leave(self, finished: range, *, tell: bool) -> list[dict[str, Any]]:
         """Move the streams through the finished blocks; return the report's rows if asked to ``tell``."""
         rows = []
-        heap.trim()
+        release_host_memory()
         for index in finished:
             both = [s for s in (self.calibration, self.stopping) if s is not None]
             with dense_weights(self.layers[index]):

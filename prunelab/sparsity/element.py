@@ -13,15 +13,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from prunelab.errors import ConfigError, ModelError
-from prunelab.sparsity.pattern import Within
+from prunelab.pattern import Within
 
 ROUNDING = 1e-6  # weights; 0.7 x 10 is 6.999999999999999 in binary and must mean 7
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one layer may lose: a removed fraction ``ratio``, or ``group`` = (n, m), n of every m inputs are kept."""
+
+    ratio: float
+    group: tuple[int, int] | None
 
 
 def removed_in_row(columns: int, ratio: float) -> int:

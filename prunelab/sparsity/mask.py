@@ -6,10 +6,61 @@ a removed row loses its bias entry, a removed bias column loses the whole bias (
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
+
+
+class Mask(Protocol):
+    """What stays of one linear layer. Nobody asks for its class: a mask answers for itself.
+
+    ``kind``: which structures it is about, ``lines`` (rows and columns) or ``elements`` (single weights).
+    """
+
+    kind: ClassVar[str]
+
+    @property
+    def total(self) -> int:
+        """Number of prunable weights."""
+        ...
+
+    @property
+    def removed(self) -> int:
+        """Number of removed weights."""
+        ...
+
+    @property
+    def units(self) -> int:
+        """Number of structures that could go as a whole; 0 where only single weights can."""
+        ...
+
+    @property
+    def units_removed(self) -> int:
+        """Number of structures that are gone."""
+        ...
+
+    def keep(self) -> Tensor:
+        """Elementwise keep mask of the weight, (R, C) bool."""
+        ...
+
+    def keep_bias_entries(self) -> Tensor | None:
+        """Keep mask of the bias, (R,) bool; None where no entry of it can be removed."""
+        ...
+
+    def lines(self) -> tuple[Tensor, Tensor, bool]:
+        """Which rows (R,) and columns (C,) bool stay as a whole, and whether a bias stays: what surgery may leave out."""
+        ...
+
+    def counts(self) -> dict[str, int]:
+        """Numbers for a report: rows, columns, rows_removed, columns_removed, removed, total."""
+        ...
+
+    def pack(self) -> dict[str, Tensor]:
+        """The mask as bool tensors by name; :func:`unpack` reads them."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +74,8 @@ class Structured:
     keep_rows: Tensor
     keep_columns: Tensor
     keep_bias: bool | None
+
+    kind: ClassVar[str] = "lines"
 
     @property
     def total(self) -> int:
@@ -50,9 +103,37 @@ class Structured:
         rows, columns = self.rows_removed, self.columns_removed
         return rows * self.n_columns + columns * self.keep_rows.numel() - rows * columns
 
+    @property
+    def units(self) -> int:
+        """Rows and columns; a bias is a column."""
+        return self.keep_rows.numel() + self.n_columns
+
+    @property
+    def units_removed(self) -> int:
+        """Removed rows and columns."""
+        return self.rows_removed + self.columns_removed
+
     def keep(self) -> Tensor:
         """Elementwise keep mask of the weight, (R, C) bool."""
         return self.keep_rows[:, None] & self.keep_columns[None, :]
+
+    def lines(self) -> tuple[Tensor, Tensor, bool]:
+        """Rows and columns that stay; whether the bias does."""
+        return self.keep_rows, self.keep_columns, bool(self.keep_bias)
+
+    def counts(self) -> dict[str, int]:
+        """Numbers for a report; a bias is a column."""
+        return {
+            "rows": self.keep_rows.numel(), "columns": self.n_columns, "rows_removed": self.rows_removed,
+            "columns_removed": self.columns_removed, "removed": self.removed, "total": self.total,
+        }  # fmt: skip
+
+    def pack(self) -> dict[str, Tensor]:
+        """Masks of rows, of columns and, where there is a bias, of its column."""
+        parts = {"keep_rows": self.keep_rows, "keep_columns": self.keep_columns}
+        return (
+            parts if self.keep_bias is None else parts | {"keep_bias_column": torch.tensor([self.keep_bias])}
+        )
 
     def keep_bias_entries(self) -> Tensor | None:
         """Keep mask of the bias, (R,) bool; None where the layer has no bias."""
@@ -74,6 +155,8 @@ class Elementwise:
     keep_weight: Tensor
     keep_bias: Tensor | None = None
 
+    kind: ClassVar[str] = "elements"
+
     @property
     def total(self) -> int:
         """Number of prunable weights."""
@@ -85,16 +168,49 @@ class Elementwise:
         bias = 0 if self.keep_bias is None else int((~self.keep_bias).sum())
         return int((~self.keep_weight).sum()) + bias
 
+    @property
+    def units(self) -> int:
+        """None: only single weights go."""
+        return 0
+
+    @property
+    def units_removed(self) -> int:
+        """None: only single weights go."""
+        return 0
+
     def keep(self) -> Tensor:
         """Elementwise keep mask of the weight, (R, C) bool."""
         return self.keep_weight
+
+    def lines(self) -> tuple[Tensor, Tensor, bool]:
+        """Everything stays: a row without weights may still have a bias."""
+        rows, columns = self.keep_weight.shape
+        return torch.ones(rows, dtype=torch.bool), torch.ones(columns, dtype=torch.bool), True
+
+    def counts(self) -> dict[str, int]:
+        """Numbers for a report; a row or column is removed where no weight of it stays."""
+        keep = self.keep_weight
+        return {
+            "rows": keep.shape[0], "columns": keep.shape[1], "rows_removed": int((~keep.any(1)).sum()),
+            "columns_removed": int((~keep.any(0)).sum()), "removed": self.removed, "total": self.total,
+        }  # fmt: skip
+
+    def pack(self) -> dict[str, Tensor]:
+        """The masks of weights and, where it can be pruned, of the bias."""
+        parts = {"keep": self.keep_weight}
+        return parts if self.keep_bias is None else parts | {"keep_bias": self.keep_bias}
 
     def keep_bias_entries(self) -> Tensor | None:
         """Keep mask of the bias, (R,) bool; None where the bias is not prunable."""
         return self.keep_bias
 
 
-Mask = Structured | Elementwise
+def unpack(parts: Mapping[str, Tensor]) -> Mask:
+    """Return the mask that :meth:`Mask.pack` gave ``parts``; other tensors among them do not matter."""
+    if "keep" in parts:
+        return Elementwise(parts["keep"], parts.get("keep_bias"))
+    column = parts.get("keep_bias_column")
+    return Structured(parts["keep_rows"], parts["keep_columns"], None if column is None else bool(column[0]))
 
 
 def full(weight: Tensor, bias: Tensor | None) -> Structured:

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from prunelab.errors import ConfigError, ModelError
+from prunelab.pattern import GLOBAL, UNIFORM
 
-Scope = Literal["global", "site"]
 GONE = float("-inf")  # sorts before every cost
 ROUNDING = 1e-6  # weights; 0.3 x 1000 is 299.99999999999994 in binary and must mean 300
 
@@ -58,24 +57,26 @@ def removed_weights(shape: tuple[int, int], rows: int, columns: int) -> int:
     return rows * shape[1] + columns * shape[0] - rows * columns
 
 
-def select(sites: Sequence[SiteCosts], target: float, scope: Scope = "global") -> Selection:
+def select(sites: Sequence[SiteCosts], target: float, allocation: str = GLOBAL) -> Selection:
     """Remove the cheapest structures so that at most ``target`` of all weights vanish.
 
-    ``scope="global"`` compares costs between layers; ``"site"`` gives every layer the same target of its own.
+    ``allocation``: ``global`` compares costs between layers; ``uniform`` gives every layer the same target of its own.
     The total stays at or below the target and within less than one structure of it (per layer for
-    ``"site"``); only structures of earlier shots can exceed it. Raises ConfigError for a bad target or scope
+    ``uniform``); only structures of earlier shots can exceed it. Raises ConfigError for a bad target or allocation
     and ModelError for a cost that is not a number.
     """
     if not 0 <= target <= 1:
         raise ConfigError("target", target, "0 <= ratio <= 1", "It is the removed fraction of the weights.")
-    if scope not in ("global", "site"):
-        raise ConfigError("scope", scope, "global | site")
+    if allocation not in (GLOBAL, UNIFORM):
+        raise ConfigError("allocation.name", allocation, f"{GLOBAL} | {UNIFORM}")
     for site in sites:
         if not (torch.isfinite(site.rows).all() and torch.isfinite(site.columns).all()):
             raise ModelError(
                 f"{site.name}: a removal cost is not finite. Check the checkpoint and the calibration text."
             )
-    chosen = _select(sites, target) if scope == "global" else [_select([site], target)[0] for site in sites]
+    chosen = (
+        _select(sites, target) if allocation == GLOBAL else [_select([site], target)[0] for site in sites]
+    )
     keep, removed, threshold = [], 0, 0.0
     for site, gone in zip(sites, chosen, strict=True):
         rows, columns = gone[: site.rows.numel()], gone[site.rows.numel() :]

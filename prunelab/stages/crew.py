@@ -27,8 +27,8 @@ from typing import Any
 import torch
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
+from prunelab.distributed.group import Ranks
 from prunelab.errors import PrunelabError, StageError
-from prunelab.stats.group import Ranks
 from prunelab.store.context import Context, Input, Interrupted
 from prunelab.store.layout import write_atomic
 from prunelab.store.record import read_record

@@ -9,14 +9,13 @@ from prunelab.config.build import build
 from prunelab.evaluation.cost import metered
 from prunelab.evaluation.integrity import check
 from prunelab.models.load import load_decoder
-from prunelab.reconstruction.walk import RepairReport, reconstruct
+from prunelab.reconstruction.walk import RepairReport, reconstruct, split_stopping
 from prunelab.stages import calibrate, setting
 from prunelab.stages.part import STATE, Parts
 from prunelab.store.context import Context, Result
 from prunelab.structures.state import State, open_state, save_state
 
 _ROW = ("block", "unit", "error_before", "error", "mse_before", "mse")  # what the walk says of a block
-_STOPPING = 8  # one sequence in eight decides when training ends, where a repair asks for that
 
 
 def run(identity: Mapping[str, Any], context: Context) -> Result:
@@ -36,8 +35,7 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
         tokens = calibrate.read(context.inputs[source].folder).to(device)
         stopping = None
         if spec.early_stop:
-            held_back = max(1, len(tokens) // _STOPPING)
-            tokens, stopping = tokens[:-held_back], tokens[-held_back:]
+            tokens, stopping = split_stopping(tokens)
         parts = Parts(context, {"repair": []})
 
         def on_block(report: RepairReport, part: State) -> None:

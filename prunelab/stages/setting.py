@@ -9,9 +9,9 @@ from typing import Any, Literal, cast
 
 import torch
 
+from prunelab.distributed.group import ALONE, Group
 from prunelab.errors import ConfigError
 from prunelab.models.activation import FILES, Placement
-from prunelab.stats.group import ALONE, Group
 from prunelab.store.context import Context
 
 

@@ -9,7 +9,8 @@ import torch
 
 from prunelab.evaluation.cost import metered
 from prunelab.models.load import load_decoder
-from prunelab.passes.statistics import Found, block_path, collect_statistics, save_block
+from prunelab.passes.collect import BlockValues
+from prunelab.passes.statistics import block_path, collect_statistics, save_block
 from prunelab.stages import calibrate, setting
 from prunelab.store.context import Context, Result
 
@@ -31,9 +32,9 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
         begin = torch.tensor([done if context.leads else 0])
         ranks.sum([begin])  # rank 0 looks for files, all begin where it does
 
-        def on_block(index: int, found: Found) -> None:
+        def on_block(index: int, values: BlockValues) -> None:
             if context.leads:
-                save_block(decoder, index, found, paths[index])
+                save_block(decoder, index, values, identity["statistics"], paths[index])
             context.checkpoint(index + 1)
 
         collect_statistics(

@@ -1,1 +1,1 @@
-"""Statistics of activations and gradients: accumulated per batch, mergeable."""
+"""Statistics of activations and gradients: one class per statistic, accumulated per batch, mergeable over ranks."""

@@ -24,7 +24,7 @@ from torch import Tensor
 from prunelab.errors import ModelError, StoreError
 from prunelab.models.block import LinearSite
 from prunelab.models.decoder import Decoder
-from prunelab.sparsity.mask import Elementwise, Mask, Structured
+from prunelab.sparsity.mask import Mask, unpack
 
 FORMAT, VERSION = "prunelab.state", 1
 
@@ -239,13 +239,7 @@ def _copy(parameter: Tensor, stored: Tensor, site: LinearSite, model: str) -> No
 
 
 def _pack(site: SiteState) -> dict[str, Tensor]:
-    parts = {"weight": site.weight, "bias": site.bias}
-    if isinstance(site.mask, Structured):
-        parts |= {"keep_rows": site.mask.keep_rows, "keep_columns": site.mask.keep_columns}
-        if site.mask.keep_bias is not None:
-            parts["keep_bias_column"] = torch.tensor([site.mask.keep_bias])
-    else:
-        parts |= {"keep": site.mask.keep_weight, "keep_bias": site.mask.keep_bias}
+    parts = {"weight": site.weight, "bias": site.bias, **site.mask.pack()}
     # masks are cloned: layers may share one, which safetensors refuses to write
     return {
         name: (part.clone() if part.dtype == torch.bool else part.detach()).cpu().contiguous()
@@ -255,13 +249,7 @@ def _pack(site: SiteState) -> dict[str, Tensor]:
 
 
 def _unpack(parts: Mapping[str, Tensor]) -> SiteState:
-    if "keep" in parts:
-        mask: Mask = Elementwise(parts["keep"], parts.get("keep_bias"))
-    else:
-        column = parts.get("keep_bias_column")
-        keep_bias = None if column is None else bool(column[0])
-        mask = Structured(parts["keep_rows"], parts["keep_columns"], keep_bias)
-    return SiteState(parts["weight"], parts.get("bias"), mask)
+    return SiteState(parts["weight"], parts.get("bias"), unpack(parts))
 
 
 def _digest(parts: Mapping[str, Tensor]) -> str:

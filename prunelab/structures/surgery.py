@@ -21,7 +21,6 @@ from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
 from prunelab.models.decoder import Decoder
-from prunelab.sparsity.mask import Structured
 from prunelab.structures.state import StateReader, apply_state
 
 
@@ -112,17 +111,8 @@ def _plans(decoder: Decoder, state: StateReader, index: int) -> dict[str, Plan]:
     rows, columns, biases = {}, {}, {}
     for site in decoder.sites(index):
         mask = state.site(site.name).mask
-        R, C = site.linear.weight.shape
-        has_bias = site.linear.bias is not None
-        if isinstance(mask, Structured):
-            rows[site.path], columns[site.path] = mask.keep_rows, mask.keep_columns
-            biases[site.path] = has_bias and bool(mask.keep_bias)
-        else:
-            rows[site.path], columns[site.path] = (
-                torch.ones(R, dtype=torch.bool),
-                torch.ones(C, dtype=torch.bool),
-            )
-            biases[site.path] = has_bias
+        rows[site.path], columns[site.path], bias = mask.lines()
+        biases[site.path] = site.linear.bias is not None and bias
     narrow_outputs: set[str] = set()
     narrow_inputs: set[str] = set()
     if decoder.family.mlp is not None:

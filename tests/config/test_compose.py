@@ -123,6 +123,10 @@ class Wrong(Wanda):
     needs = ("input_gramm",)
 
 class Empty:
+    name: str
+    revision: int
+    step: None
+    scope = "linear"
     needs = ()
     supports = ("unstructured",)
 

@@ -19,6 +19,7 @@ class Flipped:
     name: str
     revision: int
     step: Annotated[float | None, "0 < x <= 1"]
+    scope = "linear"
     needs = ()
     supports = ("rows_columns",)
 

@@ -46,6 +46,7 @@ class Faulty:
     name: str
     revision: int
     step: Annotated[float | None, "0 < x <= 1"]
+    scope = "linear"
     needs = ("input_gram",)
     supports = ("rows_columns",)
 

@@ -13,8 +13,8 @@ import yaml
 from prunelab.methods.sparsegpt import SparseGPT
 from prunelab.methods.wanda import Wanda
 from prunelab.models.load import load_decoder
-from prunelab.passes.linear import prune_linear
-from prunelab.sparsity.pattern import build_pattern
+from prunelab.passes.shots import prune
+from prunelab.pattern import Unstructured
 from prunelab.stages.calibrate import read
 from prunelab.structures.state import open_state, state_digest
 
@@ -44,9 +44,9 @@ def test_a_sweep_looks_once_and_gives_the_bits_of_the_function(prunelab: Run, ho
     for path in records:
         identity = json.loads(path.read_text())["identity"]
         (ratio,) = identity["schedule"]
-        alone = prune_linear(
-            load_decoder(model), methods[identity["method"]["name"]], tokens, pattern=build_pattern("unstructured"),
-            ratio=ratio, seed=0, batch_size=2048 // tokens.shape[1], propagation="dense",
+        alone = prune(
+            load_decoder(model), methods[identity["method"]["name"]], tokens, [ratio], pattern=Unstructured(),
+            seed=0, batch_size=2048 // tokens.shape[1], propagation="dense",
         )  # fmt: skip
         state = open_state(path.parent / "outputs" / "state.safetensors")
         assert state_digest(state) == state_digest(alone)

@@ -101,6 +101,7 @@ class LastFirst:
     revision: int
     step: Annotated[float | None, "0 < x <= 1"]
     power: Annotated[float, "x > 0"]
+    scope = "linear"
     needs = ()
     supports = ("rows_columns",)
 

@@ -18,7 +18,9 @@ from prunelab.evaluation.integrity import check
 from prunelab.evaluation.ratios import ratios
 from prunelab.models.decoder import Decoder
 from prunelab.models.random import random_decoder
-from prunelab.passes.structured import ShotReport, prune
+from prunelab.passes.shots import StepReport, prune
+from prunelab.pattern import SCOPES, RowsColumns
+from prunelab.statistic import CLASSES
 from prunelab.structures.state import State, open_state, save_state, state_digest
 from prunelab.structures.surgery import compact, compact_parameters
 
@@ -45,7 +47,7 @@ def tokens(tokens: Tensor) -> Tensor:
 def run(
     decoder: Decoder, method: Any, tokens: Tensor, schedule: list[float] = SCHEDULE, **options: Any
 ) -> State:
-    return prune(decoder, method, tokens, schedule, seed=0, batch_size=2, **options)
+    return prune(decoder, method, tokens, schedule, pattern=RowsColumns(), seed=0, batch_size=2, **options)
 
 
 def same_bits(left: State, right: State) -> bool:
@@ -70,7 +72,8 @@ def test_needs_and_supports_can_be_read_without_importing(path: Path) -> None:
     body = next(n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == name).body
     values = {n.targets[0].id: ast.literal_eval(n.value) for n in body if isinstance(n, ast.Assign)}
     assert values["supports"] == build(path).supports
-    assert set(values["needs"]) <= {"input_norm", "input_gram", "output_gram"}
+    assert set(values["needs"]) <= set(CLASSES)
+    assert values["scope"] in SCOPES
 
 
 @each_method
@@ -79,8 +82,8 @@ def test_promises_on_every_family(
 ) -> None:
     dense = {site.name: site.linear.weight.clone() for site in decoder.sites()}
     n_dense = decoder.n_parameters()
-    seen: list[tuple[ShotReport, State]] = []
-    state = run(decoder, method, tokens, on_shot=lambda report, state: seen.append((report, state.clone())))
+    seen: list[tuple[StepReport, State]] = []
+    state = run(decoder, method, tokens, on_step=lambda report, state: seen.append((report, state.clone())))
 
     # targets: never above, within one structure, monotone; masks only grow
     largest = max(max(s.linear.in_features + 1, s.linear.out_features) for s in decoder.sites())
@@ -106,7 +109,7 @@ def test_promises_on_every_family(
     # resume from the first shot's file = one go, bit for bit
     save_state(seen[0][1], tmp_path / "shot.safetensors")
     again = random_decoder(family_name)
-    resumed = run(again, method, tokens, start=open_state(tmp_path / "shot.safetensors"), start_shot=1)
+    resumed = run(again, method, tokens, start=open_state(tmp_path / "shot.safetensors"), start_step=1)
     assert same_bits(resumed, state)
 
     # compact = masked, with fewer parameters
@@ -148,7 +151,14 @@ def test_random_draws_differ_between_seeds_layers_and_shots() -> None:
     masks = []
     for seed in (0, 1):
         state = prune(
-            random_decoder("llama"), method, tokens, [0.4], seed=seed, batch_size=1, allocation="uniform"
+            random_decoder("llama"),
+            method,
+            tokens,
+            [0.4],
+            pattern=RowsColumns(),
+            seed=seed,
+            batch_size=1,
+            allocation="uniform",
         )
         masks.append([site.mask.keep() for _, site in state.sites()])
     assert not torch.equal(masks[0][0], masks[1][0])

@@ -9,8 +9,9 @@ from torch import Tensor
 from prunelab.methods import sparsegpt
 from prunelab.methods.sparsegpt import SparseGPT
 from prunelab.methods.wanda import Wanda
-from prunelab.sparsity.pattern import Budget
-from prunelab.stats.linear import Hessian, LinearView
+from prunelab.sparsity.element import Budget
+from prunelab.stats.gram import Gram
+from prunelab.stats.view import View
 
 R, C = 6, 20
 
@@ -22,15 +23,14 @@ def inputs(columns: int = C, tokens: int = 60, dead: tuple[int, ...] = ()) -> Te
     return x
 
 
-def view(W: Tensor, x: Tensor, rows: tuple[int, ...] | None = None) -> LinearView:
+def view(W: Tensor, x: Tensor, rows: tuple[int, ...] | None = None) -> View:
     rows = rows or (W.shape[0],)
     H = x.T @ x / x.shape[0]
-    return LinearView(
+    return View(
         names=tuple(f"layer{i}" for i in range(len(rows))),
         rows=rows,
         W=W,
-        norm=x.square().mean(0).sqrt(),
-        hessian=Hessian(H, "layer"),
+        values={"input_norm": x.square().mean(0).sqrt(), "input_gram": Gram(H, "layer")},
         generators=tuple(torch.Generator().manual_seed(i) for i in range(len(rows))),
     )
 
@@ -83,7 +83,7 @@ def brute_force(
 @pytest.mark.parametrize("ratio", [0.3, 0.5])
 def test_unstructured_equals_brute_force(block: int, ratio: float) -> None:
     W, x = weights(), inputs()
-    keep, updated = method(block).prune(view(W, x), [Budget(ratio, None, None)])
+    keep, updated = method(block).prune(view(W, x), [Budget(ratio, None)])
     expected_keep, expected = brute_force(W, x, block, ratio, None)
     assert torch.equal(keep, expected_keep)
     torch.testing.assert_close(updated.double(), expected, rtol=2e-3, atol=2e-4)
@@ -93,7 +93,7 @@ def test_unstructured_equals_brute_force(block: int, ratio: float) -> None:
 @pytest.mark.parametrize(("n", "m", "columns"), [(2, 4, 20), (1, 4, 20), (4, 8, 40), (3, 5, 20), (2, 3, 24)])
 def test_nm_equals_brute_force(n: int, m: int, columns: int) -> None:
     W, x = weights(columns=columns), inputs(columns, tokens=120)
-    keep, updated = method(8).prune(view(W, x), [Budget(1 - n / m, n, m)])
+    keep, updated = method(8).prune(view(W, x), [Budget(1 - n / m, (n, m))])
     expected_keep, expected = brute_force(W, x, 8, 0, (n, m))
     assert torch.equal(keep, expected_keep)
     assert set(keep.reshape(-1, m).sum(1).tolist()) == {n}
@@ -103,19 +103,19 @@ def test_nm_equals_brute_force(n: int, m: int, columns: int) -> None:
 def test_dead_inputs_lose_their_weights_and_touch_no_other() -> None:
     dead = (0, 7, 19)
     W, x = weights(), inputs(dead=dead)
-    keep, updated = method().prune(view(W, x), [Budget(0.5, None, None)])
+    keep, updated = method().prune(view(W, x), [Budget(0.5, None)])
     expected_keep, expected = brute_force(W, x, 8, 0.5, None)
     assert torch.equal(keep, expected_keep)
     assert not bool(updated[:, list(dead)].any())
     torch.testing.assert_close(updated.double(), expected, rtol=2e-3, atol=2e-4)
     # the scale of the inputs, against which a dead input's diagonal of 1 stands, does not matter
-    again, _ = method().prune(view(W, x * 1000), [Budget(0.5, None, None)])
+    again, _ = method().prune(view(W, x * 1000), [Budget(0.5, None)])
     assert torch.equal(again, keep)
 
 
 def test_stacked_layers_are_pruned_as_if_alone() -> None:
     W, x = weights(18, 40), inputs(40, 200)
-    budgets = [Budget(0.5, None, None), Budget(0.25, None, None), Budget(0.5, None, None)]
+    budgets = [Budget(0.5, None), Budget(0.25, None), Budget(0.5, None)]
     keep, updated = method(16).prune(view(W, x, (6, 4, 8)), budgets)
     start = 0
     for rows, budget in zip((6, 4, 8), budgets, strict=True):
@@ -131,7 +131,7 @@ def test_steps_inside_a_block_change_nothing_but_rounding(monkeypatch: pytest.Mo
     results = []
     for step in (1, 5, 16, 64):
         monkeypatch.setattr(sparsegpt, "STEP", step)
-        results.append(method(32).prune(view(W, x), [Budget(0.5, None, None)]))
+        results.append(method(32).prune(view(W, x), [Budget(0.5, None)]))
     for keep, updated in results[1:]:
         assert torch.equal(keep, results[0][0])
         torch.testing.assert_close(updated, results[0][1], rtol=1e-4, atol=1e-5)
@@ -139,7 +139,7 @@ def test_steps_inside_a_block_change_nothing_but_rounding(monkeypatch: pytest.Mo
 
 def test_counts_are_exact_per_block_and_layer() -> None:
     W, x = weights(5, 40), inputs(40, 100)
-    keep, _ = method(16).prune(view(W, x), [Budget(0.5, None, None)])
+    keep, _ = method(16).prune(view(W, x), [Budget(0.5, None)])
     for start in (0, 16, 32):
         part = keep[:, start : start + 16]
         assert int((~part).sum()) == part.numel() // 2
@@ -153,7 +153,7 @@ def test_error_lies_between_the_masks_optimum_and_no_update() -> None:
     def loss(V: Tensor) -> float:
         return float((((V - W) @ H) * (V - W)).sum())
 
-    keep, updated = method().prune(view(W.float(), x.float()), [Budget(0.5, None, None)])
+    keep, updated = method().prune(view(W.float(), x.float()), [Budget(0.5, None)])
     best = torch.zeros_like(W)
     for r in range(R):
         kept = keep[r].nonzero()[:, 0]
@@ -163,7 +163,7 @@ def test_error_lies_between_the_masks_optimum_and_no_update() -> None:
 
 def test_the_inverse_factor_is_the_published_one_and_kept() -> None:
     x = inputs()
-    found = view(weights(), x).input_hessian
+    found = view(weights(), x).input_gram
     U, dead = found.inverse_factor(0.01)
     H = (x.T @ x / x.shape[0]).double()
     H += 0.01 * H.diagonal().mean() * torch.eye(C)

@@ -15,19 +15,19 @@ from prunelab.allocation.owl import OWL
 from prunelab.errors import ConfigError, StoreError
 from prunelab.models.decoder import Decoder
 from prunelab.models.random import random_decoder
-from prunelab.passes import linear, statistics, view
-from prunelab.passes.linear import prune_linear
+from prunelab.passes import shots, source, statistics
+from prunelab.passes.shots import prune
 from prunelab.passes.statistics import (
     StatisticsFolder,
     block_path,
     collect_statistics,
     save_block,
 )
-from prunelab.sparsity.pattern import build_pattern
-from prunelab.structures.state import state_digest
+from prunelab.pattern import Unstructured
+from prunelab.structures.state import State, state_digest
 
 CONF = Path(__file__).parents[2] / "conf" / "method"
-FREE = build_pattern("unstructured")
+FREE = Unstructured()
 BOTH = ("input_gram", "input_norm")
 
 
@@ -37,11 +37,15 @@ def build(name: str) -> Any:
     return getattr(importlib.import_module(module), cls)(**config)
 
 
+def prune_at(decoder: Decoder, method: Any, tokens: Tensor | None, *, ratio: float, **options: Any) -> State:
+    return prune(decoder, method, tokens, [ratio], **options)
+
+
 def collect(
     decoder: Decoder, tokens: Tensor, folder: Path, needs: tuple[str, ...] = BOTH, start: int = 0
 ) -> None:
     collect_statistics(
-        decoder, tokens, needs, 2, lambda i, found: save_block(decoder, i, found, block_path(folder, i)),
+        decoder, tokens, needs, 2, lambda i, values: save_block(decoder, i, values, needs, block_path(folder, i)),
         start_block=start,
     )  # fmt: skip
 
@@ -57,16 +61,16 @@ def test_every_family_prunes_to_the_same_bits_without_a_forward(
     collect(random_decoder(family_name, dtype=dtype), tokens, tmp_path, method.needs)
     alone = [
         state_digest(
-            prune_linear(random_decoder(family_name, dtype=dtype), method, tokens, ratio=ratio, **common)
+            prune_at(random_decoder(family_name, dtype=dtype), method, tokens, ratio=ratio, **common)
         )
         for ratio in (0.3, 0.6)
     ]
-    for module, function in ((linear, "open_stream"), (linear, "advance"), (view, "collect_inputs")):
+    for module, function in ((shots, "open_stream"), (source, "advance"), (source, "collect_block")):
         monkeypatch.delattr(module, function)
     kept = StatisticsFolder(tmp_path, method.needs)
     for ratio, expected in zip((0.3, 0.6), alone, strict=True):
         decoder = random_decoder(family_name, dtype=dtype)
-        state = prune_linear(decoder, method, None, ratio=ratio, statistics=kept, **common)
+        state = prune_at(decoder, method, None, ratio=ratio, stored=kept, **common)
         assert state_digest(state) == expected
 
 
@@ -85,9 +89,9 @@ def test_allocations_read_them_too(name: str, allocation: Any, tokens: Tensor, t
     }  # fmt: skip
     family = {"num_hidden_layers": 3}
     collect(random_decoder("qwen3", **family), tokens, tmp_path)
-    alone = prune_linear(random_decoder("qwen3", **family), build(name), tokens, **options)
+    alone = prune_at(random_decoder("qwen3", **family), build(name), tokens, **options)
     kept = StatisticsFolder(tmp_path, BOTH)
-    shared = prune_linear(random_decoder("qwen3", **family), build(name), None, statistics=kept, **options)
+    shared = prune_at(random_decoder("qwen3", **family), build(name), None, stored=kept, **options)
     assert state_digest(shared) == state_digest(alone)
 
 
@@ -106,7 +110,7 @@ def test_going_on_at_any_block_writes_the_same_files(tokens: Tensor, tmp_path: P
 def test_one_block_is_in_memory_at_a_time(tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     alive: list[int] = []
     made: list[Any] = []
-    real = statistics.collect_inputs
+    real = statistics.collect_block
 
     def spy(*args: Any, **options: Any) -> Any:
         import gc
@@ -114,11 +118,11 @@ def test_one_block_is_in_memory_at_a_time(tokens: Tensor, monkeypatch: pytest.Mo
 
         gc.collect()
         alive.append(sum(reference() is not None for reference in made))
-        found = real(*args, **options)
-        made.extend(weakref.ref(sums.gram.total) for sums in found)
-        return found
+        values = real(*args, **options)
+        made.extend(weakref.ref(of_layer["input_gram"]) for of_layer in values.values())
+        return values
 
-    monkeypatch.setattr(statistics, "collect_inputs", spy)
+    monkeypatch.setattr(statistics, "collect_block", spy)
     decoder = random_decoder("llama", num_hidden_layers=4)
     collect_statistics(decoder, tokens, ("input_gram",), 2, lambda index, found: None)
     assert len(alive) == 4
@@ -131,13 +135,13 @@ def test_what_does_not_fit_is_named(tokens: Tensor, tmp_path: Path) -> None:
     collect(decoder, tokens, tmp_path, ("input_norm",))
     norms = StatisticsFolder(tmp_path, ("input_norm",))
     with pytest.raises(ConfigError, match="dense with statistics"):
-        prune_linear(decoder, build("wanda"), None, statistics=norms, **options)
+        prune_at(decoder, build("wanda"), None, stored=norms, **options)
     options["propagation"] = "dense"
     with pytest.raises(ConfigError, match="input_gram among them"):
-        prune_linear(decoder, build("sparsegpt"), None, statistics=norms, **options)
-    with pytest.raises(StoreError, match=r"needs gram \(\d+, \d+\), it has none"):
+        prune_at(decoder, build("sparsegpt"), None, stored=norms, **options)
+    with pytest.raises(StoreError, match=r"of random_llama has no input_gram"):
         StatisticsFolder(tmp_path, BOTH).block(decoder, 0)
-    with pytest.raises(StoreError, match=r"opt needs norm \(\d+,\), it has none"):
+    with pytest.raises(StoreError, match=r"of random_opt has no input_norm"):
         norms.block(random_decoder("opt"), 0)
     with pytest.raises(StoreError, match="Delete its folder"):
         norms.block(decoder, 7)
@@ -145,5 +149,6 @@ def test_what_does_not_fit_is_named(tokens: Tensor, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(StoreError, match="block-1"):
         norms.block(decoder, 1)
+    path = tmp_path / "nowhere" / "block-0.safetensors"
     with pytest.raises(StoreError, match="cannot write statistics"):
-        save_block(decoder, 0, norms.block(decoder, 0), tmp_path / "nowhere" / "block-0.safetensors")
+        save_block(decoder, 0, norms.block(decoder, 0), ("input_norm",), path)

@@ -10,13 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prunelab.distributed.group import ALONE
 from prunelab.methods.kobd import KOBD
 from prunelab.methods.lobd import LOBD
 from prunelab.methods.magnitude import Magnitude
 from prunelab.methods.surgeon import Surgeon
-from prunelab.passes.structured import Layer, prune_once
+from prunelab.models.block import LinearSite
+from prunelab.passes.lines import Lines
+from prunelab.passes.shots import Walk
+from prunelab.passes.source import Held
+from prunelab.pattern import RowsColumns
 from prunelab.sparsity import mask as masking
-from prunelab.stats.kronecker import Factors, GramSum
+from prunelab.stats.gram import GramSum
 
 METHODS = {
     "surgeon": Surgeon("surgeon", 1, None, 0.01, 0.01, "full"),
@@ -56,7 +61,17 @@ def trained(seed: int) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor, Tenso
     return model.state_dict(), x[:4000], y[:4000], x[4000:], y[4000:]
 
 
-def factors(model: nn.Sequential, x: Tensor, y: Tensor) -> dict[str, Factors]:
+class Layers:
+    """The first two linear layers, which pruning takes for a model of one block."""
+
+    def __init__(self, model: nn.Sequential) -> None:
+        self._model, self.blocks = model, [None]
+
+    def sites(self, block: int | None = None) -> tuple[LinearSite, ...]:
+        return tuple(LinearSite(name, name, 0, int(name), self._model[int(name)]) for name in ("0", "2"))
+
+
+def factors(model: nn.Sequential, x: Tensor, y: Tensor, needs: tuple[str, ...]) -> Held:
     """The adapter: per-sample factors of the first two linear layers."""
     hidden = model[0](x)
     hidden.requires_grad_()
@@ -69,8 +84,9 @@ def factors(model: nn.Sequential, x: Tensor, y: Tensor) -> dict[str, Factors]:
         A, G = GramSum(a.shape[1], ones=True), GramSum(g.shape[1])
         A.add(a)
         G.add(g)
-        found[name] = Factors(A.mean(), G.mean(), len(x))
-    return found
+        both = {"input_gram": A.finish(), "output_gram": G.finish()}
+        found[name] = {need: both[need] for need in needs}
+    return Held(found)
 
 
 def pruned_loss(seed: int, method: str, ratio: float, shots: int) -> float:
@@ -79,13 +95,13 @@ def pruned_loss(seed: int, method: str, ratio: float, shots: int) -> float:
     model.load_state_dict(weights)
     model.requires_grad_(False)
     masks = {name: masking.full(model[int(name)].weight, model[int(name)].bias) for name in ("0", "2")}
+    walk = Walk(Layers(model), METHODS[method], Lines(RowsColumns()), 0, 1, None, ALONE, None, None)
     for shot in range(1, shots + 1):
-        layers = [Layer(name, model[int(name)], mask) for name, mask in masks.items()]
-        new, chosen = prune_once(
-            layers, factors(model, x, y), METHODS[method], ratio * shot / shots, seed=0, shot=shot
+        masks, _ = walk.shoot(
+            factors(model, x, y, METHODS[method].needs), masks, ratio * shot / shots, shot, "global"
         )
-        masks = dict(zip(masks, new, strict=True))
-    assert 0 <= ratio - chosen.removed / chosen.total < 49 / chosen.total
+    removed, total = (sum(getattr(mask, what) for mask in masks.values()) for what in ("removed", "total"))
+    assert 0 <= ratio - removed / total < 49 / total
     return float(F.cross_entropy(model(test_x), test_y))
 
 

@@ -14,8 +14,8 @@ import yaml
 from torch import Tensor
 
 from prunelab.models.random import random_decoder
-from prunelab.passes.linear import prune_linear
-from prunelab.sparsity.pattern import build_pattern
+from prunelab.passes.shots import prune
+from prunelab.pattern import Unstructured
 from prunelab.structures.state import State
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -47,9 +47,8 @@ def pruned() -> Callable[..., State]:
     ) -> State:
         dtype = config.pop("dtype", torch.float32)
         decoder = random_decoder(family, dtype=dtype, **config)
-        return prune_linear(
-            decoder, build("method", method), tokens, pattern=build_pattern("unstructured"),
-            ratio=ratio, seed=0, batch_size=2,
+        return prune(
+            decoder, build("method", method), tokens, [ratio], pattern=Unstructured(), seed=0, batch_size=2,
         ).clone()  # fmt: skip
 
     return make

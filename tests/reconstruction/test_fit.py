@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.errors import ModelError
+from prunelab.linalg.masked import descend_masked, solve_masked
 from prunelab.models.inputs import catch_inputs, groups
 from prunelab.models.random import random_decoder
 from prunelab.reconstruction.tuning import fit, mean_square, rate
 from prunelab.reconstruction.walk import reconstruct
 from prunelab.sparsity.mask import Elementwise
-from prunelab.stats.masked import descend_masked, solve_masked
 
 Make = Callable[..., Any]
 

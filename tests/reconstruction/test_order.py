@@ -20,14 +20,14 @@ from prunelab.api import load_model, load_tokens
 from prunelab.evaluation.walk import measure
 from prunelab.methods.wanda import Wanda
 from prunelab.models.random import random_decoder
-from prunelab.passes.linear import prune_linear
+from prunelab.passes.shots import prune
+from prunelab.pattern import Unstructured
 from prunelab.reconstruction.walk import reconstruct
-from prunelab.sparsity.pattern import build_pattern
 from prunelab.structures.state import State, apply_state
 
 Make = Callable[..., Any]
 ORDER = ["none", "layer", "block", "block_gp", "cross_block"]
-FREE = build_pattern("unstructured")
+FREE = Unstructured()
 
 
 def errors(
@@ -60,8 +60,8 @@ def test_calibration_error_falls_in_order_on_the_embedded_llama(spec: Make) -> N
     model = load_model("embedded_llama")
     tokens = load_tokens(model, "austen", n_samples=8, seq_len=64)
     test = load_tokens(model, "kjv", n_samples=8, seq_len=64, role="held_out")
-    state = prune_linear(
-        model.decoder, Wanda("wanda", 1, None), tokens, pattern=FREE, ratio=0.5, seed=0, batch_size=8
+    state = prune(
+        model.decoder, Wanda("wanda", 1, None), tokens, [0.5], pattern=FREE, seed=0, batch_size=8
     ).clone()
     short = {"epochs": 12, "batch": 2, "learning_rate": 1e-3}
     specs = {name: spec(name, **({} if name == "layer" else short)) for name in ORDER[1:]}
@@ -82,8 +82,8 @@ def test_the_reference_experiment(spec: Make) -> None:
     test, gaps = chain(256, 1000), {}
     for n in (8, 64, 256):
         tokens = chain(n, n)
-        state = prune_linear(
-            load(), Wanda("wanda", 1, None), tokens, pattern=FREE, ratio=0.5, seed=0, batch_size=32
+        state = prune(
+            load(), Wanda("wanda", 1, None), tokens, [0.5], pattern=FREE, seed=0, batch_size=32
         ).clone()
         found = errors(load, state, tokens, test, specs)
         gaps[n] = [found[name][1] / found[name][0] for name in ORDER]

@@ -19,7 +19,8 @@ from prunelab.models.activation import Placement
 from prunelab.models.decoder import Decoder
 from prunelab.models.random import random_decoder
 from prunelab.models.stream import advance, open_stream
-from prunelab.passes.structured import prune
+from prunelab.passes.shots import prune
+from prunelab.pattern import RowsColumns
 from prunelab.reconstruction import tuning, walk
 from prunelab.reconstruction.walk import RepairReport, reconstruct
 from prunelab.structures.state import State, apply_state, open_state, save_state, state_digest
@@ -93,7 +94,9 @@ def test_promises_on_every_family(
 @each_repair
 def test_structured_masks_are_kept_too(name: str, tokens: Tensor, spec: Make) -> None:
     decoder = random_decoder("opt")
-    state = prune(decoder, Magnitude("magnitude", 1, None), None, [0.3], seed=0, batch_size=1).clone()
+    state = prune(
+        decoder, Magnitude("magnitude", 1, None), None, [0.3], pattern=RowsColumns(), seed=0, batch_size=1
+    ).clone()
     fresh = random_decoder("opt")
     found = run(fresh, state, tokens, spec(name))
     assert check(fresh, found)["integrity/violations"] == 0

@@ -42,6 +42,7 @@ class Slow:
     name: str
     revision: int
     step: Annotated[float | None, "0 < x <= 1"]
+    scope = "linear"
     needs = ()
     supports = ("rows_columns",)
 

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from prunelab.errors import ConfigError, ModelError
 from prunelab.sparsity.element import lowest, removed_in_matrix, removed_in_row, select, select_global
-from prunelab.sparsity.pattern import build_pattern, check_shape
 
 
 def by_sorting(score: Tensor, count: int) -> Tensor:
@@ -78,22 +77,3 @@ def test_mistakes_are_named() -> None:
         select(score * float("nan"), 0.5)
     with pytest.raises(ModelError, match="negative"):
         select_global([-score], 0.5)
-
-
-def test_patterns_are_checked() -> None:
-    assert build_pattern("2:4") == build_pattern("n:m", n=2, m=4)
-    assert build_pattern("1:4").ratio == 0.75
-    assert build_pattern("unstructured", within="row").ratio is None
-    for wrong in (
-        {"kind": "block"},
-        {"kind": "n:m"},
-        {"kind": "4:4"},
-        {"kind": "n:m", "n": 0, "m": 4},
-        {"kind": "unstructured", "n": 2},
-        {"kind": "unstructured", "within": "model"},
-        {"kind": "2:4", "within": "matrix"},
-    ):
-        with pytest.raises(ConfigError, match="sparsity"):
-            build_pattern(**wrong)
-    with pytest.raises(ConfigError, match=r"down_proj has 11006 inputs"):
-        check_shape(build_pattern("2:4"), "down_proj", 11006)

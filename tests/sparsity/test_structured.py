@@ -58,7 +58,7 @@ def test_distinct_costs_equal_the_brute_force_threshold(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("levels", [1, 3, None])
-@pytest.mark.parametrize("scope", ["global", "site"])
+@pytest.mark.parametrize("scope", ["global", "uniform"])
 def test_never_above_the_target_and_within_one_structure(seed: int, levels: int | None, scope: str) -> None:
     sites = random_sites(seed, levels=levels)
     total = sum(s.total for s in sites)
@@ -77,7 +77,7 @@ def test_uniform_scope_meets_the_target_in_every_site() -> None:
         sites[1].columns + 100,
         *(~(x > -1) for x in (sites[1].rows, sites[1].columns)),
     )
-    for (rows, columns), s in zip(select(sites, 0.5, "site").keep, sites, strict=True):
+    for (rows, columns), s in zip(select(sites, 0.5, "uniform").keep, sites, strict=True):
         assert 0.5 * s.total - 40 < zeros([(rows, columns)]) <= 0.5 * s.total
     untouched = select(sites, 0.3).keep[1]
     assert untouched[0].all()
@@ -133,7 +133,7 @@ def test_bad_target_names_key_value_and_range(bad: float) -> None:
 
 
 def test_bad_scope_and_costs_that_are_no_numbers_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"scope='layer'.*global \| site"):
+    with pytest.raises(ConfigError, match=r"allocation.name='layer'.*global \| uniform"):
         select(random_sites(0), 0.1, "layer")
     with pytest.raises(ModelError, match=r"s7: a removal cost is not finite"):
         select([site([1.0, float("nan")], [1.0], "s7")], 0.1)

@@ -62,10 +62,10 @@ def test_resuming_equals_one_go(tmp_path: Path, tokens: Input, monkeypatch: pyte
         statistics.run(IDENTITY, context(tmp_path / "cut", tokens, stop_after=2))
     (tmp_path / "cut" / "work" / "block-2.safetensors").write_bytes(b"half")  # killed while it was written
     collected: list[int] = []
-    collect = passes.collect_inputs
+    collect = passes.collect_block
     monkeypatch.setattr(
         passes,
-        "collect_inputs",
+        "collect_block",
         lambda d, i, *args, **more: collected.append(i) or collect(d, i, *args, **more),
     )
     resumed = statistics.run(IDENTITY, context(tmp_path / "cut", tokens))

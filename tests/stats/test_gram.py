@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prunelab.stats.kronecker import BLOCK, GramSum
+from prunelab.stats.gram import BLOCK, GramSum
 
 
 @pytest.mark.parametrize("ones", [False, True])

@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from prunelab.distributed.group import ALONE
 from prunelab.errors import ConfigError
 from prunelab.methods.kobd import KOBD
 from prunelab.methods.magnitude import Magnitude
 from prunelab.methods.surgeon import Surgeon
+from prunelab.models.block import LinearSite
 from prunelab.models.decoder import Decoder
 from prunelab.models.random import random_decoder
-from prunelab.passes.structured import Layer, ShotReport, prune, prune_once
+from prunelab.passes.lines import Lines
+from prunelab.passes.shots import StepReport, Walk
+from prunelab.passes.shots import prune as prune_pattern
+from prunelab.passes.source import Held
+from prunelab.pattern import RowsColumns
 from prunelab.sparsity import mask as masking
 from prunelab.sparsity.mask import Elementwise, Structured
-from prunelab.stats.kronecker import Factors
+from prunelab.stats.gram import Gram
 from prunelab.structures.state import State, read_state, state_digest
 
 SURGEON = Surgeon("surgeon", 1, 0.05, 0.01, 0.01, "full")
 EPSILON = 1e-9
+prune = partial(prune_pattern, pattern=RowsColumns())
+
+
+class Layers:
+    """Linear layers that pruning takes for a model of one block."""
+
+    def __init__(self, sites: list[LinearSite]) -> None:
+        self._sites, self.blocks = tuple(sites), [None]
+
+    def sites(self, block: int | None = None) -> tuple[LinearSite, ...]:
+        return self._sites
 
 
 def removed(state: State, name: str) -> tuple[list[int], list[int]]:
@@ -44,7 +63,7 @@ def one_more(decoder: Decoder, state: State, path: str, n_dead: int, tokens: Ten
     linear = next(site.linear for site in decoder.sites(0) if site.path == path)
     gone = sum(site.mask.removed for _, site in state.sites())
     extra = n_dead * (linear.in_features + (linear.bias is not None))
-    reports: list[ShotReport] = []
+    reports: list[StepReport] = []
     state = prune(
         decoder,
         method,
@@ -53,7 +72,7 @@ def one_more(decoder: Decoder, state: State, path: str, n_dead: int, tokens: Ten
         seed=0,
         batch_size=2,
         start=state,
-        on_shot=lambda report, _: reports.append(report),
+        on_step=lambda report, _: reports.append(report),
     )
     assert reports[0].threshold == 0
     return state
@@ -110,7 +129,7 @@ def test_output_columns_gone_take_their_value_row_and_the_other_way_round(
 def test_methods_without_needs_need_no_tokens_and_others_say_so() -> None:
     state = prune(random_decoder("opt"), Magnitude("magnitude", 1, None), None, [0.2], seed=0, batch_size=1)
     assert sum(site.mask.removed for _, site in state.sites()) > 0
-    with pytest.raises(ConfigError, match=r"calibration=None.*needs input_gram, output_gram"):
+    with pytest.raises(ConfigError, match=r"calibration=None.*token set"):
         prune(random_decoder("opt"), SURGEON, None, [0.2], seed=0, batch_size=1)
 
 
@@ -134,7 +153,7 @@ def test_bias_columns_that_are_zero_go_first_and_count(tokens: Tensor) -> None:
 
 def test_reports_and_progress_tell_what_happened(tokens: Tensor) -> None:
     decoder = random_decoder("llama")
-    reports: list[ShotReport] = []
+    reports: list[StepReport] = []
     rows: list[dict] = []
     prune(
         decoder,
@@ -143,7 +162,7 @@ def test_reports_and_progress_tell_what_happened(tokens: Tensor) -> None:
         [0.1, 0.2],
         seed=0,
         batch_size=5,
-        on_shot=lambda report, state: reports.append(report),
+        on_step=lambda report, state: reports.append(report),
         progress=rows.append,
     )
     assert [(r.shot, r.target) for r in reports] == [(1, 0.1), (2, 0.2)]
@@ -152,17 +171,17 @@ def test_reports_and_progress_tell_what_happened(tokens: Tensor) -> None:
         "site", "block", "path", "rows", "columns", "rows_removed", "columns_removed", "removed", "total",
     ]  # fmt: skip
     assert [row["phase"] for row in rows if row["shot"] == 1] == (
-        ["forward"] * 2 + ["backward"] * 2 + ["costs"] * 14 + ["update"] * 14
+        ["forward"] * 2 + ["backward"] * 2 + ["costs"] * 2 + ["update"] * 2
     )
     assert {row["shots"] for row in rows} == {2}
 
 
 def test_shared_inverses_are_paid_once_per_input(tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prunelab.stats import obs
+    from prunelab.linalg import factor
 
     calls: list[str] = []
-    original = obs.inverse_diagonal
-    monkeypatch.setattr(obs, "inverse_diagonal", lambda m, what: calls.append(what) or original(m, what))
+    original = factor.inverse_diagonal
+    monkeypatch.setattr(factor, "inverse_diagonal", lambda m, what: calls.append(what) or original(m, what))
     prune(random_decoder("llama"), SURGEON, tokens, [0.1], seed=0, batch_size=5)
     assert sum("input" in call for call in calls) == 2 * 4
     assert sum("output" in call for call in calls) == 2 * 7
@@ -180,7 +199,7 @@ def test_skipping_the_finished_shots_of_a_full_schedule() -> None:
     tokens = torch.randint(3, 64, (2, 8), generator=torch.Generator().manual_seed(1))
     whole = prune(random_decoder("llama"), SURGEON, tokens, [0.1, 0.2], seed=0, batch_size=2)
     finished = random_decoder("llama")
-    again = prune(finished, SURGEON, tokens, [0.1, 0.2], seed=0, batch_size=2, start=whole, start_shot=2)
+    again = prune(finished, SURGEON, tokens, [0.1, 0.2], seed=0, batch_size=2, start=whole, start_step=2)
     assert state_digest(again) == state_digest(whole)
 
 
@@ -188,13 +207,13 @@ def test_core_works_on_plain_layers_of_any_shape() -> None:
     generator = torch.Generator().manual_seed(0)
     linear = nn.Linear(3, 4, bias=True).requires_grad_(False)
     linear.weight.copy_(torch.randn(4, 3, generator=generator))
-    layer = Layer("only", linear, masking.full(linear.weight, linear.bias))
-    factors = {"only": Factors(torch.eye(4), torch.eye(4), 1)}
-    masks, chosen = prune_once([layer], factors, SURGEON, 1.0, seed=0, shot=1)
-    assert factors == {}
-    assert chosen.removed == chosen.total == 16
+    layers = Layers([LinearSite("only", "only", 0, 0, linear)])
+    held = Held({"only": {"input_gram": Gram(torch.eye(4), "A"), "output_gram": Gram(torch.eye(4), "G")}})
+    walk = Walk(layers, SURGEON, Lines(RowsColumns()), 0, 1, None, ALONE, None, None)
+    masks, _ = walk.shoot(held, {"only": masking.full(linear.weight, linear.bias)}, 1.0, 1, "global")
+    assert held.values == {}
     assert linear.weight.abs().sum() + linear.bias.abs().sum() == 0
-    assert masks[0].removed == 16
+    assert masks["only"].removed == masks["only"].total == 16
 
 
 @pytest.mark.parametrize("schedule", [[0.2, 0.1], [1.0], [-0.1], [float("nan")]])
@@ -206,14 +225,14 @@ def test_bad_schedules_are_refused(schedule: list[float]) -> None:
 def test_bad_starts_and_allocations_are_refused(tokens: Tensor) -> None:
     decoder = random_decoder("llama")
     method = Magnitude("magnitude", 1, None)
-    with pytest.raises(ConfigError, match=r"start_shot=3.*0 to 1"):
-        prune(decoder, method, tokens, [0.1], seed=0, batch_size=1, start_shot=3)
-    with pytest.raises(ConfigError, match=r"start=None.*state after shot 1"):
-        prune(decoder, method, tokens, [0.1], seed=0, batch_size=1, start_shot=1)
-    with pytest.raises(ConfigError, match=r"allocation.name='owl'.*global \| uniform"):
-        prune(decoder, method, tokens, [0.1], seed=0, batch_size=1, allocation="owl")
+    with pytest.raises(ConfigError, match=r"start_step=3.*0 to 1"):
+        prune(decoder, method, tokens, [0.1], seed=0, batch_size=1, start_step=3)
+    with pytest.raises(ConfigError, match=r"start=None.*state after step 1"):
+        prune(decoder, method, tokens, [0.1], seed=0, batch_size=1, start_step=1)
+    with pytest.raises(ConfigError, match=r"allocation.name='layers'.*uniform \| global"):
+        prune(decoder, method, tokens, [0.1], seed=0, batch_size=1, allocation="layers")
     elements = {site.name: Elementwise(site.linear.weight > 0) for site in decoder.sites()}
-    with pytest.raises(ConfigError, match=r"start='Elementwise'.*rows and columns"):
+    with pytest.raises(ConfigError, match=r"start='elements'.*masks of lines"):
         prune(decoder, method, tokens, [0.1], seed=0, batch_size=1, start=read_state(decoder, elements))
 
 

@@ -16,13 +16,14 @@ from prunelab.errors import ConfigError
 from prunelab.evaluation.integrity import check
 from prunelab.models.activation import Placement
 from prunelab.models.decoder import Decoder
-from prunelab.models.inputs import collect_inputs, groups
+from prunelab.models.inputs import groups
 from prunelab.models.random import random_decoder
 from prunelab.models.stream import advance, open_stream
-from prunelab.passes.linear import BlockReport, prune_linear, prune_ratios
+from prunelab.passes.collect import collect_block, load_needs
+from prunelab.passes.shots import StepReport, prune, prune_ratios
+from prunelab.pattern import build_pattern
 from prunelab.sparsity.element import removed_in_matrix, removed_in_row
 from prunelab.sparsity.mask import Elementwise
-from prunelab.sparsity.pattern import build_pattern
 from prunelab.structures.state import State, apply_state, open_state, save_state, state_digest
 
 CONF = Path(__file__).parents[2] / "conf" / "method"
@@ -48,9 +49,9 @@ def tokens(tokens: Tensor) -> Tensor:
     return tokens[:3]
 
 
-def run(decoder: Decoder, method: Any, tokens: Tensor | None, **options: Any) -> State:
-    settings = {"pattern": FREE, "ratio": 0.5, "seed": 0, "batch_size": 2} | options
-    return prune_linear(decoder, method, tokens, **settings)
+def run(decoder: Decoder, method: Any, tokens: Tensor | None, ratio: float = 0.5, **options: Any) -> State:
+    settings = {"pattern": FREE, "seed": 0, "batch_size": 2} | options
+    return prune(decoder, method, tokens, [ratio], **settings)
 
 
 def keep(state: State, name: str) -> Tensor:
@@ -66,8 +67,8 @@ def same_bits(left: State, right: State) -> bool:
 @each_method
 def test_counts_zeros_and_kept_weights_on_every_family(decoder: Decoder, method: Any, tokens: Tensor) -> None:
     before = {name: value.clone() for name, value in decoder.model.state_dict().items()}
-    reports: list[BlockReport] = []
-    state = run(decoder, method, tokens, on_block=lambda report, _: reports.append(report))
+    reports: list[StepReport] = []
+    state = run(decoder, method, tokens, on_step=lambda report, _: reports.append(report))
     assert check(decoder, state)["integrity/violations"] == 0
     linear = {f"{site.name}.weight" for site in decoder.sites()}
     for name, value in decoder.model.state_dict().items():
@@ -107,7 +108,7 @@ def test_resume_at_any_block_is_one_go(method: Any, propagation: str, tokens: Te
     family = {"num_hidden_layers": 3}
     whole = run(
         random_decoder("opt", **family), method, tokens, propagation=propagation,
-        on_block=lambda _, part: parts.append(part.clone()),
+        on_step=lambda _, part: parts.append(part.clone()),
     )  # fmt: skip
     for done in (1, 2):
         start = State(whole.model, {k: v for part in parts[:done] for k, v in part.items.items()})
@@ -115,24 +116,27 @@ def test_resume_at_any_block_is_one_go(method: Any, propagation: str, tokens: Te
         fresh = random_decoder("opt", **family)
         resumed = run(
             fresh, method, tokens, propagation=propagation,
-            start=open_state(tmp_path / "start.safetensors"), start_block=done,
+            start=open_state(tmp_path / "start.safetensors"), start_step=done,
         )  # fmt: skip
         assert same_bits(resumed, whole)
         assert torch.equal(fresh.site(whole.names[-1]).linear.weight, whole.site(whole.names[-1]).weight)
 
 
-def test_resume_under_one_threshold_reports_no_block_twice(tokens: Tensor) -> None:
-    blocks: list[int] = []
-    family = {"num_hidden_layers": 3}
+def test_one_threshold_is_one_step_and_a_finished_one_is_not_run_again(tokens: Tensor) -> None:
+    steps: list[StepReport] = []
+    states: list[State] = []
     settings: dict[str, Any] = {"allocation": "global", "propagation": "dense"}
-    parts: list[State] = []
-    whole = run(random_decoder("opt", **family), build("wanda"), tokens, **settings,
-                on_block=lambda _, part: parts.append(part.clone()))  # fmt: skip
+
+    def note(report: StepReport, state: State) -> None:
+        steps.append(report)
+        states.append(state.clone())
+
+    whole = run(random_decoder("opt"), build("wanda"), tokens, **settings, on_step=note)
+    assert [(step.shot, step.block) for step in steps] == [(1, None)]
     resumed = run(
-        random_decoder("opt", **family), build("wanda"), tokens, **settings, start=parts[0], start_block=1,
-        on_block=lambda report, _: blocks.append(report.block),
-    )  # fmt: skip
-    assert blocks == [1, 2]
+        random_decoder("opt"), build("wanda"), tokens, **settings, start=states[0], start_step=1, on_step=note
+    )
+    assert len(steps) == 1
     assert same_bits(resumed, whole)
 
 
@@ -198,18 +202,18 @@ def test_statistics_are_those_of_the_layers_inputs(decoder: Decoder, tokens: Ten
     after = stream.read(everything).clone()
     for handle in handles:
         handle.remove()
-    for go_on in (False, True):
+    for advancing in (False, True):
         stream.write(everything, before)
-        sums = collect_inputs(decoder, 0, stream, ("input_norm", "input_gram"), go_on=go_on)
-        expected = after if go_on else before
+        needs = load_needs(("input_norm", "input_gram"))
+        values = collect_block(decoder, 0, stream, needs, advancing=advancing)
+        expected = after if advancing else before
         assert torch.equal(stream.read(everything), expected)
-        for group, found in zip(groups(decoder, 0), sums, strict=True):
+        for group in groups(decoder, 0):
             for site in group:  # every layer of the group sees this very input
                 x = torch.cat(caught[site.name])
-                assert found.norm is not None
-                assert found.gram is not None
-                torch.testing.assert_close(found.norm.finish(), x.square().mean(0).sqrt())
-            torch.testing.assert_close(found.gram.mean(), x.T @ x / x.shape[0])
+                assert values[site.name]["input_gram"] is values[group[0].name]["input_gram"]
+                torch.testing.assert_close(values[site.name]["input_norm"], x.square().mean(0).sqrt())
+                torch.testing.assert_close(values[site.name]["input_gram"].matrix, x.T @ x / x.shape[0])
     assert not any(module._forward_pre_hooks for module in decoder.blocks.modules())
 
 
@@ -217,15 +221,13 @@ def test_wanda_by_hand_and_magnitude_by_hand(tokens: Tensor) -> None:
     dense = random_decoder("llama")
     weights = {site.name: site.linear.weight.clone() for site in dense.sites()}
     stream = open_stream(dense, tokens, 3)
-    sums = collect_inputs(dense, 0, stream, ("input_norm",), go_on=False)
+    values = collect_block(dense, 0, stream, load_needs(("input_norm",)), advancing=False)
     wanda = run(random_decoder("llama"), build("wanda"), tokens, batch_size=3)
-    for group, found in zip(groups(dense, 0), sums, strict=True):
-        assert found.norm is not None
-        for site in group:
-            score = weights[site.name].abs() * found.norm.finish()
-            order = score.argsort(dim=1, stable=True)[:, : score.shape[1] // 2]
-            mask = torch.ones_like(score, dtype=torch.bool).scatter_(1, order, False)
-            assert torch.equal(keep(wanda, site.name), mask)
+    for site in dense.sites(0):
+        score = weights[site.name].abs() * values[site.name]["input_norm"]
+        order = score.argsort(dim=1, stable=True)[:, : score.shape[1] // 2]
+        mask = torch.ones_like(score, dtype=torch.bool).scatter_(1, order, False)
+        assert torch.equal(keep(wanda, site.name), mask)
     magnitude = run(random_decoder("llama"), build("magnitude"), None)
     for name, weight in weights.items():
         order = weight.abs().flatten().argsort(stable=True)[: weight.numel() // 2]
@@ -258,13 +260,13 @@ def test_global_is_one_threshold_over_all_layers(method: Any, tokens: Tensor) ->
 
 def test_owl_keeps_the_mean_ratio_and_gives_outliers_more(tokens: Tensor) -> None:
     owl = OWL("owl", 1, 2.0, 0.08)
-    reports: list[BlockReport] = []
+    reports: list[StepReport] = []
     decoder = random_decoder("llama", num_hidden_layers=3)
     run(
         decoder, build("wanda"), tokens, ratio=0.6, allocation=owl,
-        on_block=lambda report, _: reports.append(report),
+        on_step=lambda report, _: reports.append(report),
     )  # fmt: skip
-    ratios = [report.ratio for report in reports]
+    ratios = [report.target for report in reports]
     assert sum(ratios) / 3 == pytest.approx(0.6)
     assert max(ratios) - min(ratios) == pytest.approx(0.16)
 
@@ -285,16 +287,17 @@ def test_what_does_not_fit_together_is_named(tokens: Tensor) -> None:
     wanda, sparsegpt, magnitude = build("wanda"), build("sparsegpt"), build("magnitude")
     two_four = build_pattern("2:4")
     for method, options, message in (
-        (wanda, {"ratio": 1.0}, r"sparsity\.ratio"),
+        (wanda, {"ratio": 1.0}, r"schedule=.*ratio < 1"),
         (wanda, {"pattern": two_four, "ratio": 0.6}, r"0\.5, what 2:4 removes"),
         (wanda, {"pattern": build_pattern("3:7"), "ratio": 4 / 7}, r"sparsity\.m"),
-        (wanda, {"propagation": "both"}, "pruned | dense"),
-        (wanda, {"allocation": "layers"}, "uniform | global | owl"),
+        (wanda, {"propagation": "both"}, r"pruned \| dense"),
+        (wanda, {"allocation": "layers"}, r"uniform \| global \| owl"),
         (wanda, {"allocation": "global"}, "dense with allocation=global"),
         (wanda, {"pattern": two_four, "allocation": OWL("owl", 1, 5.0, 0.08)}, "n:m fixes"),
-        (sparsegpt, {"allocation": "global", "propagation": "dense"}, "has no scores"),
+        (sparsegpt, {"allocation": "global", "propagation": "dense"}, "without scores to compare"),
         (sparsegpt, {"pattern": build_pattern("unstructured", within="row")}, "in its own way"),
-        (wanda, {"start_block": 1}, "start"),
+        (wanda, {"start_step": 1}, "start"),
+        (wanda, {"start_step": 9}, "number of steps"),
         (build("kobd"), {}, r"sparsity\.pattern"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -17,20 +17,17 @@ from torch import Tensor
 from torch.distributed import PrefixStore, TCPStore
 
 from prunelab.allocation.owl import OWL
+from prunelab.distributed.group import Group, Ranks
 from prunelab.errors import ModelError, StageError
 from prunelab.methods.sparsegpt import SparseGPT
 from prunelab.methods.surgeon import Surgeon
 from prunelab.methods.wanda import Wanda
-from prunelab.models.inputs import collect_inputs
 from prunelab.models.random import random_decoder
 from prunelab.models.stream import open_stream
-from prunelab.passes.curvature import collect_factors
-from prunelab.passes.linear import prune_linear
-from prunelab.passes.statistics import Found, collect_statistics
-from prunelab.passes.structured import prune
-from prunelab.sparsity.mask import Elementwise
-from prunelab.sparsity.pattern import build_pattern
-from prunelab.stats.group import Group, Ranks
+from prunelab.passes.collect import BlockValues, collect_all, collect_block, load_needs
+from prunelab.passes.shots import prune
+from prunelab.passes.statistics import collect_statistics
+from prunelab.pattern import RowsColumns, Unstructured
 from prunelab.structures.state import State
 
 SURGEON = Surgeon("surgeon", 1, None, 0.01, 0.01, "full")
@@ -44,61 +41,52 @@ def find(group: Group, n_sequences: int) -> dict[str, Tensor]:
     tokens = torch.randint(3, 64, (5, 20), generator=torch.Generator().manual_seed(7))[:n_sequences]
     found: dict[str, Tensor] = {}
     for family in ("llama", "opt"):
-        factors = collect_factors(
-            random_decoder(family), tokens, ("input_gram", "output_gram"), 2, group=group
-        )
-        for name, pair in factors.items():
-            assert pair.A is not None
-            assert pair.G is not None
-            assert pair.n_tokens == tokens.numel()
-            found |= {f"{family}/A/{name}": pair.A.clone(), f"{family}/G/{name}": pair.G}
+        both = ("input_gram", "output_gram")
+        for name, of_layer in collect_all(
+            random_decoder(family), tokens, both, 2, ones=True, group=group
+        ).items():
+            found |= {f"{family}/A/{name}": of_layer["input_gram"].matrix.clone()}
+            found |= {f"{family}/G/{name}": of_layer["output_gram"].matrix}
         decoder = random_decoder(family)
         stream = open_stream(decoder, tokens, 2, group=group)
         needs = ("input_norm", "input_gram")
-        for i, sums in enumerate(collect_inputs(decoder, 0, stream, needs, go_on=False)):
-            assert sums.norm is not None
-            assert sums.gram is not None
-            assert sums.norm.n_tokens == sums.gram.n_tokens == tokens.numel()
-            found |= {f"{family}/norm/{i}": sums.norm.finish(), f"{family}/gram/{i}": sums.gram.mean()}
-        needs = ("input_norm", "input_gram")
-        collect_statistics(random_decoder(family), tokens, needs, 2, keep_into(found, family), group=group)
+        keep = keep_into(found, family)
+        keep(0, collect_block(decoder, 0, stream, load_needs(needs), advancing=False), "at once")
+        collect_statistics(random_decoder(family), tokens, needs, 2, keep, group=group)
         for name, state in _states(family, tokens, group):
             found |= {f"{family}/{key}": value for key, value in _flat(name, state)}
     return found
 
 
-def keep_into(found: dict[str, Tensor], family: str) -> Callable[[int, Found], None]:
+def keep_into(found: dict[str, Tensor], family: str) -> Callable[..., None]:
     """Return what keeps the statistics of every block."""
 
-    def keep(index: int, statistics: Found) -> None:
-        for i, one in enumerate(statistics):
-            assert one.norm is not None
-            assert one.gram is not None
-            found[f"{family}/norm/of block {index}/{i}"] = one.norm.clone()
-            found[f"{family}/gram/of block {index}/{i}"] = one.gram.clone()
+    def keep(index: int, values: BlockValues, what: str = "") -> None:
+        for name, of_layer in values.items():
+            found[f"{family}/norm/of block {index}{what}/{name}"] = of_layer["input_norm"].clone()
+            found[f"{family}/gram/of block {index}{what}/{name}"] = of_layer["input_gram"].matrix.clone()
 
     return keep
 
 
 def _states(family: str, tokens: Tensor, group: Group) -> Iterator[tuple[str, State]]:
     plain: dict[str, Any] = {"seed": 0, "batch_size": 2, "group": group}
-    half = {"pattern": build_pattern("unstructured"), "ratio": 0.5, **plain}
+    half = {"pattern": Unstructured(), **plain}
     wide = {"allocation": "global", "propagation": "dense"}
-    yield "surgeon", prune(random_decoder(family), SURGEON, tokens, [0.2, 0.4], **plain)
-    yield "sparsegpt", prune_linear(random_decoder(family), SPARSEGPT, tokens, **half)
-    yield "owl", prune_linear(random_decoder(family), WANDA, tokens, **half, allocation=OUTLIERS)
-    yield "global", prune_linear(random_decoder(family), WANDA, tokens, **half, **wide)
+    yield (
+        "surgeon",
+        prune(random_decoder(family), SURGEON, tokens, [0.2, 0.4], pattern=RowsColumns(), **plain),
+    )
+    yield "sparsegpt", prune(random_decoder(family), SPARSEGPT, tokens, [0.5], **half)
+    yield "owl", prune(random_decoder(family), WANDA, tokens, [0.5], **half, allocation=OUTLIERS)
+    yield "global", prune(random_decoder(family), WANDA, tokens, [0.5], **half, **wide)
 
 
 def _flat(name: str, state: State) -> Iterator[tuple[str, Tensor]]:
     for site, item in state.items.items():
         yield f"weight/{name}/{site}", item.weight.clone()
-        mask = item.mask
-        if isinstance(mask, Elementwise):
-            yield f"mask/{name}/{site}", mask.keep_weight.clone()
-        else:
-            yield f"mask/{name}/{site}/rows", mask.keep_rows.clone()
-            yield f"mask/{name}/{site}/columns", mask.joined_columns().clone()
+        for part, tensor in item.mask.pack().items():
+            yield f"mask/{name}/{site}/{part}", tensor.clone()
 
 
 def _failures(store: Any, rank: int, size: int) -> dict[str, str]:

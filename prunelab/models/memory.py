@@ -1,4 +1,4 @@
-"""Memory of tensors that are no more, given back to the system."""
+"""Host memory of tensors that are no more, given back to the system."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 from contextlib import suppress
 
 
-def trim() -> None:
+def release_host_memory() -> None:
     """Give the free pages of the C heap back; call it after each piece of work, never within one.
 
     glibc keeps blocks below a size that grows to 32 MiB. Gram matrices and their float64 factorisations then leave

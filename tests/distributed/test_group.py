@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from prunelab.stats.group import ALONE, Ranks
+from prunelab.distributed.group import ALONE, Ranks
 
 PROGRAM = Path(__file__).with_name("rank.py")
 ROOT = Path(__file__).parents[2]
@@ -53,7 +53,7 @@ def test_two_ranks_find_what_one_finds(folder: Path, n_sequences: int) -> None:
         assert torch.equal(first[name], second[name]), name
         if one.dtype == torch.bool:
             assert torch.equal(first[name], one), name
-            assert bool(one.any())
+            assert bool(one.any()) or name.endswith("keep_bias_column"), name
         else:
             scale = one.abs().max()
             torch.testing.assert_close(first[name] / scale, one / scale, rtol=0, atol=2e-5, msg=name)

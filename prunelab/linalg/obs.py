@@ -17,35 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prunelab.errors import ModelError
-
-
-def damped(factor: Tensor, damping: float) -> Tensor:
-    """Return ``factor + damping * mean(diag) * I`` (n, n) in float64: relative, so the scale does not
-    matter."""
-    matrix = factor.to(torch.float64, copy=True)
-    diagonal = matrix.diagonal()
-    diagonal += damping * diagonal.mean()
-    return matrix
-
-
-def cholesky(matrix: Tensor, what: str) -> Tensor:
-    """Return the lower Cholesky factor (n, n); ModelError that names ``what`` if not positive definite."""
-    lower, info = torch.linalg.cholesky_ex(matrix)
-    if int(info) != 0:
-        raise ModelError(
-            f"{what}: the damped factor ({matrix.shape[0]} wide) is not positive definite "
-            f"(pivot {int(info)}). Raise method.damping_output and method.damping_input (0.01 is usual) or "
-            "calibrate on more tokens."
-        )
-    return lower
-
-
-def inverse_diagonal(matrix: Tensor, what: str) -> Tensor:
-    """Return the diagonal (n,) of the inverse of a positive definite matrix (n, n)."""
-    lower = cholesky(matrix, what)
-    identity = torch.eye(matrix.shape[0], dtype=matrix.dtype, device=matrix.device)
-    return torch.linalg.solve_triangular(lower, identity, upper=False).square().sum(0)
+from prunelab.linalg.factor import cholesky
 
 
 def row_quadratic(W: Tensor, A: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prunelab.errors import ModelError
+from prunelab.linalg.factor import cholesky
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,10 +123,4 @@ def _quadratic(rows: Tensor, matrix: Tensor) -> Tensor:
 
 
 def _inverse(H: Tensor, name: str) -> Tensor:
-    lower, info = torch.linalg.cholesky_ex(H)
-    if int(info) != 0:
-        raise ModelError(
-            f"{name}: the damped Gram matrix ({H.shape[0]} wide) is not positive definite. Raise "
-            "reconstruction.damping or reconstruct on more tokens."
-        )
-    return torch.cholesky_inverse(lower)
+    return torch.cholesky_inverse(cholesky(H, name))

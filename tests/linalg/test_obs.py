@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from prunelab.errors import ModelError
+from prunelab.linalg import factor
 from prunelab.methods.kobd import KOBD
 from prunelab.methods.surgeon import Surgeon
-from prunelab.stats import obs
-from prunelab.stats.site import Gram, SiteView
+from prunelab.stats.gram import Gram
+from prunelab.stats.view import View
 
 R, C = 7, 9
 EXACT = Surgeon(
@@ -34,8 +35,9 @@ def problem(request: pytest.FixtureRequest) -> tuple[Tensor, Tensor, Tensor]:
     return W, spd(R, request.param), spd(C, 10 + request.param)
 
 
-def view(W: Tensor, G: Tensor, A: Tensor) -> SiteView:
-    return SiteView("site", W, Gram(A, "A"), Gram(G, "G"), True, torch.Generator().manual_seed(0))
+def view(W: Tensor, G: Tensor, A: Tensor) -> View:
+    values = {"input_gram": Gram(A, "A"), "output_gram": Gram(G, "G")}
+    return View(("site",), (R,), W, (torch.Generator().manual_seed(0),), values, True)
 
 
 def keep_mask(n: int, gone: list[int]) -> Tensor:
@@ -177,32 +179,32 @@ def test_kobd_costs_equal_the_diagonal_blocks(problem) -> None:
 
 def test_eigen_form_of_the_inverse_fisher_agrees(problem) -> None:
     X, G, A = problem
-    G, A = obs.damped(G, 0.1), obs.damped(A, 0.01)
+    G, A = factor.damped(G, 0.1), factor.damped(A, 0.01)
     s1, K1 = torch.linalg.eigh(G)
     s2, K2 = torch.linalg.eigh(A)
     eigen = K1 @ ((K1.T @ X @ K2) / torch.outer(s1, s2)) @ K2.T
     same(eigen.reshape(-1), torch.linalg.solve(torch.kron(G, A), X.reshape(-1)))
-    same(obs.inverse_diagonal(G, "G"), (K1**2 / s1).sum(1))
+    same(factor.inverse_diagonal(G, "G"), (K1**2 / s1).sum(1))
 
 
 def test_damping_is_relative_and_leaves_the_input() -> None:
     G = spd(R, 5)
     before = G.clone()
     expected = G + 0.1 * G.diagonal().mean() * torch.eye(R, dtype=torch.float64)
-    same(obs.damped(G, 0.1), expected)
+    same(factor.damped(G, 0.1), expected)
     assert torch.equal(G, before)
-    assert obs.damped(G.float(), 0.1).dtype == torch.float64
+    assert factor.damped(G.float(), 0.1).dtype == torch.float64
 
 
 def test_singular_factor_is_named() -> None:
-    with pytest.raises(ModelError, match=r"fc2.*not positive definite.*damping_output"):
-        obs.inverse_diagonal(-torch.eye(3, dtype=torch.float64), "fc2")
+    with pytest.raises(ModelError, match=r"fc2.*not positive definite.*method.damping"):
+        factor.inverse_diagonal(-torch.eye(3, dtype=torch.float64), "fc2")
 
 
 def test_gram_computes_its_inverse_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    original = obs.inverse_diagonal
-    monkeypatch.setattr(obs, "inverse_diagonal", lambda m, what: calls.append(what) or original(m, what))
+    original = factor.inverse_diagonal
+    monkeypatch.setattr(factor, "inverse_diagonal", lambda m, what: calls.append(what) or original(m, what))
     gram = Gram(spd(R, 5), "A")
     assert gram.inverse_diagonal(0.1) is gram.inverse_diagonal(0.1)
     gram.inverse_diagonal(0.2)
@@ -210,7 +212,7 @@ def test_gram_computes_its_inverse_once(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_view_without_a_factor_says_what_to_add() -> None:
-    site = SiteView("fc1", torch.ones(2, 2), None, None, False, torch.Generator())
+    site = View(("fc1",), (2,), torch.ones(2, 2), (torch.Generator(),))
     with pytest.raises(ModelError, match=r"fc1.*'input_gram'"):
         _ = site.A
     with pytest.raises(ModelError, match=r"fc1.*'output_gram'"):

@@ -1,0 +1,104 @@
+"""How the structures of a pattern are looked at, compared, chosen and taken away: one chooser per pattern.
+
+A shot goes one of two ways. *Block by block*: a block's statistics, its decision, the next block. *The whole model at
+once*: prices of everything first, one choice, then layer by layer. The passes ask the chooser, never which it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from prunelab.errors import ModelError
+from prunelab.models.block import LinearSite
+from prunelab.passes.collect import BlockValues, Needs
+from prunelab.pattern import Pattern
+from prunelab.sparsity.mask import Mask
+from prunelab.stats.view import View
+
+Generators = Callable[[str], torch.Generator]  # by layer name
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Layers that are decided about together, and what the method sees of them.
+
+    ``live``: which rows and columns are in the view; None where all are.
+    """
+
+    sites: tuple[LinearSite, ...]
+    view: View
+    live: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What goes from every layer, in the chooser's own terms, and what the choice says of itself.
+
+    ``threshold``: the price of the dearest structure that goes, None without one.
+    """
+
+    layers: Mapping[str, Any]
+    threshold: float | None
+
+
+class Chooser(Protocol):
+    """One pattern's way.
+
+    ``kind``: that of its masks. ``joins_bias``: a bias is the last column of its layer's weight. ``looks_twice``:
+    where the whole model is compared, what goes is carried out with the statistics at hand once more.
+    """
+
+    kind: str
+    joins_bias: bool
+    looks_twice: bool
+
+    def is_whole(self, allocation: object) -> bool:
+        """Whether all layers are looked at before any is pruned."""
+        ...
+
+    def start(self, site: LinearSite) -> Mask:
+        """Return the mask of a layer of which nothing is removed yet."""
+        ...
+
+    def parts(
+        self, sites: Sequence[LinearSite], masks: Mapping[str, Mask], values: BlockValues, needs: Needs,
+        generators: Generators,
+    ) -> Iterator[Part]:  # fmt: skip
+        """Yield the parts of the layers ``sites`` of a block. A part's statistics may be let go with it."""
+        ...
+
+    def price(self, method: Any, part: Part, masks: Mapping[str, Mask]) -> dict[str, Any]:
+        """Return what structures cost, by layer."""
+        ...
+
+    def choose(self, prices: Mapping[str, Any], target: float, allocation: str) -> Choice:
+        """Compare all prices; ``target`` is the removed fraction of all weights."""
+        ...
+
+    def take(self, method: Any, site: LinearSite, decision: Any, part: Callable[[], Part]) -> Mask:
+        """Carry out one layer's decision, in place; ``part()`` builds what the method sees of it, if that is needed."""
+        ...
+
+    def decide(self, method: Any, part: Part, ratios: Sequence[float]) -> list[Decision]:
+        """Return what goes from a part at each ratio, without looking at other parts."""
+        ...
+
+
+Decision = tuple[Tensor, Tensor | None]  # keep (R, C) bool; new weights (R, C), None = as they are
+Build = Callable[[Pattern], Chooser]
+
+
+def check_values(name: str, values: Mapping[str, Any], needs: Needs) -> None:
+    """Raise ModelError naming the layer whose statistics are not finite."""
+    for need, value in values.items():
+        if need in needs.statistics and not needs.statistics[need].is_finite(value):
+            what = "what enters" if needs.statistics[need].reads == "input" else "gradients or outputs at"
+            raise ModelError(
+                f"{what} {name} is not finite. Check the checkpoint and the calibration text, "
+                "or use model.dtype=float32."
+            )

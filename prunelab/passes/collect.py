@@ -1,0 +1,249 @@
+"""Statistics of linear layers, from one walk forward and, if one of them reads gradients, one walk back.
+
+Forward: the blocks run one by one, and what enters or leaves their layers is added up. Backward: the loss gives the
+gradient at the last block's output; each block, last to first, is then run again on its input, which was kept, with
+autograd. That yields the gradients at its layers' outputs and at its own input. Weights stay frozen, so no weight
+gradient is ever built (the code of arXiv:2312.17244 builds all of them), layers with one input share its statistics,
+and sequences go through in batches.
+
+Peak memory of a walk back: the inputs of all blocks (blocks x tokens x width), within the budget of the activation
+store, + all statistics + the graph of one block on one batch. A walk forward alone holds one block's statistics.
+Gradients are of summed losses, so a token's do not shrink with the number of tokens; in float16 the smallest may
+still underflow to zero, which reads as dead: prefer bfloat16 or float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunelab.distributed.group import ALONE, Group, sum_over
+from prunelab.errors import ModelError
+from prunelab.models.activation import Activations, Placement, Shelf, open_shelf
+from prunelab.models.block import LinearSite
+from prunelab.models.decoder import Decoder
+from prunelab.models.inputs import Enough, catch_inputs, catch_outputs, groups
+from prunelab.models.stream import Stream, advance, call_block, open_stream, token_losses
+from prunelab.statistic import INPUT, OUTPUT, OUTPUT_GRADIENT
+from prunelab.stats.base import Running, Statistic, Values, load_statistic
+
+Progress = Callable[[Mapping[str, Any]], None]
+BlockValues = dict[str, Values]  # by layer name
+
+
+@dataclass(frozen=True, eq=False)
+class Needs:
+    """The statistics that somebody asked for, by name; ``ones``: inputs get a last entry 1, the input of a bias."""
+
+    statistics: Mapping[str, Statistic]
+    ones: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What was asked for, sorted."""
+        return tuple(sorted(self.statistics))
+
+    def reading(self, *what: str) -> dict[str, Statistic]:
+        """Those that read one of ``what``."""
+        return {name: one for name, one in self.statistics.items() if one.reads in what}
+
+    @property
+    def backward(self) -> bool:
+        """Whether a walk back is needed."""
+        return bool(self.reading(OUTPUT_GRADIENT))
+
+    @property
+    def per_layer(self) -> bool:
+        """Whether layers with one input have values of their own."""
+        return any(one.reads != INPUT for one in self.statistics.values())
+
+
+def load_needs(names: Collection[str], *, ones: bool = False) -> Needs:
+    """Return the statistics called ``names``; ConfigError for one that does not exist."""
+    return Needs({name: load_statistic(name) for name in sorted(names)}, ones)
+
+
+@dataclass(frozen=True, eq=False)
+class _Sum:
+    """A running statistic of one layer, or of the layers that share an input."""
+
+    need: str
+    statistic: Statistic
+    sites: tuple[LinearSite, ...]
+    running: Running
+    joined: bool  # with the input of a bias
+
+    def values(self) -> Iterator[tuple[str, Any]]:
+        """Yield every layer with its value, which layers with one input share; uses up the sum."""
+        value = self.running.finish()
+        for site in self.sites:
+            if self.joined and site.linear.bias is None:  # another layer of the group has one
+                kept = torch.arange(site.linear.in_features + 1) < site.linear.in_features
+                yield site.name, self.statistic.restrict(value, kept.to(site.linear.weight.device))
+            else:
+                yield site.name, value
+
+
+@torch.no_grad()
+def collect_block(
+    decoder: Decoder, index: int, stream: Stream, needs: Needs, *, advancing: bool
+) -> BlockValues:
+    """Return the statistics of block ``index`` on ``stream`` by layer, with the weights in place.
+
+    ``advancing`` moves the stream through the block; without it the stream stays, and what follows the last layer's
+    input is not computed unless a statistic reads it. Sums are over the streams of all ranks.
+    """
+    members = groups(decoder, index)
+    inputs = [_sums(needs.reading(INPUT), sites, needs.ones) for sites in members]
+    sites = decoder.sites(index)
+    outputs = [_sums(needs.reading(OUTPUT), (site,), False) for site in sites]
+    early = not advancing and not any(outputs)
+    with (
+        catch_inputs(members, [_adding(sums) for sums in inputs], stop=early),
+        catch_outputs(sites, [_adding(sums) for sums in outputs]),
+    ):
+        if advancing:
+            advance(decoder, index, stream)
+        for rows in () if advancing else stream.batches():
+            with suppress(Enough):
+                call_block(decoder, index, stream, stream.read(rows))
+    return _finished([one for sums in (*inputs, *outputs) for one in sums], stream)
+
+
+def collect_model(
+    decoder: Decoder, stream: Stream, needs: Needs, shelf: Shelf, progress: Progress | None = None
+) -> BlockValues:
+    """Return the statistics of every layer on ``stream``, which is used up; block inputs wait in ``shelf``.
+
+    ``progress`` gets one mapping per block and direction. Raises ModelError naming the block where an activation or
+    a gradient is not finite.
+    """
+    say = progress or (lambda row: None)
+    values: BlockValues = {}
+    entering: list[Activations] = []
+    n_blocks = len(decoder.blocks)
+    for index in range(n_blocks):
+        if needs.backward:
+            entering.append(_kept(stream, shelf))
+        values |= collect_block(decoder, index, stream, needs, advancing=True)
+        _check(stream, f"activations after block {index} of {decoder.name}")
+        say({"event": "progress", "phase": "forward", "done": index + 1, "total": n_blocks})
+    if not needs.backward:
+        return values
+    _start_back(decoder, stream)
+    for index in reversed(range(n_blocks)):
+        _check(stream, f"gradients at the output of block {index} of {decoder.name}")
+        for name, more in _walk_back(decoder, index, stream, entering[-1], needs).items():
+            values[name] = {**values.get(name, {}), **more}
+        shelf.discard(entering.pop())
+        say({"event": "progress", "phase": "backward", "done": n_blocks - index, "total": n_blocks})
+    return values
+
+
+def collect_all(
+    decoder: Decoder, tokens: Tensor, needs: Collection[str], batch_size: int, *, ones: bool = False,
+    placement: Placement | None = None, progress: Progress | None = None, group: Group = ALONE,
+) -> BlockValues:  # fmt: skip
+    """Return the statistics called ``needs`` of every layer on ``tokens`` (n, seq_len) int64, by layer name.
+
+    ``ones``: inputs get a last entry 1 where there is a bias. ``placement``: where hidden states wait; None = on the
+    model's device. Of several ranks in ``group`` each walks its share, and all get the values of the whole.
+    """
+    wanted = load_needs(needs, ones=ones)
+    with open_shelf(placement or Placement("device"), decoder.dtype, decoder.device) as shelf:
+        stream = open_stream(decoder, tokens, batch_size, shelf, group)
+        return collect_model(decoder, stream, wanted, shelf, progress)
+
+
+def _sums(statistics: Mapping[str, Statistic], sites: tuple[LinearSite, ...], ones: bool) -> list[_Sum]:
+    """Start a sum per statistic for layers that are looked at together."""
+    linear = sites[0].linear
+    joined = ones and any(site.linear.bias is not None for site in sites)
+    sums = []
+    for need, statistic in statistics.items():
+        width = linear.in_features if statistic.reads == INPUT else linear.out_features
+        running = statistic.start(sites[0].name, width, ones=joined, device=linear.weight.device)
+        sums.append(_Sum(need, statistic, sites, running, joined))
+    return sums
+
+
+def _adding(sums: Collection[_Sum]) -> Callable[[Tensor], None]:
+    @torch.no_grad()
+    def add(x: Tensor) -> None:
+        for one in sums:
+            one.running.add(x.detach())
+
+    return add
+
+
+def _finished(sums: list[_Sum], stream: Stream) -> BlockValues:
+    """Add the sums over all ranks and return their values by layer; layers with one input share the object."""
+    sum_over(stream.group, [one.running for one in sums])
+    values: dict[str, dict[str, Any]] = {}
+    for one in sums:
+        for name, value in one.values():
+            values.setdefault(name, {})[one.need] = value
+    return dict(values)
+
+
+def _kept(stream: Stream, shelf: Shelf) -> Activations:
+    """Copy the stream's states into the shelf."""
+    store = shelf.build(*stream.hidden.shape)
+    for rows in stream.batches():
+        store.write(rows, stream.read(rows))
+    return store
+
+
+@torch.enable_grad()
+def _start_back(decoder: Decoder, stream: Stream) -> None:
+    """Put the gradients of the summed token losses at the last block's output in the place of that output."""
+    for rows in stream.batches():
+        leaf = stream.read(rows).detach().requires_grad_()
+        losses = token_losses(decoder, leaf, stream.tokens[rows])
+        stream.write(rows, torch.autograd.grad(losses.sum(), leaf)[0])
+
+
+@torch.enable_grad()
+def _walk_back(
+    decoder: Decoder, index: int, stream: Stream, entering: Activations, needs: Needs
+) -> BlockValues:
+    """Return what reads gradients in block ``index``; the stream's gradients become those at its input."""
+    sites = decoder.sites(index)
+    sums = [_sums(needs.reading(OUTPUT_GRADIENT), (site,), False) for site in sites]
+    for rows in stream.batches():
+        slope = stream.read(rows)
+        # a copy: the graph must not see the store's memory change under it
+        leaf = entering.read(rows, stream.like).clone().requires_grad_()
+        outputs: dict[str, Tensor] = {}
+        with catch_outputs(sites, [_keeping(outputs, site.name) for site in sites]):
+            result = call_block(decoder, index, stream, leaf)
+        wanted = [outputs[site.name] for site in sites]
+        slopes = torch.autograd.grad(result, [*wanted, leaf] if index else wanted, slope, allow_unused=True)
+        for output, at_output, own in zip(wanted, slopes, sums, strict=False):
+            _adding(own)(torch.zeros_like(output) if at_output is None else at_output)
+        if index:
+            stream.write(rows, slopes[-1])
+    return _finished([one for own in sums for one in own], stream)
+
+
+def _keeping(outputs: dict[str, Tensor], name: str) -> Callable[[Tensor], None]:
+    return lambda output: outputs.update({name: output})
+
+
+def _check(stream: Stream, what: str) -> None:
+    if not all(bool(torch.isfinite(stream.read(rows)).all()) for rows in stream.batches()):
+        raise ModelError(
+            f"{what} are not finite. Check the checkpoint and the calibration text, "
+            "or use model.dtype=float32."
+        )
+
+
+def blocks_of(decoder: Decoder) -> Iterator[tuple[int, bool]]:
+    """Every block's index, and whether another one follows."""
+    last = len(decoder.blocks) - 1
+    return ((index, index < last) for index in range(last + 1))

@@ -1,0 +1,391 @@
+"""Pruning a decoder in place: one loop over shots for every pattern.
+
+A shot prunes to the next target of a schedule. Block by block (arXiv:2406.15524, section 2): one forward with a
+block's weights as they are gives the statistics of its layers, the method decides, a second forward, with the pruned
+weights, gives the next block's input (``propagation="pruned"``, as the papers do). With ``propagation="dense"``
+statistics are those of the model as the shot found it: one forward per block does, and none if they were collected
+before. The whole model at once (arXiv:2312.17244): statistics of all layers, prices of all structures, one threshold,
+then updates layer by layer.
+
+What finishes is told step by step: a shot of the whole model, or a block. A step's state is what resumes from there,
+with the same bits as one go. Norms, embeddings and the head are never pruned.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from prunelab.allocation.base import Allocation
+from prunelab.distributed.group import ALONE, Group
+from prunelab.errors import ConfigError
+from prunelab.methods.facts import facts_of
+from prunelab.models.activation import Placement, Shelf, open_shelf
+from prunelab.models.block import LinearSite
+from prunelab.models.decoder import Decoder
+from prunelab.models.memory import release_host_memory
+from prunelab.models.stream import open_stream
+from prunelab.passes.chooser import Chooser, Part
+from prunelab.passes.choosers import chooser_of
+from prunelab.passes.collect import (
+    BlockValues,
+    Needs,
+    Progress,
+    blocks_of,
+    load_needs,
+)
+from prunelab.passes.elements import states, write
+from prunelab.passes.source import Given, Live, Source, Stored
+from prunelab.pattern import GLOBAL, UNIFORM, Pattern, Propagation, Run
+from prunelab.sparsity.mask import Mask
+from prunelab.stats.view import site_generator
+from prunelab.structures.state import SiteState, State, StateReader, apply_state, read_state
+
+Spread = str | Allocation  # uniform, global, or something that gives every block its ratio
+OnStep = Callable[["StepReport", State], None]
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did. ``shot`` counts from 1; ``block``: the block that is finished, None for the whole model.
+
+    ``target``: removed fraction of the weights asked for; ``achieved``: of the model's weights after a shot, of the
+    block's after a block; ``threshold``: price of the dearest structure removed, None without one; ``sites``: rows
+    {site, block, path, rows, columns, rows_removed, columns_removed, removed, total}; ``seconds``: wall time.
+    """
+
+    shot: int
+    block: int | None
+    target: float
+    achieved: float
+    threshold: float | None
+    sites: list[dict[str, Any]]
+    seconds: float
+
+
+@torch.no_grad()
+def prune(
+    decoder: Decoder,
+    method: Any,
+    tokens: Tensor | None,
+    schedule: Sequence[float],
+    *,
+    pattern: Pattern,
+    seed: int,
+    batch_size: int,
+    allocation: Spread | None = None,
+    propagation: Propagation = "pruned",
+    stored: Stored | None = None,
+    placement: Placement | None = None,
+    start: StateReader | None = None,
+    start_step: int = 0,
+    on_step: OnStep | None = None,
+    progress: Progress | None = None,
+    group: Group = ALONE,
+) -> State:
+    """Prune ``decoder``, dense on entry, in place along ``schedule`` and return its state (it shares the memory).
+
+    ``tokens`` (n, seq_len) int64: calibration; None will do where nothing is needed. ``schedule``: cumulative
+    removed fractions, growing, one per shot; none at all leaves the model dense. ``allocation``: None = the
+    pattern's own. ``stored``: statistics of the dense model, instead of tokens where ``propagation="dense"``; the
+    bits are the same. ``placement``: where hidden states wait; None = on the model's device.
+    ``on_step(report, state)``: ``state`` holds all layers after a shot of the whole model, the block's after a
+    block; save or clone it before returning. ``start`` and ``start_step``: what the first ``start_step`` steps left
+    (block by block: their parts laid over each other); the rest gives the same bits as one go. Of several ranks in
+    ``group`` each walks its share of the tokens and all decide the same. Raises ConfigError for what does not fit
+    together, ModelError for activations that are not finite.
+    """
+    allocation = pattern.default_allocation if allocation is None else allocation
+    _check(decoder, method, pattern, schedule, allocation, propagation, tokens, stored)
+    chooser = chooser_of(pattern)
+    steps = len(schedule) if chooser.is_whole(allocation) else len(decoder.blocks)
+    if not 0 <= start_step <= steps:
+        raise ConfigError("start_step", start_step, f"0 to {steps}, the number of steps")
+    if start_step and start is None:
+        raise ConfigError("start", None, f"the state after step {start_step}", "Or start_step=0.")
+    with open_shelf(placement or Placement("device"), decoder.dtype, decoder.device) as shelf:
+        walk = Walk(decoder, method, chooser, seed, batch_size, shelf, group, progress, on_step)
+        if chooser.is_whole(allocation):
+            return walk.whole(tokens, schedule, cast(str, allocation), stored, start, start_step)
+        return walk.by_blocks(tokens, schedule, allocation, propagation, stored, start, start_step)
+
+
+@torch.no_grad()
+def prune_ratios(
+    decoder: Decoder, method: Any, tokens: Tensor | None, *, pattern: Pattern, ratios: Sequence[float], seed: int,
+    batch_size: int, progress: Progress | None = None,
+) -> list[State]:  # fmt: skip
+    """Return one state per ratio from one pass on the dense stream; ``decoder`` stays dense.
+
+    The same bits as ``prune(..., propagation="dense")`` for each ratio. Statistics and, for SparseGPT, the inverse
+    Hessian are shared; weights are held once per ratio.
+    """
+    for ratio in ratios:
+        _check(decoder, method, pattern, [ratio], UNIFORM, "dense", tokens, None)
+    with open_shelf(Placement("device"), decoder.dtype, decoder.device) as shelf:
+        walk = Walk(decoder, method, chooser_of(pattern), seed, batch_size, shelf, ALONE, progress, None)
+        source = walk.source(tokens, None, walk.needs)
+        items: list[dict[str, SiteState]] = [{} for _ in ratios]
+        for index, more in blocks_of(decoder):
+            for part in walk.parts(index, source, {}, 1, advancing=more):
+                for decision, layers in zip(walk.chooser.decide(method, part, ratios), items, strict=True):
+                    layers |= states(part, *decision)
+            walk.say("prune", index + 1, len(decoder.blocks))
+    return [State(decoder.name, layers) for layers in items]
+
+
+@dataclass(eq=False)
+class Walk:
+    """One pruning at work: the model, who decides, where hidden states wait, and who listens."""
+
+    decoder: Decoder
+    method: Any
+    chooser: Chooser
+    seed: int
+    batch_size: int
+    shelf: Shelf
+    group: Group
+    progress: Progress | None
+    on_step: OnStep | None
+
+    @cached_property
+    def needs(self) -> Needs:
+        """The statistics that the method asks for."""
+        return load_needs(self.method.needs, ones=self.chooser.joins_bias)
+
+    def source(self, tokens: Tensor | None, stored: Stored | None, needs: Needs) -> Source:
+        """Return where statistics come from: what is stored, a stream of the tokens, or nothing."""
+        if stored is not None or not needs.statistics:
+            return Given(stored)
+        stream = open_stream(self.decoder, cast(Tensor, tokens), self.batch_size, self.shelf, self.group)
+        return Live(stream, needs)
+
+    def parts(
+        self, index: int, source: Source, masks: Mapping[str, Mask], shot: int, *, advancing: bool
+    ) -> Iterator[Part]:
+        """Yield the parts of block ``index``; all statistics are there before the first one comes."""
+        values = source.block(self.decoder, index, advancing=advancing) if self.method.needs else {}
+        yield from self._parts(self.decoder.sites(index), masks, values, shot)
+
+    def _parts(
+        self, sites: Sequence[LinearSite], masks: Mapping[str, Mask], values: BlockValues, shot: int
+    ) -> Iterator[Part]:
+        def generator(name: str) -> torch.Generator:
+            return site_generator(self.seed, name, shot)
+
+        yield from self.chooser.parts(sites, masks, values, self.needs, generator)
+
+    # The whole model at once
+
+    def whole(
+        self, tokens: Tensor | None, schedule: Sequence[float], allocation: str, stored: Stored | None,
+        start: StateReader | None, start_step: int,
+    ) -> State:  # fmt: skip
+        """Prune shot by shot, each with one choice over all layers; a step is a shot."""
+        masks = self._start(start)
+        for number, target in enumerate(schedule[start_step:], start_step + 1):
+            began = time.perf_counter()
+            with self._in_shot(number, len(schedule)):
+                source = self._look(tokens, stored)
+                masks, threshold = self.shoot(source, masks, target, number, allocation)
+            weights = (site.linear.weight for site in self.decoder.sites())
+            self.group.confirm(weights, f"after shot {number}")
+            rows = [_row(site, masks[site.name]) for site in self.decoder.sites()]
+            state = partial(read_state, self.decoder, masks)
+            self._tell(number, None, target, threshold, rows, began, state)
+        return read_state(self.decoder, masks)
+
+    def _look(self, tokens: Tensor | None, stored: Stored | None) -> Source:
+        """Return the statistics of the model as it is, in memory where updates or gradients ask for that."""
+        source = self.source(tokens, stored, self.needs)
+        if not (self.chooser.looks_twice or self.needs.backward):
+            return source
+        return source.hold(self.decoder, self.shelf, self.progress)
+
+    def shoot(
+        self, source: Source, masks: Mapping[str, Mask], target: float, shot: int, allocation: str
+    ) -> tuple[dict[str, Mask], float | None]:
+        """Prune the model in place to a removed fraction ``target`` of all its weights; return masks and threshold.
+
+        Held statistics are let go layer by layer, so that memory falls while updates run.
+        """
+        blocks, prices = len(self.decoder.blocks), dict[str, Any]()
+        for index, more in blocks_of(self.decoder):
+            for part in self.parts(index, source, masks, shot, advancing=more):
+                prices |= self.chooser.price(self.method, part, masks)
+                release_host_memory()
+            self.say("costs", index + 1, blocks)
+        choice = self.chooser.choose(prices, target, allocation)
+        pruned: dict[str, Mask] = {}
+        for index in range(blocks):
+            for site in self.decoder.sites(index):
+                values = {site.name: source.release(site.name)}
+                part = partial(self._part, site, masks, values, shot)
+                pruned[site.name] = self.chooser.take(self.method, site, choice.layers[site.name], part)
+                del values
+                release_host_memory()
+            self.say("update", index + 1, blocks)
+        return pruned, choice.threshold
+
+    def _part(self, site: LinearSite, masks: Mapping[str, Mask], values: BlockValues, shot: int) -> Part:
+        return next(self._parts((site,), masks, values, shot))
+
+    def _start(self, start: StateReader | None) -> dict[str, Mask]:
+        """Put the start state, if any, into the decoder; return the masks to begin with."""
+        if start is None:
+            return {site.name: self.chooser.start(site) for site in self.decoder.sites()}
+        return self._put(start)
+
+    def _put(self, state: StateReader, block: int | None = None) -> dict[str, Mask]:
+        """Put what an earlier attempt made of the model, or of one block, in place; return its masks."""
+        apply_state(self.decoder, state, block)
+        masks = {site.name: state.site(site.name).mask for site in self.decoder.sites(block)}
+        for name, mask in masks.items():
+            if mask.kind != self.chooser.kind:
+                raise ConfigError("start", mask.kind, f"a state with masks of {self.chooser.kind}", name)
+        return masks
+
+    # Block by block
+
+    def by_blocks(
+        self, tokens: Tensor | None, schedule: Sequence[float], allocation: Spread, propagation: str,
+        stored: Stored | None, start: StateReader | None, start_step: int,
+    ) -> State:  # fmt: skip
+        """Prune every block on its own; a step is a block."""
+        (ratio,) = schedule or (0.0,)
+        needs = self.needs
+        spread = None if isinstance(allocation, str) else load_needs(("input_norm",))
+        source = self.source(tokens, stored, needs if needs.statistics or spread is None else spread)
+        ratios = self._ratios(allocation, ratio, source, spread)
+        masks: dict[str, Mask] = {}
+        for index, more in blocks_of(self.decoder):
+            began = time.perf_counter()
+            moves = more and bool(needs.statistics)
+            if index < start_step:
+                if moves and propagation == "dense":
+                    source.advance(self.decoder, index)
+                masks |= self._put(cast(StateReader, start), index)
+            else:
+                masks |= self.prune_block(
+                    index, source, ratios[index], advancing=moves and propagation == "dense"
+                )
+                weights = (site.linear.weight for site in self.decoder.sites(index))
+                self.group.confirm(weights, f"after block {index}")
+            if moves and propagation == "pruned":
+                source.advance(self.decoder, index)
+            if index >= start_step:
+                self.say("prune", index + 1, len(self.decoder.blocks))
+                sites = self.decoder.sites(index)
+                rows = [_row(site, masks[site.name]) for site in sites]
+                part = _state_of(self.decoder, sites, masks)
+                self._tell(1, index, ratios[index], None, rows, began, part)
+        return read_state(self.decoder, masks)
+
+    def prune_block(self, index: int, source: Source, ratio: float, *, advancing: bool) -> dict[str, Mask]:
+        """Prune block ``index`` in place; return its masks. Its statistics are gone when this returns."""
+        masks: dict[str, Mask] = {}
+        for part in self.parts(index, source, masks, 1, advancing=advancing):
+            decision = self.chooser.decide(self.method, part, [ratio])[0]
+            masks |= write(part, *decision)
+        release_host_memory()
+        return masks
+
+    def _ratios(self, allocation: Spread, ratio: float, source: Source, spread: Needs | None) -> list[float]:
+        """Return every block's ratio; an allocation with numbers looks at the dense model first."""
+        n_blocks = len(self.decoder.blocks)
+        if spread is None:
+            return [ratio] * n_blocks
+        allocation, looking = cast(Allocation, allocation), source.fork(spread, self.shelf)
+        shares = []
+        for index, more in blocks_of(self.decoder):
+            values = looking.block(self.decoder, index, advancing=more)
+            scores = [
+                site.linear.weight.detach().abs().float() * values[site.name]["input_norm"]
+                for site in self.decoder.sites(index)
+            ]
+            shares.append(allocation.share(scores))
+            self.say("allocation", index + 1, n_blocks)
+        looking.close(self.shelf)
+        return allocation.ratios(shares, ratio)
+
+    # Who listens
+
+    def say(self, phase: str, done: int, total: int) -> None:
+        """Tell how far a phase is."""
+        if self.progress is not None:
+            self.progress({"event": "progress", "phase": phase, "done": done, "total": total})
+
+    @contextmanager
+    def _in_shot(self, number: int, shots: int) -> Iterator[None]:
+        """While open, progress names the shot."""
+        tell = self.progress
+        if tell is not None:
+            self.progress = lambda row: tell({**row, "shot": number, "shots": shots})
+        try:
+            yield
+        finally:
+            self.progress = tell
+
+    def _tell(
+        self, shot: int, block: int | None, target: float, threshold: float | None, rows: list[dict[str, Any]],
+        began: float, state: Callable[[], State],
+    ) -> None:  # fmt: skip
+        if self.on_step is None:
+            return
+        achieved = sum(row["removed"] for row in rows) / sum(row["total"] for row in rows)
+        seconds = time.perf_counter() - began
+        self.on_step(StepReport(shot, block, target, achieved, threshold, rows, seconds), state())
+
+
+def _check(
+    decoder: Decoder, method: Any, pattern: Pattern, schedule: Sequence[float], allocation: Spread,
+    propagation: str, tokens: Tensor | None, stored: Stored | None,
+) -> None:  # fmt: skip
+    for before, after in zip([0.0, *schedule], schedule, strict=False):
+        if not 0 <= before <= after < 1:
+            raise ConfigError("schedule", list(schedule), "growing ratios, 0 <= ratio < 1")
+    if isinstance(allocation, str) and allocation not in (UNIFORM, GLOBAL):
+        raise ConfigError("allocation.name", allocation, f"{UNIFORM} | {GLOBAL} | owl")
+    if len(schedule) > 1 and not pattern.several_shots:
+        allowed = f"one ratio with sparsity.pattern={pattern.name}"
+        raise ConfigError("schedule", list(schedule), allowed)
+    ratio = schedule[-1] if schedule else 0.0
+    widths = [(site.name, site.linear.in_features) for site in decoder.sites()]
+    name = allocation if isinstance(allocation, str) else allocation.name
+    facts = facts_of(method)
+    for error in pattern.check(Run(facts, ratio, name, propagation, widths)):
+        if error.key != "method.step" or len(schedule) > 1:  # the schedule says how many shots there are
+            raise error
+    needs = {*method.needs} | (set() if isinstance(allocation, str) else {"input_norm"})
+    if stored is None and tokens is None and needs:
+        raise ConfigError("calibration", None, "a token set", "The method or the allocation needs one.")
+    if stored is not None:
+        if propagation != "dense":
+            raise ConfigError("propagation", propagation, "dense with statistics of the dense model")
+        if not needs <= set(stored.needs):
+            raise ConfigError("statistics", stored.needs, f"{', '.join(sorted(needs))} among them")
+
+
+def _state_of(
+    decoder: Decoder, sites: Sequence[LinearSite], masks: Mapping[str, Mask]
+) -> Callable[[], State]:
+    def state() -> State:
+        items = {}
+        for site in sites:
+            bias = site.linear.bias
+            bias = None if bias is None else bias.detach()
+            items[site.name] = SiteState(site.linear.weight.detach(), bias, masks[site.name])
+        return State(decoder.name, items)
+
+    return state
+
+
+def _row(site: LinearSite, mask: Mask) -> dict[str, Any]:
+    return {"site": site.name, "block": site.block, "path": site.path, **mask.counts()}

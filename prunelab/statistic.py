@@ -1,0 +1,25 @@
+"""Names of statistics: what a method may write into its ``needs``, and the class behind each name.
+
+A name of the package's own is short; any other statistic goes by the dotted name of its class
+(``needs = ("mine.InputMax",)``). Planning reads the class' literals ``name`` and ``reads`` from its source.
+"""
+
+from __future__ import annotations
+
+INPUT, OUTPUT, OUTPUT_GRADIENT = "input", "output", "output_gradient"
+READS = (
+    INPUT,
+    OUTPUT,
+    OUTPUT_GRADIENT,
+)  # of a linear layer; the last one needs a walk back through the model
+
+CLASSES = {
+    "input_norm": "prunelab.stats.input_norm.InputNorm",
+    "input_gram": "prunelab.stats.gram.InputGram",
+    "output_gram": "prunelab.stats.gram.OutputGram",
+}
+
+
+def class_of(need: str) -> str:
+    """Return the dotted name of the class that ``need`` means; "" for a name that is neither known nor dotted."""
+    return CLASSES.get(need, need if "." in need else "")

@@ -1,0 +1,97 @@
+"""What a statistic is: something summed over the tokens that a linear layer reads or writes, one class each.
+
+A statistic's class has two literals that planning reads from its source, ``name`` and ``reads``:
+
+- ``input``: what enters the layer, (..., in_features); layers with one input share one sum;
+- ``output``: what leaves it, (..., out_features);
+- ``output_gradient``: the gradient of the summed token losses at its output, (..., out_features).
+
+The collector starts a running sum per layer (or per shared input), feeds it batch by batch, adds the sums of all
+ranks, and finishes it into a value, which the method gets through its view. Everything that has to be known about
+such a value (which entries carry a signal, how it is cut down to some entries, how it is stored) its class says.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from prunelab.errors import ConfigError, nearest
+from prunelab.statistic import CLASSES, class_of
+
+
+class Running(Protocol):
+    """A sum that is being collected. ``total`` and ``n_tokens`` are added over ranks."""
+
+    total: Tensor
+    n_tokens: int
+
+    def add(self, x: Tensor) -> None:
+        """Add the tokens of ``x`` (..., width)."""
+        ...
+
+    def finish(self) -> Any:
+        """Return the value over all tokens; uses up the sum."""
+        ...
+
+
+class Statistic(Protocol):
+    """One statistic; its objects hold no state."""
+
+    @property
+    def name(self) -> str:
+        """What methods write into ``needs``."""
+        ...
+
+    @property
+    def reads(self) -> str:
+        """Of ``prunelab.statistic.READS``."""
+        ...
+
+    def start(self, name: str, width: int, *, ones: bool, device: torch.device) -> Running:
+        """Return an empty sum over vectors of ``width`` entries, of a layer called ``name`` in messages.
+
+        ``ones``: a last entry 1 stands for the input of a bias.
+        """
+        ...
+
+    def live(self, value: Any) -> Tensor | None:
+        """Return which entries (width,) carried any signal; None if the value cannot tell."""
+        ...
+
+    def restrict(self, value: Any, kept: Tensor) -> Any:
+        """Return the value over the entries where ``kept`` (width,) bool is True."""
+        ...
+
+    def is_finite(self, value: Any) -> bool:
+        """Whether every number that the value was made from was finite."""
+        ...
+
+    def pack(self, value: Any) -> Tensor:
+        """Return the value as one tensor, to be stored."""
+        ...
+
+    def unpack(self, stored: Tensor, width: int, name: str) -> Any:
+        """Return the value of a layer called ``name`` from what :meth:`pack` gave; ValueError if it cannot be one."""
+        ...
+
+
+def load_statistic(need: str) -> Statistic:
+    """Return the statistic that ``need`` means: a name of the package's own, or the dotted name of a class.
+
+    Raises ConfigError if there is none.
+    """
+    module, _, name = class_of(need).rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)()
+    except (ImportError, AttributeError, ValueError) as error:
+        allowed = f"{', '.join(CLASSES)}, or the dotted name of a statistic's class"
+        hint = nearest(need, CLASSES) or str(error)
+        raise ConfigError("method.needs", need, allowed, hint) from None
+
+
+Values = Mapping[str, Any]  # need -> value, of one layer or of layers that share an input

@@ -1,0 +1,92 @@
+"""Patterns: how they are built, and every rule of a run, each with its message."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from prunelab.errors import ConfigError
+from prunelab.pattern import PATTERNS, MethodFacts, Run, build_pattern, pattern_of
+
+WANDA = {
+    "name": "wanda", "scope": "linear", "supports": ("unstructured", "n:m"), "needs": ("input_norm",), "step": None,
+    "functions": frozenset({"score"}), "reads": frozenset({"input"}),
+}  # fmt: skip
+SPARSEGPT = WANDA | {"name": "sparsegpt", "needs": ("input_gram",), "functions": frozenset({"prune"})}
+SURGEON = WANDA | {
+    "name": "surgeon", "supports": ("rows_columns",), "needs": ("input_gram", "output_gram"), "step": 0.1,
+    "functions": frozenset({"costs", "update"}), "reads": frozenset({"input", "output_gradient"}),
+}  # fmt: skip
+
+
+def mistakes(pattern: str, method: dict[str, Any], **choices: Any) -> list[str]:
+    shape = {key: choices.pop(key) for key in ("n", "m", "within") if key in choices}
+    built = build_pattern(pattern, **shape)
+    ratio = built.fixed_ratio if built.fixed_ratio is not None else 0.5
+    whole = {"ratio": ratio, "allocation": built.default_allocation, "propagation": "pruned"} | choices
+    return [str(error) for error in built.check(Run(MethodFacts(**method), **whole))]
+
+
+def test_patterns_are_built_and_checked() -> None:
+    assert build_pattern("2:4") == build_pattern("n:m", n=2, m=4)
+    assert build_pattern("1:4").fixed_ratio == 0.75
+    assert build_pattern("unstructured", within="row").fixed_ratio is None
+    for wrong in (
+        {"name": "block"},
+        {"name": "n:m"},
+        {"name": "4:4"},
+        {"name": "n:m", "n": 0, "m": 4},
+        {"name": "unstructured", "n": 2},
+        {"name": "unstructured", "within": "model"},
+        {"name": "2:4", "within": "matrix"},
+        {"name": "rows_columns", "m": 4},
+        {"name": "rows_columns", "within": "row"},
+    ):
+        with pytest.raises(ConfigError, match="sparsity"):
+            build_pattern(**wrong)
+
+
+def test_an_identity_gives_its_pattern_back() -> None:
+    for pattern in (
+        build_pattern("2:4"),
+        build_pattern("unstructured", within="row"),
+        build_pattern("rows_columns"),
+    ):
+        assert pattern_of(pattern.identity()) == pattern
+        assert PATTERNS[pattern.name] is type(pattern)
+
+
+def test_what_fits_together_has_no_mistakes() -> None:
+    assert mistakes("unstructured", WANDA) == []
+    assert mistakes("2:4", SPARSEGPT, widths=[("down_proj", 1536)]) == []
+    assert mistakes("rows_columns", SURGEON) == []
+    assert mistakes("unstructured", WANDA, allocation="global", propagation="dense") == []
+    assert mistakes("unstructured", WANDA | {"needs": ()}, allocation="global") == []
+
+
+@pytest.mark.parametrize(
+    ("pattern", "method", "choices", "message"),
+    [
+        ("unstructured", SURGEON, {}, "what method=surgeon can do: rows_columns"),
+        ("rows_columns", WANDA, {}, "what method=wanda can do: unstructured, n:m"),
+        ("unstructured", WANDA | {"scope": "page"}, {}, "method.scope='page'"),
+        ("unstructured", WANDA | {"functions": frozenset()}, {}, "a class with score or prune"),
+        ("unstructured", WANDA | {"needs": ("input_nrom",)}, {}, "Did you mean 'input_norm'?"),
+        ("unstructured", WANDA | {"step": 0.1}, {}, "method.step=0.1: allowed is null"),
+        ("unstructured", WANDA, {"ratio": 1.0}, "sparsity.ratio=1.0"),
+        ("2:4", WANDA, {"ratio": 0.6}, "0.5, what 2:4 removes"),
+        ("2:4", WANDA, {"widths": [("down_proj", 11006)]}, "down_proj has 11006 inputs"),
+        ("2:4", WANDA, {"allocation": "owl"}, "n:m fixes every layer's ratio"),
+        ("unstructured", WANDA, {"propagation": "both"}, "pruned | dense"),
+        ("unstructured", WANDA, {"allocation": "global"}, "dense with allocation=global"),
+        ("unstructured", WANDA | {"reads": frozenset({"output_gradient"})}, {}, "dense with method=wanda"),
+        ("unstructured", SPARSEGPT, {"within": "row"}, "sparsegpt chooses in its own way"),
+        ("unstructured", SPARSEGPT, {"allocation": "global", "propagation": "dense"}, "without scores to compare"),
+        ("rows_columns", SURGEON, {"allocation": "owl"}, "global or uniform"),
+        ("rows_columns", SURGEON, {"propagation": "dense"}, "Each shot looks at the model as it is"),
+    ],
+)  # fmt: skip
+def test_every_rule_says_what_is_wrong_once(pattern: str, method: Any, choices: Any, message: str) -> None:
+    (said,) = mistakes(pattern, method, **choices)
+    assert message in said
