@@ -1,4 +1,4 @@
-"""Proof that a pruned model is what its state says: removed weights exactly zero, everything else finite."""
+"""Proof that a pruned model is what its state says: removed weights exactly zero, trained norms in place, all finite."""
 
 from __future__ import annotations
 
@@ -29,6 +29,12 @@ def check(decoder: Decoder, state: StateReader) -> dict[str, int]:
         odd = sum(int((~torch.isfinite(part)).sum()) for part in parts)
         if odd:
             faults.append(f"{site.name}: {odd} weights are not finite")
+    others = decoder.other_parameters()
+    for name in state.parameter_names:
+        if name not in others or not torch.equal(others[name], state.parameter(name).to(others[name].device)):
+            faults.append(f"{name} is not the state's")
+        elif not bool(torch.isfinite(others[name]).all()):
+            faults.append(f"{name} is not finite")
     if faults:
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise ModelError(

@@ -76,6 +76,17 @@ class Decoder:
             f"{nearest(name, known)}".rstrip()
         )
 
+    def other_parameters(self, block: int | None = None) -> dict[str, nn.Parameter]:
+        """The parameters of one block, or of all, outside its linear maps (gains and biases of norms), by full name."""
+        linear = {id(parameter) for site in self.sites(block) for parameter in site.linear.parameters()}
+        chosen = range(len(self.blocks)) if block is None else (block,)
+        return {
+            f"{self.family.blocks}.{index}.{path}": parameter
+            for index in chosen
+            for path, parameter in self.blocks[index].named_parameters()
+            if id(parameter) not in linear
+        }
+
     def n_parameters(self) -> int:
         """How many parameters the model holds, tied ones once."""
         return sum(parameter.numel() for parameter in self.model.parameters())

@@ -1,12 +1,13 @@
 """What a repair is: a frozen dataclass without defaults, built from ``conf/reconstruction/<name>.yaml``.
 
 It says which blocks it takes together (``window``, moved on by ``stride``) and repairs the kept weights of
-such a unit in place. The walk owns the streams, the masks, the order, progress and the report.
+such a unit in place, and whatever else of its blocks it likes. The walk owns the streams, the masks, the order,
+progress and the report; it stores every parameter of a block that is not the dense model's any more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -21,6 +22,7 @@ from prunelab.reconstruction.streams import Streams
 from prunelab.sparsity.mask import Mask
 
 Target = Literal["local", "global"]
+Held = tuple[Tensor, Tensor]  # a parameter and values that it may hold
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,10 +39,43 @@ class Layer:
         """The module, which holds the pruned weights."""
         return self.site.linear
 
+    def hold(self, weight: Tensor, bias: Tensor | None) -> list[Held]:
+        """Return the module's parameters with the values that they shall hold."""
+        pairs = [(self.linear.weight, weight)]
+        return pairs if bias is None else [*pairs, (self.linear.bias, bias)]
+
+
+@dataclass(frozen=True, eq=False)
+class Other:
+    """A parameter of a unit's block outside its linear layers, such as a norm's gain: its full name, the parameter,
+    and its dense values."""
+
+    name: str
+    parameter: nn.Parameter
+    dense: Tensor
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it holds the dense model's bits."""
+        return torch.equal(self.parameter.data, self.dense)
+
+
+@dataclass(frozen=True, eq=False)
+class Members:
+    """The parameters of a block: its pruned linear layers, and the others."""
+
+    layers: tuple[Layer, ...]
+    others: tuple[Other, ...]
+
+    def dense(self) -> list[Held]:
+        """Return every parameter with its dense values."""
+        pairs = [pair for layer in self.layers for pair in layer.hold(layer.weight, layer.bias)]
+        return [*pairs, *((other.parameter, other.dense) for other in self.others)]
+
 
 @dataclass(frozen=True, eq=False)
 class Unit:
-    """Consecutive blocks to repair together, with pruned weights in place.
+    """Consecutive blocks to repair together, with pruned weights in place; ``members`` of each.
 
     ``calibration``: streams at the input of the first block; ``stopping``: streams of the text that may end
     training early, None without. ``generator``: seeded by (seed, first block), on the CPU.
@@ -48,16 +83,26 @@ class Unit:
 
     decoder: Decoder
     blocks: range
-    layers: tuple[Layer, ...]
+    members: tuple[Members, ...]
     calibration: Streams
     stopping: Streams | None
     generator: torch.Generator
     shelf: Shelf
 
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The pruned linear layers of all blocks."""
+        return tuple(layer for block in self.members for layer in block.layers)
+
+    @property
+    def others(self) -> tuple[Other, ...]:
+        """The other parameters of all blocks."""
+        return tuple(other for block in self.members for other in block.others)
+
     @contextmanager
     def dense(self) -> Iterator[None]:
-        """While open, the dense weights are in place."""
-        with dense_weights(self.layers):
+        """While open, the dense parameters are in place."""
+        with holding(pair for block in self.members for pair in block.dense()):
             yield
 
     def target(self, streams: Streams, kind: Target, store: Activations) -> None:
@@ -69,27 +114,17 @@ class Unit:
 
 
 @contextmanager
-def dense_weights(layers: tuple[Layer, ...]) -> Iterator[None]:
-    """While open, ``layers`` hold their dense weights; nothing is copied."""
-    before = [(layer.linear.weight.data, _data(layer.linear.bias)) for layer in layers]
+def holding(values: Iterable[Held]) -> Iterator[None]:
+    """While open, parameters hold those values; nothing is copied."""
+    pairs = list(values)
+    before = [parameter.data for parameter, _ in pairs]
     try:
-        for layer in layers:
-            put(layer.linear, layer.weight, layer.bias)
+        for parameter, value in pairs:
+            parameter.data = value
         yield
     finally:
-        for layer, held in zip(layers, before, strict=True):
-            put(layer.linear, *held)
-
-
-def put(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
-    """Make ``weight`` (R, C) and ``bias`` (R,) the storage of ``linear``'s parameters."""
-    linear.weight.data = weight
-    if bias is not None:
-        linear.bias.data = bias
-
-
-def _data(parameter: nn.Parameter | None) -> Tensor | None:
-    return None if parameter is None else parameter.data
+        for (parameter, _), value in zip(pairs, before, strict=True):
+            parameter.data = value
 
 
 class Reconstruction(Protocol):

@@ -15,20 +15,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunelab.errors import ConfigError, ModelError
 from prunelab.models.activation import Placement, Shelf, open_shelf
+from prunelab.models.block import LinearSite
 from prunelab.models.compare import relative_error, squares
 from prunelab.models.decoder import Decoder
 from prunelab.models.memory import release_host_memory
 from prunelab.models.stream import advance
-from prunelab.reconstruction.base import Layer, Reconstruction, Unit, dense_weights, put
+from prunelab.reconstruction.base import Held, Layer, Members, Other, Reconstruction, Unit, holding
 from prunelab.reconstruction.streams import Streams, open_streams
 from prunelab.sparsity.mask import Mask
 from prunelab.stats.view import site_generator
@@ -79,9 +80,9 @@ def reconstruct(
 ) -> State:
     """Repair ``state`` on ``tokens`` (n, seq_len) int64 and return the new state, with the same masks.
 
-    ``decoder`` is dense on entry and the repaired model on return; its other parameters are never touched.
+    ``decoder`` is dense on entry and the repaired model on return; parameters outside its blocks are never touched.
     ``batch_size``: sequences per forward of the walk; training has its own. ``on_block(report, part)``:
-    ``part`` holds every layer whose weights the step changed or finished; parts laid over each other are the
+    ``part`` holds every layer, and trained parameter, that the step changed or finished; parts laid over each other are the
     ``start`` from which, with ``start_block = report.done``, the rest gives the same bits. Save or clone
     before returning. Raises ConfigError for what does not fit together, ModelError where training diverges.
     """
@@ -95,8 +96,9 @@ def reconstruct(
             shelf=shelf,
             calibration=open_streams(decoder, tokens, batch_size, shelf),
             stopping=None if stopping is None else open_streams(decoder, stopping, batch_size, shelf),
-            layers={},
+            members={},
             masks={},
+            trained={},
             progress=progress,
         )
         n_blocks = len(decoder.blocks)
@@ -113,12 +115,13 @@ def reconstruct(
                 on_block(RepairReport(finished[-1] + 1, rows, fit), part)
             for index in finished:
                 walk.release(index)
-    return read_state(decoder, walk.masks)
+    return read_state(decoder, walk.masks, walk.trained)
 
 
 @dataclass(eq=False)
 class _Walk:
-    """The streams; the layers of blocks whose dense weights are still at hand; the masks met so far."""
+    """The streams; ``members`` of blocks whose dense weights are still at hand; the masks met so far; the names of
+    parameters outside linear layers that are not dense any more, in order."""
 
     decoder: Decoder
     state: StateReader
@@ -127,35 +130,52 @@ class _Walk:
     shelf: Shelf
     calibration: Streams
     stopping: Streams | None
-    layers: dict[int, tuple[Layer, ...]]
+    members: dict[int, Members]
     masks: dict[str, Mask]
+    trained: dict[str, None]
     progress: Progress | None
 
     def enter(self, window: range, start: StateReader | None) -> None:
         """Keep the dense weights of blocks new in ``window`` and put the pruned ones in place."""
         for index in window:
-            if index in self.layers:
-                continue
-            found = []
-            for site in self.decoder.sites(index):
-                linear, pruned = site.linear, self.state.site(site.name)
-                bias = None if linear.bias is None else linear.bias.data
-                self.masks[site.name] = pruned.mask
-                found.append(Layer(site, pruned.mask, linear.weight.data, bias))
-                if start is not None and site.name in start.names:
-                    pruned = start.site(site.name)
-                _check_fits(found[-1], pruned, self.state.model)
-                put(linear, pruned.weight.to(linear.weight, copy=True), _copy(pruned.bias, linear.weight))
-            self.layers[index] = tuple(found)
+            if index not in self.members:
+                layers = [self._layer(site, start) for site in self.decoder.sites(index)]
+                others = [self._other(*item, start) for item in self.decoder.other_parameters(index).items()]
+                self.members[index] = Members(tuple(layers), tuple(others))
+
+    def _layer(self, site: LinearSite, start: StateReader | None) -> Layer:
+        """Put a layer's weights in place: what an earlier attempt made of it, else as it was pruned."""
+        linear, pruned = site.linear, self.state.site(site.name)
+        self.masks[site.name] = pruned.mask
+        layer = Layer(
+            site, pruned.mask, linear.weight.data, None if linear.bias is None else linear.bias.data
+        )
+        if start is not None and site.name in start.names:
+            pruned = start.site(site.name)
+        _check_fits(layer, pruned, self.state.model)
+        new = pruned.weight.to(linear.weight, copy=True), _copy(pruned.bias, linear.weight)
+        for parameter, value in layer.hold(*new):
+            parameter.data = value
+        return layer
+
+    def _other(self, name: str, parameter: nn.Parameter, start: StateReader | None) -> Other:
+        """Put the other parameter in place, in memory of its own: the dense one stays as it is."""
+        other = Other(name, parameter, parameter.data)
+        having = (
+            state for state in (start, self.state) if state is not None and name in state.parameter_names
+        )
+        state = next(having, None)
+        value = other.dense if state is None else state.parameter(name)
+        parameter.data = value.to(other.dense, copy=True)
+        return other
 
     def repair(self, window: range) -> dict[str, float]:
-        layers = tuple(layer for index in window for layer in self.layers[index])
         if not any(mask.removed for mask in self.masks.values()):
             return {}  # rounding alone must not move the weights of a dense model
         unit = Unit(
             decoder=self.decoder,
             blocks=window,
-            layers=layers,
+            members=tuple(self.members[index] for index in window),
             calibration=self.calibration,
             stopping=self.stopping,
             generator=site_generator(self.seed, f"blocks {window[0]} to {window[-1]}", 1),
@@ -169,7 +189,7 @@ class _Walk:
         release_host_memory()
         for index in finished:
             both = [s for s in (self.calibration, self.stopping) if s is not None]
-            with dense_weights(self.layers[index]):
+            with holding(self.members[index].dense()):
                 for streams in both:
                     advance(self.decoder, index, streams.dense)
             before = self._error_before(index) if tell else 0.0
@@ -182,27 +202,35 @@ class _Walk:
     def _error_before(self, index: int) -> float:
         """Squared error that block ``index`` would have as it was pruned; the dense stream is past it already."""
         streams = self.calibration
-        with dense_weights(tuple(self._as_pruned(layer) for layer in self.layers[index])):
+        with holding(self._as_pruned(self.members[index])):
             run = partial(streams.run, range(index, index + 1))
             return squares(streams.pruned, streams.dense.hidden, run)[0]
 
-    def _as_pruned(self, layer: Layer) -> Layer:
-        """The layer with the weights of the state in the place of the dense ones."""
-        stored, like = self.state.site(layer.site.name), layer.weight
-        return replace(layer, weight=stored.weight.to(like), bias=_copy(stored.bias, like))
+    def _as_pruned(self, members: Members) -> list[Held]:
+        """The block's parameters with the values that pruning left."""
+        pairs: list[Held] = []
+        for layer in members.layers:
+            stored, like = self.state.site(layer.site.name), layer.weight
+            pairs += layer.hold(stored.weight.to(like), _copy(stored.bias, like))
+        return [*pairs, *((other.parameter, other.dense) for other in members.others)]
 
     def release(self, index: int) -> None:
         """Let the dense weights of a finished block go."""
-        del self.layers[index]
+        self.trained |= self._trained(self.members.pop(index))
+
+    def _trained(self, members: Members) -> dict[str, None]:
+        return {other.name: None for other in members.others if not other.is_dense}
 
     def part(self, window: range) -> State:
-        items = {}
-        for index in window:
-            for layer in self.layers[index]:
-                linear = layer.linear
-                bias = None if linear.bias is None else linear.bias.detach()
-                items[layer.site.name] = SiteState(linear.weight.detach(), bias, layer.mask)
-        return State(self.state.model, items)
+        items: dict[str, SiteState] = {}
+        parameters: dict[str, Tensor] = {}
+        for members in (self.members[index] for index in window):
+            for layer in members.layers:
+                bias = None if layer.linear.bias is None else layer.linear.bias.detach()
+                items[layer.site.name] = SiteState(layer.linear.weight.detach(), bias, layer.mask)
+            for name in self._trained(members):
+                parameters[name] = self.decoder.model.get_parameter(name).detach()
+        return State(self.state.model, items, parameters)
 
     def _say(self, block: int) -> Progress:
         progress = self.progress

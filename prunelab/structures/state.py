@@ -1,20 +1,22 @@
 """State: the pruned linear layers of a model (weights, biases, masks), as data and as one safetensors file.
 
-A state holds what pruning changed and nothing else, so a shot can be stored, resumed bit for bit, and laid
-over a freshly loaded dense model block by block. The file is written under a temporary name and renamed;
-every layer carries a sha256 of its bytes, checked when the layer is read.
+A state holds what pruning and repair changed and nothing else, so a shot can be stored, resumed bit for bit, and laid
+over a freshly loaded dense model block by block. That is every linear layer, and of a block's other parameters (gains
+and biases of norms) those that a repair has trained. The file is written under a temporary name and renamed; every
+layer and parameter carries a sha256 of its bytes, checked when it is read.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,11 +24,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from prunelab.errors import ModelError, StoreError
-from prunelab.models.block import LinearSite
 from prunelab.models.decoder import Decoder
 from prunelab.sparsity.mask import Mask, unpack
 
-FORMAT, VERSION = "prunelab.state", 1
+FORMAT, VERSION = "prunelab.state", 2
+_READABLE = (1, 2)  # version 1 knew no parameters outside linear layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +41,7 @@ class SiteState:
 
 
 class StateReader(Protocol):
-    """A state in memory or in a file: its model's name, its layers' names, and one layer at a time."""
+    """A state in memory or in a file: its model's name, its layers' and parameters' names, and one of them at a time."""
 
     @property
     def model(self) -> str:
@@ -51,30 +53,49 @@ class StateReader(Protocol):
         """Names of the layers."""
         ...
 
+    @property
+    def parameter_names(self) -> tuple[str, ...]:
+        """Names of the parameters outside linear layers that are not the dense model's."""
+        ...
+
     def site(self, name: str) -> SiteState:
         """One layer; StoreError if there is none of that name or its bytes are damaged."""
+        ...
+
+    def parameter(self, name: str) -> Tensor:
+        """One parameter outside linear layers, in the model's dtype; StoreError as for layers."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """A state in memory. ``items``: layer name -> SiteState."""
+    """A state in memory. ``items``: layer name -> SiteState; ``parameters``: others of a block, by their full name."""
 
     model: str
     items: Mapping[str, SiteState]
+    parameters: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the layers."""
         return tuple(self.items)
 
+    @property
+    def parameter_names(self) -> tuple[str, ...]:
+        """Names of the parameters outside linear layers."""
+        return tuple(self.parameters)
+
     def site(self, name: str) -> SiteState:
         """One layer; StoreError if there is none of that name."""
         if name not in self.items:
-            raise StoreError(
-                f"the state of {self.model} has no layer {name!r}; it has {', '.join(self.names)}."
-            )
+            raise _missing(f"the state of {self.model}", "layer", name, self.names)
         return self.items[name]
+
+    def parameter(self, name: str) -> Tensor:
+        """One parameter outside linear layers; StoreError if there is none of that name."""
+        if name not in self.parameters:
+            raise _missing(f"the state of {self.model}", "parameter", name, self.parameter_names)
+        return self.parameters[name]
 
     def sites(self) -> Iterator[tuple[str, SiteState]]:
         """Every layer with its name."""
@@ -90,35 +111,50 @@ class State:
                 )
                 for name, site in self.items.items()
             },
+            {name: value.clone() for name, value in self.parameters.items()},
         )
 
 
 @dataclass(frozen=True, eq=False)
 class StateFile:
-    """A state on disk; a layer is read when asked for."""
+    """A state on disk; a layer or a parameter is read when asked for. Both ``digests`` by name."""
 
     path: Path
     model: str
     digests: Mapping[str, str]
+    parameter_digests: Mapping[str, str]
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the layers."""
         return tuple(self.digests)
 
+    @property
+    def parameter_names(self) -> tuple[str, ...]:
+        """Names of the parameters outside linear layers."""
+        return tuple(self.parameter_digests)
+
     def site(self, name: str) -> SiteState:
         """Read one layer; StoreError if there is none of that name or its bytes are damaged."""
-        if name not in self.digests:
-            raise StoreError(f"{self.path} has no layer {name!r}; it has {', '.join(self.names)}.")
+        return _unpack(self._read("layer", name, self.digests))
+
+    def parameter(self, name: str) -> Tensor:
+        """Read one parameter outside linear layers; StoreError as for layers."""
+        return self._read("parameter", name, self.parameter_digests)[_VALUE]
+
+    def _read(self, what: str, name: str, digests: Mapping[str, str]) -> dict[str, Tensor]:
+        """Return the checked tensors stored under ``name``, by what they are of it."""
+        if name not in digests:
+            raise _missing(str(self.path), what, name, tuple(digests))
         try:
             with safe_open(self.path, framework="pt") as file:
                 keys = [key for key in file.keys() if key.startswith(f"{name}:")]  # noqa: SIM118
                 tensors = {key.removeprefix(f"{name}:"): file.get_tensor(key) for key in keys}
         except (SafetensorError, OSError) as error:
             raise _damaged(self.path, str(error)) from error
-        if _digest(tensors) != self.digests[name]:
-            raise _damaged(self.path, f"layer {name} does not match its digest")
-        return _unpack(tensors)
+        if _digest(tensors) != digests[name]:
+            raise _damaged(self.path, f"{what} {name} does not match its digest")
+        return tensors
 
     def sites(self) -> Iterator[tuple[str, SiteState]]:
         """Read every layer, one at a time."""
@@ -126,12 +162,13 @@ class StateFile:
 
     def load(self) -> State:
         """Read the whole state into memory."""
-        return State(self.model, dict(self.sites()))
+        parameters = {name: self.parameter(name) for name in self.parameter_names}
+        return State(self.model, dict(self.sites()), parameters)
 
 
 @dataclass(frozen=True, eq=False)
 class Overlay:
-    """States laid over each other: of a layer that several have, the last one's counts. At least one of one model."""
+    """States laid over each other: of what several have, the last one's counts. At least one, all of one model."""
 
     layers: tuple[StateReader, ...]
 
@@ -145,31 +182,44 @@ class Overlay:
         """Names of the layers of all."""
         return tuple(dict.fromkeys(name for state in self.layers for name in state.names))
 
+    @property
+    def parameter_names(self) -> tuple[str, ...]:
+        """Names of the parameters outside linear layers of all."""
+        return tuple(dict.fromkeys(name for state in self.layers for name in state.parameter_names))
+
     def site(self, name: str) -> SiteState:
         """One layer, by the last state that has it; StoreError if none has."""
         return next((s for s in reversed(self.layers) if name in s.names), self.layers[-1]).site(name)
 
+    def parameter(self, name: str) -> Tensor:
+        """One parameter outside linear layers, by the last state that has it; StoreError if none has."""
+        having = (state for state in reversed(self.layers) if name in state.parameter_names)
+        return next(having, self.layers[-1]).parameter(name)
 
-def read_state(decoder: Decoder, masks: Mapping[str, Mask]) -> State:
-    """Return the state of ``decoder`` under ``masks``; its weights share memory with the model (see
-    ``clone``)."""
+
+def read_state(decoder: Decoder, masks: Mapping[str, Mask], parameters: Iterable[str] = ()) -> State:
+    """Return the state of ``decoder`` under ``masks``, with the ``parameters`` of those names; its tensors share
+    memory with the model (see ``clone``)."""
     items = {}
     for site in decoder.sites():
         bias = site.linear.bias
         weight = site.linear.weight.detach()
         items[site.name] = SiteState(weight, None if bias is None else bias.detach(), masks[site.name])
-    return State(decoder.name, items)
+    others = {name: decoder.model.get_parameter(name).detach() for name in parameters}
+    return State(decoder.name, items, others)
 
 
 def save_state(state: State, path: Path) -> str:
     """Write ``state`` to ``path`` by rename; return its digest (see ``state_digest``)."""
-    tensors, digests = {}, {}
-    for name, site in state.sites():
-        packed = _pack(site)
-        digests[name] = _digest(packed)
-        tensors |= {f"{name}:{part}": tensor for part, tensor in packed.items()}
+    tensors: dict[str, Tensor] = {}
+    header: dict[str, Any] = {"version": VERSION, "model": state.model}
+    for kind, entries in (("layers", _packed_layers(state)), ("parameters", _packed_parameters(state))):
+        header[kind] = {}
+        for name, packed in entries:
+            header[kind][name] = _digest(packed)
+            tensors |= {f"{name}:{part}": tensor for part, tensor in packed.items()}
     # one entry: safetensors writes several in no fixed order, and equal states shall be equal files
-    metadata = {FORMAT: json.dumps({"version": VERSION, "model": state.model, "layers": digests})}
+    metadata = {FORMAT: json.dumps(header)}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -183,7 +233,7 @@ def save_state(state: State, path: Path) -> str:
         raise StoreError(
             f"cannot write the state to {path}: {error}. Free space or choose another folder."
         ) from error
-    return _join(digests)
+    return _join(header["layers"] | header["parameters"])
 
 
 def open_state(path: Path) -> StateFile:
@@ -194,22 +244,24 @@ def open_state(path: Path) -> StateFile:
             header = json.loads((file.metadata() or {}).get(FORMAT, "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise _damaged(path, str(error)) from error
-    if header.get("version") != VERSION:
+    if header.get("version") not in _READABLE:
         found = f"version {header['version']}" if "version" in header else "another kind of file"
         raise StoreError(
             f"{path} is {found}; needed is {FORMAT} version {VERSION}. Run the prune stage again."
         )
-    return StateFile(Path(path), header["model"], header["layers"])
+    return StateFile(Path(path), header["model"], header["layers"], header.get("parameters", {}))
 
 
 def state_digest(state: StateReader) -> str:
-    """Return the sha256 of a state's weights and masks, the same in memory and on disk."""
-    return _join({name: _digest(_pack(state.site(name))) for name in state.names})
+    """Return the sha256 of a state's weights, masks and parameters, the same in memory and on disk."""
+    packed = itertools.chain(_packed_layers(state), _packed_parameters(state))
+    return _join({name: _digest(parts) for name, parts in packed})
 
 
 @torch.no_grad()
 def apply_state(decoder: Decoder, state: StateReader, block: int | None = None) -> None:
-    """Copy a state's weights and biases into ``decoder``, in place; only those of ``block`` if one is given.
+    """Copy a state's weights, biases and other parameters into ``decoder``, in place; only those of ``block`` if one is
+    given.
 
     Raises ModelError if the state is of a model with other layers, shapes or dtype.
     """
@@ -220,22 +272,45 @@ def apply_state(decoder: Decoder, state: StateReader, block: int | None = None) 
                 "load the model it was pruned from."
             )
         stored = state.site(site.name)
-        _copy(site.linear.weight, stored.weight, site, state.model)
+        _copy(site.linear.weight, stored.weight, site.name, state.model)
         if (site.linear.bias is None) != (stored.bias is None):
             raise ModelError(
                 f"{site.name}: only one of {decoder.name} and the state of {state.model} has bias."
             )
         if stored.bias is not None:
-            _copy(site.linear.bias, stored.bias, site, state.model)
+            _copy(site.linear.bias, stored.bias, site.name, state.model)
+    others = decoder.other_parameters(block)
+    for name in state.parameter_names:
+        if name in others:
+            _copy(others[name], state.parameter(name), name, state.model)
+        elif block is None:
+            raise ModelError(
+                f"the state of {state.model} has {name}, which {decoder.name} has not; "
+                "load the model it was pruned from."
+            )
 
 
-def _copy(parameter: Tensor, stored: Tensor, site: LinearSite, model: str) -> None:
+def _copy(parameter: Tensor, stored: Tensor, name: str, model: str) -> None:
     if parameter.shape != stored.shape or parameter.dtype != stored.dtype:
         raise ModelError(
-            f"{site.name} is {tuple(parameter.shape)} {parameter.dtype}, in the state of {model} "
+            f"{name} is {tuple(parameter.shape)} {parameter.dtype}, in the state of {model} "
             f"{tuple(stored.shape)} {stored.dtype}; load the model it was pruned from, in the same dtype."
         )
     parameter.copy_(stored)
+
+
+_VALUE = "value"  # what a parameter's tensor is called beside its name
+
+
+def _packed_layers(state: StateReader) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield every layer as it is stored."""
+    return ((name, _pack(state.site(name))) for name in state.names)
+
+
+def _packed_parameters(state: StateReader) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield every parameter outside linear layers as it is stored."""
+    for name in state.parameter_names:
+        yield name, {_VALUE: state.parameter(name).detach().cpu().contiguous()}
 
 
 def _pack(site: SiteState) -> dict[str, Tensor]:
@@ -264,6 +339,10 @@ def _digest(parts: Mapping[str, Tensor]) -> str:
 def _join(digests: Mapping[str, str]) -> str:
     lines = sorted(f"{name}={digest}\n" for name, digest in digests.items())
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _missing(where: str, what: str, name: str, known: tuple[str, ...]) -> StoreError:
+    return StoreError(f"{where} has no {what} {name!r}; it has {', '.join(known) or 'none'}.")
 
 
 def _damaged(path: Path, reason: str) -> StoreError:

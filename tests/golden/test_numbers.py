@@ -34,7 +34,8 @@ PRUNED = {
 REPAIRED = ("layer", "block", "block_gp", "cross_block")
 SETTINGS = [
     "model=random", "calibration=tokens", "calibration.n_samples=8", "calibration.seq_len=24", "evaluation.corpora=[tokens]",
-    "calibration.split={mask:train,held_out:validation,test:test}", "evaluation.held_out=[tokens]", "evaluation.seq_len=24", "evaluation.max_samples=4", "evaluation.error_samples=4",
+    "calibration.split={mask:train,held_out:validation,test:test}", "evaluation.held_out=[tokens]",
+    "evaluation.seq_len=24", "evaluation.max_samples=4", "evaluation.error_samples=4",
     "runtime.device=cpu", "runtime.workers=1", "runtime.threads=1",
 ]  # fmt: skip
 KEPT = ("ppl/", "error/", "mse/", "ratio/", "integrity/masked", "parameters/compact")

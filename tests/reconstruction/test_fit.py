@@ -13,7 +13,9 @@ from prunelab.errors import ModelError
 from prunelab.linalg.masked import descend_masked, solve_masked
 from prunelab.models.inputs import catch_inputs, groups
 from prunelab.models.random import random_decoder
-from prunelab.reconstruction.tuning import fit, mean_square, rate
+from prunelab.reconstruction import fit as fitting
+from prunelab.reconstruction.fit import Trained, fit
+from prunelab.reconstruction.tuning import mean_square
 from prunelab.reconstruction.walk import reconstruct
 from prunelab.sparsity.mask import Elementwise
 
@@ -185,6 +187,10 @@ def toy(n: int = 64, R: int = 6, C: int = 12) -> tuple[nn.Linear, Elementwise, T
     return linear, mask, x, y
 
 
+def masked(linear: nn.Linear, mask: Elementwise) -> list[Trained]:
+    return [Trained(linear, "weight", mask.keep_weight)]
+
+
 def test_a_linear_block_trained_by_gradient_reaches_masked_least_squares(spec: Make) -> None:
     linear, mask, x, y = toy()
     X, Y = x.flatten(0, 1).double(), y.flatten(0, 1).double()
@@ -197,7 +203,11 @@ def test_a_linear_block_trained_by_gradient_reaches_masked_least_squares(spec: M
     settings = spec("block", epochs=150, batch=8, learning_rate=0.02)
     before = float(mean_square(linear(x), y))
     updates, first = fit(
-        [(linear, mask)], lambda rows: mean_square(linear(x[rows]), y[rows]), 64, settings, torch.Generator()
+        masked(linear, mask),
+        lambda rows: mean_square(linear(x[rows]), y[rows]),
+        64,
+        settings,
+        torch.Generator(),
     )
     after = float(mean_square(linear(x), y))
     assert updates == 150 * 8
@@ -216,16 +226,10 @@ def test_updates_are_epochs_times_whole_batches(n: int, batch: int, updates: int
         return mean_square(linear(x[rows]), y[rows])
 
     assert (
-        fit([(linear, mask)], loss, n, spec("block", epochs=3, batch=batch), torch.Generator())[0] == updates
+        fit(masked(linear, mask), loss, n, spec("block", epochs=3, batch=batch), torch.Generator())[0]
+        == updates
     )
     assert sizes == [min(batch, n)] * updates
-
-
-def test_the_learning_rate_falls_to_zero(spec: Make) -> None:
-    settings = spec("block", learning_rate=0.1)
-    assert rate(settings, 0, 10) == 0.1
-    assert rate(settings, 5, 10) == pytest.approx(0.05)
-    assert rate(settings, 10, 10) == 0
 
 
 def test_every_update_is_made_at_its_rate(spec: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +241,13 @@ def test_every_update_is_made_at_its_rate(spec: Make, monkeypatch: pytest.Monkey
         return step(self, *args)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", look)
-    fit([(linear, mask)], lambda rows: mean_square(linear(x[rows]), y[rows]), 20, settings, torch.Generator())
+    fit(
+        masked(linear, mask),
+        lambda rows: mean_square(linear(x[rows]), y[rows]),
+        20,
+        settings,
+        torch.Generator(),
+    )
     assert seen == pytest.approx([0.1 * (1 - update / 6) for update in range(6)])
 
 
@@ -265,7 +275,7 @@ def test_the_weights_of_the_lowest_stopping_loss_return(
     def loss(rows: Tensor) -> Tensor:
         return mean_square(linear(x[rows]), y[rows])
 
-    done, _ = fit([(linear, mask)], loss, 16, settings, torch.Generator(), stop)
+    done, _ = fit(masked(linear, mask), loss, 16, settings, torch.Generator(), stop)
     assert done == epochs * 2
     assert torch.equal(linear(torch.eye(linear.in_features)), seen[best])
     assert len({tuple(weights.flatten().tolist()) for weights in seen}) == len(seen) == epochs + 1
@@ -291,7 +301,7 @@ def test_few_sequences_are_trained_on_for_more_epochs(
     def loss(rows: Tensor) -> Tensor:
         return mean_square(linear(x[rows]), y[rows])
 
-    assert fit([(linear, mask)], loss, 20, settings, torch.Generator())[0] == updates
+    assert fit(masked(linear, mask), loss, 20, settings, torch.Generator())[0] == updates
 
 
 def test_a_batch_in_parts_gives_the_gradient_of_the_whole(spec: Make) -> None:
@@ -304,10 +314,59 @@ def test_a_batch_in_parts_gives_the_gradient_of_the_whole(spec: Make) -> None:
             return mean_square(linear(x[rows]), y[rows])
 
         done, first = fit(
-            [(linear, mask)], loss, 20, settings, torch.Generator().manual_seed(0), together=together
+            masked(linear, mask), loss, 20, settings, torch.Generator().manual_seed(0), together=together
         )
         assert done == 10
         assert first > 0
         weights.append(linear.weight.detach())
     assert torch.equal(weights[0], weights[1])
     assert torch.allclose(weights[0], weights[2], rtol=1e-4, atol=1e-6)
+
+
+def test_gains_are_trained_beside_masked_weights_and_only_they_move_what_the_mask_removes(spec: Make) -> None:
+    linear, mask, x, _ = toy()
+    norm = nn.LayerNorm(linear.in_features).requires_grad_(False).to(torch.bfloat16)
+    linear.to(torch.bfloat16)
+    x = x.bfloat16()
+    y = 1.5 * linear(norm(x)) + 0.5
+
+    def loss(rows: Tensor) -> Tensor:
+        return mean_square(linear(norm(x[rows])), y[rows])
+
+    trained = [*masked(linear, mask), Trained(norm, "weight", None), Trained(norm, "bias", None)]
+    held = [linear.weight, norm.weight, norm.bias]
+    before = [parameter.clone() for parameter in held]
+    fit(trained, loss, 64, spec("block", epochs=10, learning_rate=0.01), torch.Generator())
+    assert [linear.weight, norm.weight, norm.bias] == held  # the same objects, back in place
+    assert not any(torch.equal(now, then) for now, then in zip(held, before, strict=True))
+    assert {parameter.dtype for parameter in held} == {torch.bfloat16}
+    assert not any(parameter.requires_grad for parameter in held)
+    assert not bool(linear.weight[~mask.keep_weight].any())
+
+
+def test_clipping_limits_the_norm_of_all_gradients_together(spec: Make) -> None:
+    """scaled_norm: 1000 on gradients times 65536, as GradScaler starts, and twice that after 2000 updates."""
+    for clipping, update, limit in (
+        ("none", 0, None), ("norm", 0, 2.0), ("norm", 5000, 2.0),
+        ("scaled_norm", 0, 2 / 65536), ("scaled_norm", 1999, 2 / 65536), ("scaled_norm", 2000, 2 / 131072),
+    ):  # fmt: skip
+        parameters = [nn.Parameter(torch.zeros(3)) for _ in range(2)]
+        for parameter in parameters:
+            parameter.grad = torch.full((3,), 5.0)
+        fitting.clip(parameters, spec("block", clipping=clipping, max_norm=2.0), update)
+        norm = float(torch.cat([p.grad for p in parameters if p.grad is not None]).norm())
+        assert norm == pytest.approx(limit or 5 * 6**0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("clipping", ["norm", "scaled_norm"])
+def test_clipping_changes_what_is_learnt(clipping: str, spec: Make) -> None:
+    weights = []
+    for name in ("none", clipping):
+        linear, mask, x, y = toy()
+        settings = spec("block", epochs=3, clipping=name, max_norm=1e-2)
+        fit(
+            masked(linear, mask), lambda rows, f=linear, x=x, y=y: mean_square(f(x[rows]), y[rows]), 64,
+            settings, torch.Generator(),
+        )  # fmt: skip
+        weights.append(linear.weight)
+    assert not torch.equal(*weights)

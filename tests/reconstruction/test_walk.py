@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import MISSING, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from prunelab.errors import ConfigError
 from prunelab.evaluation.integrity import check
+from prunelab.evaluation.walk import measure
 from prunelab.methods.magnitude import Magnitude
 from prunelab.models.activation import Placement
 from prunelab.models.decoder import Decoder
@@ -24,6 +26,7 @@ from prunelab.pattern import RowsColumns
 from prunelab.reconstruction import tuning, walk
 from prunelab.reconstruction.walk import RepairReport, reconstruct
 from prunelab.structures.state import State, apply_state, open_state, save_state, state_digest
+from prunelab.structures.surgery import compact
 
 CONF = sorted((Path(__file__).parents[2] / "conf" / "reconstruction").glob("*.yaml"))
 NAMES = [path.stem for path in CONF if path.stem != "none"]
@@ -75,14 +78,17 @@ def test_promises_on_every_family(
     reports: list[RepairReport] = []
     found = run(decoder, state, tokens, spec(name), on_block=lambda report, _: reports.append(report))
     assert state_digest(state) == before
-    # masks as they were, removed weights exactly zero, nothing but the linear layers moved
+    # masks as they were, removed weights exactly zero; beside linear layers the norms moved where all is trained
     assert check(decoder, found)["integrity/violations"] == 0
     for site_name, site in found.sites():
         assert torch.equal(site.mask.keep(), state.site(site_name).mask.keep())
         assert not torch.equal(site.weight, state.site(site_name).weight)
     linear = {f"{site.name}.{part}" for site in decoder.sites() for part in ("weight", "bias")}
     for key, value in decoder.model.state_dict().items():
-        assert key in linear or torch.equal(value, dense[key])
+        assert key in linear or torch.equal(value, dense[key]) == (key not in found.parameters)
+    others = set(decoder.other_parameters())
+    assert others
+    assert set(found.parameters) == (set() if name == "layer" else others)
     assert not any("forward" in vars(module) for module in decoder.blocks.modules())
     assert not any(parameter.requires_grad for parameter in decoder.model.parameters())
     rows = [row for report in reports for row in report.blocks]
@@ -102,6 +108,46 @@ def test_structured_masks_are_kept_too(name: str, tokens: Tensor, spec: Make) ->
     assert check(fresh, found)["integrity/violations"] == 0
     assert sum(site.mask.removed for _, site in found.sites()) > 0
     assert state_digest(found) != state_digest(state)
+    small = random_decoder("opt")
+    compact(small, found.clone())  # norms as trained, layers smaller
+    logits = [model.model(input_ids=tokens, use_cache=False).logits for model in (fresh, small)]
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-5)
+
+
+@each_repair
+def test_evaluation_puts_all_that_was_trained_in_place(
+    name: str, tokens: Tensor, spec: Make, pruned: Make, tmp_path: Path
+) -> None:
+    rows: list[dict[str, Any]] = []
+    found = run(
+        random_decoder("opt"), pruned("opt", tokens), tokens, spec(name),
+        on_block=lambda report, _: rows.extend(report.blocks),
+    )  # fmt: skip
+    save_state(found, tmp_path / "state")
+    fresh = random_decoder("opt")
+    applied = partial(apply_state, fresh, open_state(tmp_path / "state"))
+    measured = measure(fresh, applied, {}, {"calibration": tokens}, 3)
+    assert [row["error"] for row in measured.blocks] == pytest.approx(
+        [row["error"] for row in rows], rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", ["block", "block_gp", "cross_block"])
+def test_weights_alone_leave_the_norms(name: str, tokens: Tensor, spec: Make, pruned: Make) -> None:
+    state = pruned("opt", tokens)
+    errors = {}
+    for trains in ("weights", "all"):
+        decoder, rows = random_decoder("opt"), list[dict[str, Any]]()
+        settings = spec(name, trains=trains, epochs=20)
+        found = run(
+            decoder, state, tokens, settings, on_block=lambda report, _, rows=rows: rows.extend(report.blocks)
+        )
+        dense = random_decoder("opt").other_parameters()
+        for key, value in decoder.other_parameters().items():
+            assert torch.equal(value, dense[key]) == (trains == "weights")
+        assert bool(found.parameters) == (trains == "all")
+        errors[trains] = rows[-1]["error"]
+    assert errors["all"] < errors["weights"]
 
 
 @each_repair
@@ -187,7 +233,7 @@ def test_windows_visit_every_block_twice_and_hold_two_dense_ones_at_most(
         return fit(self, unit, say)
 
     def count(self: Any, window: range) -> dict[str, float]:
-        alive.append(sorted(self.layers))  # blocks whose dense weights are still held
+        alive.append(sorted(self.members))  # blocks whose dense weights are still held
         return repair(self, window)
 
     def look(streams: Any, before: float) -> dict[str, float]:
@@ -230,9 +276,11 @@ def test_resume_after_any_step_is_one_go(
     )  # fmt: skip
     assert parts[-1][0] == 3
     items: dict[str, Any] = {}
+    parameters: dict[str, Tensor] = {}
     for done, part in parts:
         items |= part.items
-        save_state(State(state.model, items), tmp_path / "start.safetensors")
+        parameters |= part.parameters
+        save_state(State(state.model, items, parameters), tmp_path / "start.safetensors")
         fresh = random_decoder("opt", **DEEP)
         start = open_state(tmp_path / "start.safetensors")
         resumed = run(fresh, state, tokens, settings, start=start, start_block=done)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from prunelab.errors import ModelError, StoreError
+from prunelab.evaluation.integrity import check
 from prunelab.models.decoder import Decoder
 from prunelab.models.random import random_decoder
 from prunelab.sparsity.mask import Elementwise, Structured, full
 from prunelab.structures.state import (
+    Overlay,
     SiteState,
     State,
     apply_state,
@@ -49,6 +53,49 @@ def test_disk_round_trip_keeps_every_bit(decoder: Decoder, tmp_path: Path) -> No
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     save_state(state, tmp_path / "twin")
     assert (tmp_path / "twin").read_bytes() == path.read_bytes()
+
+
+def test_trained_norms_travel_with_the_layers(decoder: Decoder, family_name: str, tmp_path: Path) -> None:
+    masks = {site.name: full(site.linear.weight, site.linear.bias) for site in decoder.sites()}
+    name, gain = next(iter(decoder.other_parameters(1).items()))
+    plain = state_digest(read_state(decoder, masks))
+    with torch.no_grad():
+        gain += 1
+    state = read_state(decoder, masks, [name])
+    digest = save_state(state, tmp_path / "s")
+    stored = open_state(tmp_path / "s")
+    assert stored.parameter_names == (name,)
+    assert torch.equal(stored.parameter(name), gain)
+    assert (
+        plain != digest == state_digest(state) == state_digest(stored) == state_digest(stored.load().clone())
+    )
+    fresh = random_decoder(family_name)
+    apply_state(fresh, stored, 0)
+    assert not torch.equal(fresh.other_parameters()[name], gain)
+    with pytest.raises(ModelError, match=f"{name} is not the state's"):
+        check(fresh, stored)
+    apply_state(fresh, stored, 1)
+    assert torch.equal(fresh.other_parameters()[name], gain)
+    check(fresh, stored)
+    both = Overlay((stored, State(state.model, {}, {name: gain + 1})))
+    assert torch.equal(both.parameter(name), gain + 1)
+    with pytest.raises(StoreError, match=f"no parameter 'nowhere'; it has {name}"):
+        stored.parameter("nowhere")
+    other = State(state.model, state.items, {"model.elsewhere.gain": gain})
+    with pytest.raises(ModelError, match=r"model\.elsewhere\.gain, which .* has not"):
+        apply_state(fresh, other)
+
+
+def test_a_state_of_version_1_is_read(tmp_path: Path) -> None:
+    state = masked_state(random_decoder("llama"))
+    save_state(state, tmp_path / "s")
+    with safe_open(tmp_path / "s", framework="pt") as file:
+        header = json.loads(file.metadata()["prunelab.state"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    header["version"] = 1
+    del header["parameters"]
+    save_file(tensors, tmp_path / "old", metadata={"prunelab.state": json.dumps(header)})
+    assert state_digest(open_state(tmp_path / "old")) == state_digest(state)
 
 
 def test_names_keep_their_order(tmp_path: Path) -> None:
@@ -120,7 +167,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 def test_other_files_and_missing_layers_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "s"
     save_file({"x": torch.ones(1)}, path)
-    with pytest.raises(StoreError, match=r"another kind of file; needed is prunelab.state version 1"):
+    with pytest.raises(StoreError, match=r"another kind of file; needed is prunelab.state version 2"):
         open_state(path)
     state = masked_state(random_decoder("llama"))
     save_state(state, path)
