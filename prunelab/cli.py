@@ -6,11 +6,11 @@ Sweeps themselves are started by ``python -m prunelab``, so that Hydra's overrid
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from prunelab.config.place import settle_home
 from prunelab.errors import LaunchError, PrunelabError, StoreError, nearest
 from prunelab.plan.stage import file_name
 from prunelab.terminal import write_what_can_be_shown
@@ -132,9 +132,10 @@ def _minutes(text: str) -> int:
 
 def study_folder(name: str, root: Path | None) -> Path:
     """Return the folder of a study given by name or path; raises StoreError naming the studies there are."""
-    if (Path(name) / "plan.json").is_file():
-        return Path(name).absolute()
-    studies = (root or Path(os.environ.get("PRUNELAB_HOME", "outputs"))) / "studies"
+    place = Path(name).expanduser()
+    if (place / "plan.json").is_file():
+        return place.absolute()
+    studies = (root or settle_home()).expanduser() / "studies"
     if (studies / name / "plan.json").is_file():
         return (studies / name).absolute()
     known = sorted(path.parent.name for path in studies.glob("*/plan.json"))

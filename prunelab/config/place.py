@@ -1,7 +1,8 @@
-"""Where the YAML files are: inside the wheel, or beside the package in a checkout."""
+"""Where the YAML files are, inside the wheel or beside the package in a checkout, and where results go by default."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from prunelab.errors import ConfigError
@@ -14,3 +15,13 @@ def conf_folder() -> Path:
         if (folder / "config.yaml").is_file():
             return folder
     raise ConfigError("conf", str(package / "conf"), "a folder with config.yaml", "Reinstall prunelab.")
+
+
+def settle_home() -> Path:
+    """Return where stores and studies are by default, and make it what PRUNELAB_HOME says from here on.
+
+    Set to nothing it counts as not set, as with a script's variable that has no value; ``~`` is the home folder.
+    """
+    home = Path(os.environ.get("PRUNELAB_HOME") or "outputs").expanduser()
+    os.environ["PRUNELAB_HOME"] = str(home)
+    return home

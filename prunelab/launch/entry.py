@@ -15,7 +15,7 @@ from hydra.errors import HydraException, SearchPathException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from prunelab.config.place import conf_folder
+from prunelab.config.place import conf_folder, settle_home
 from prunelab.errors import ConfigError, PrunelabError
 from prunelab.launch.plugin import register
 from prunelab.launch.study import explain
@@ -28,6 +28,7 @@ _VALUED = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-n
 def run(argv: Sequence[str]) -> int:
     """Run Hydra on ``argv``; return the exit code. Mistakes of ours and of Hydra's composition print as text."""
     register()
+    settle_home()
     words = with_swept_groups(ordered(argv[1:]))
     sys.argv = [argv[0], *words]
     given = os.environ.get("HYDRA_FULL_ERROR")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +17,7 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher as HydraLauncher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 from rich.console import Console
 
 from prunelab.config.compose import Composer
@@ -28,6 +29,7 @@ from prunelab.launch.pool import Pool
 from prunelab.launch.slurm.launcher import Slurm
 from prunelab.launch.slurm.settings import Settings
 from prunelab.launch.study import plan_study
+from prunelab.store.layout import check_writable
 
 # Hydra's scan for plugins executes its own plugin modules anew, so a base class imported before it is stale.
 _PLUGINS = Plugins.instance()
@@ -38,6 +40,19 @@ _MODULE = "hydra_plugins.prunelab"
 
 class PrunelabSweeper(BasicSweeper):
     """Hydra's basic sweeper without its check that every combination composes: 20 a second, one mistake at a time."""
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Sweep, once the study's folder is known to be one: Hydra writes there before anything is checked."""
+        paths, hydra = self.config.paths, self.config.hydra
+        if not str(paths.root).strip():
+            raise ConfigError(
+                "paths.root", paths.root, "a folder", "Leave it away for $PRUNELAB_HOME or ./outputs."
+            )
+        folder = Path(hydra.sweep.dir).expanduser()
+        check_writable(folder, "paths.study")
+        with read_write(hydra):
+            hydra.sweep.dir = str(folder)
+        return super().sweep(arguments)
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Do nothing: the launcher composes and checks all of them at once, and much faster."""

@@ -135,3 +135,32 @@ def test_a_log_of_an_odd_name_lies_in_the_study(plan_of: MakePlan, name: str) ->
         log = log_path(odd, job.name)
         assert log.resolve().parent == odd.folder.resolve() / "logs"
         assert len(log.name) < 200
+
+
+@pytest.mark.parametrize(
+    ("words", "given", "says"),
+    [
+        ([], "/proc/nope", "paths.study=/proc/nope/studies/s cannot be written"),
+        (["paths.root=/proc/nope"], "", "paths.study=/proc/nope/studies/s cannot be written"),
+        (["paths.root="], "", "paths.root='': allowed is a folder"),
+    ],
+)
+def test_a_place_that_is_none_is_told_before_anything_starts(
+    prunelab: Run, words: list[str], given: str, says: str
+) -> None:
+    done = prunelab("study=s", *words, "hydra.launcher.dry_run=true", PRUNELAB_HOME=given)
+    assert done.returncode == 1
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("given", "place"), [("", "outputs"), ("~/lab", "me/lab")])
+def test_an_empty_home_is_none_and_a_tilde_is_a_home(
+    prunelab: Run, tmp_path: Path, given: str, place: str
+) -> None:
+    done = prunelab("study=s", "hydra.launcher.dry_run=true", PRUNELAB_HOME=given, HOME=str(tmp_path / "me"))
+    assert done.returncode == 0, done.stderr
+    assert f"study {tmp_path / place / 'studies' / 's'}" in done.stdout
+    assert not (tmp_path / "~").exists()
+    status = prunelab("status", "s", module="prunelab.cli", PRUNELAB_HOME=given, HOME=str(tmp_path / "me"))
+    assert str(tmp_path / place / "studies") in status.stderr
