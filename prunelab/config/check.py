@@ -79,14 +79,14 @@ def _with_absolute(values: Mapping[str, Any], key: str) -> Config:
 
 
 def _exact_ratio(config: Config) -> None:
-    """Put the ratio that n:m removes in the place of its rounded decimals."""
+    """Put the ratio that n:m removes in the place of null, or of its rounded decimals."""
     sparsity = config.get("sparsity")
     if not isinstance(sparsity, Mapping):
         return
     ratio, n, m = (sparsity.get(key) for key in ("ratio", "n", "m"))
-    if not (isinstance(ratio, float) and isinstance(n, int) and isinstance(m, int) and 0 < n < m):
+    if not (isinstance(n, int) and isinstance(m, int) and 0 < n < m):
         return
-    if abs(ratio - (1 - n / m)) <= ROUNDED:
+    if ratio is None or (isinstance(ratio, float) and abs(ratio - (1 - n / m)) <= ROUNDED):
         config["sparsity"] = {**sparsity, "ratio": 1 - n / m}
 
 

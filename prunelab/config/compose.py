@@ -113,7 +113,9 @@ class Composer:
                     groups.append(text)
             else:
                 values.append(override)
-        early = [o for o in values if self._is_early(o, tuple(groups))]
+        first = {_path(o) for o in values if self._is_early(o, tuple(groups))}
+        # of two words for one place the later one counts, so all that touch such a place go the same way
+        early = [o for o in values if any(_touch(_path(o), path) for path in first)]
         plain = self._resolved(tuple(groups), early, errors)
         for override in values:
             if override not in early:
@@ -279,6 +281,15 @@ def missing_keys(config: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 def _plain(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
+
+
+def _path(override: Override) -> tuple[str, ...]:
+    return tuple(override.get_key_element().lstrip("+~").split("."))
+
+
+def _touch(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    """Say whether one path is the other or leads through it."""
+    return all(a == b for a, b in zip(one, other, strict=False))
 
 
 def _put(plain: Config, path: Sequence[str], value: Any) -> None:

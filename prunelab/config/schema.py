@@ -72,7 +72,7 @@ class Sparsity:
     """What is removed together, and which fraction of the prunable weights goes."""
 
     pattern: Annotated[str, "rows_columns | unstructured | n:m"]
-    ratio: Annotated[float, "0 <= x < 1"]
+    ratio: Annotated[float | None, "0 <= x < 1"]  # null: what n:m removes
     n: Annotated[int | None, "x >= 1"] = None  # kept of every m consecutive inputs
     m: Annotated[int | None, "x >= 2"] = None
     within: Annotated[str | None, "row | matrix"] = None  # where scores compete; null: as the method's paper

@@ -28,7 +28,13 @@ STILL: Mapping[str, str] = {  # keys that make no other trial by themselves, and
     "calibration.name": _NAME,
     "evaluation.name": _NAME,
     "reconstruction_data.name": _NAME,
-    "model.max_len": "a limit: longer windows are refused. Where it cuts what tasks see it makes another trial",
+}
+SELDOM: Mapping[str, str] = {  # keys that make another trial only beside others, and beside which
+    "model.max_len": "a limit, and longer windows are refused; it counts where it cuts what evaluation.tasks see",
+    "runtime.activation_dtype": "it counts where states between blocks are kept: single weights and repairs",
+    "model.digest": "of a local model the files count, whatever was promised; it counts for what is fetched",
+    "calibration.digest": "of a file of one's own the content counts, whatever was promised; it counts for what is fetched",
+    "evaluation.task_limit": "it counts where there are evaluation.tasks",
 }
 _LONGEST = 32  # letters of a word's value
 _HIDDEN = ("_target_",)  # two classes under one name are refused
@@ -108,9 +114,12 @@ def _depth(paths: Sequence[str]) -> int:
 
 
 def _word(text: str) -> str:
-    if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text):
-        return text[:8]
-    return plain_word(text)[:_LONGEST].rstrip("-")
+    return plain_word(first_digits(text))[:_LONGEST].rstrip("-")
+
+
+def first_digits(text: str) -> str:
+    """Return the first 8 digits of a commit or digest, any other text as it is."""
+    return text[:8] if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text) else text
 
 
 def plain_word(text: str) -> str:

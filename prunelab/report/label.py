@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunelab.config.data import SAME, parts_of
+from prunelab.config.vary import first_digits, is_still
 
-SILENT = ("paths", "runtime", "tracking", "study", "seed", "hydra")  # never part of a comparison
+SILENT = ("paths", "tracking", "study", "seed", "hydra")  # never part of a comparison
 SIZES = ("calibration.n_samples", "calibration.seq_len")  # a choice like others, named in the variant
 AXES = ("sparsity.ratio", *SIZES)  # drawn along an axis or named otherwise, so not named again
 FACETS = ("model", "calibration", "evaluation")  # rows that differ here are not compared with each other
 REPAIR, DATA = "reconstruction", "reconstruction_data"
 NO_REPAIR = "none"
 SEPARATOR = " · "  # between the names of a facet
-HIDDEN_FIELDS = ("revision", "digest", "_target_")
+HIDDEN_FIELDS = ("_target_",)  # two classes under one name are refused
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,10 @@ class Label:
 
 def label_trials(configs: Sequence[Mapping[str, Any]]) -> list[Label]:
     """A label for each config, naming only what differs between them; order as given."""
-    flat = [flatten(config) for config in configs]
+    flat = [
+        {key: value for key, value in flatten(config).items() if key.endswith(".name") or not is_still(key)}
+        for config in configs
+    ]
     varying = {
         group: _group_labels(flat, group)
         for group in dict.fromkeys(key.split(".")[0] for one in flat for key in one)
@@ -109,11 +113,13 @@ def _group_labels(flat: Sequence[Mapping[str, Any]], group: str) -> list[str]:
     """The group's name in each config, with the fields that differ between configs of the same name."""
     main = "sparsity.pattern" if group == "sparsity" else f"{group}.name"
     names = [str(one.get(main, one.get(group, group))) for one in flat]
-    fields: dict[str, dict[str, set[str]]] = {}
+    fields: dict[str, dict[str, set[str | None]]] = {}
+    keys = {
+        key for one in flat for key in one if key.startswith(f"{group}.") and key != main and key not in AXES
+    }
     for one, name in zip(flat, names, strict=True):
-        for key, value in one.items():
-            if key.startswith(f"{group}.") and key != main and key not in AXES:
-                fields.setdefault(name, {}).setdefault(key, set()).add(_text(value))
+        for key in sorted(keys):
+            fields.setdefault(name, {}).setdefault(key, set()).add(_text(one[key]) if key in one else None)
     labels = []
     for one, name in zip(flat, names, strict=True):
         differ = [
@@ -126,4 +132,4 @@ def _group_labels(flat: Sequence[Mapping[str, Any]], group: str) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    return first_digits(value) if isinstance(value, str) else json.dumps(value, default=str)

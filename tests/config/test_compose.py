@@ -170,6 +170,7 @@ def test_n_of_m_takes_rounded_decimals_and_plans_the_exact_ratio(composer: Compo
     config, _, errors = check_trial(composer.trial([*words, "sparsity.ratio=0.9688"]), composer)
     assert not errors
     assert config["sparsity"]["ratio"] == 0.96875
+    assert check_trial(composer.trial(words), composer)[0]["sparsity"]["ratio"] == 0.96875  # it follows
     (error,) = check_trial(composer.trial([*words, "sparsity.ratio=0.96"]), composer)[2]
     assert "0.96875, what 1:32 removes" in str(error)
 
