@@ -8,7 +8,7 @@ from rich.console import Console
 
 from prunelab.errors import PrunelabError
 from prunelab.launch.base import Launcher
-from prunelab.launch.mirror import waiting_runs
+from prunelab.launch.mirror import untold, waiting_runs
 from prunelab.launch.preview import preview
 from prunelab.launch.runner import finished, local_resources, run_study
 from prunelab.launch.view import View
@@ -52,6 +52,12 @@ def drive(plan: Plan, launcher: Launcher, console: Console, *, dry_run: bool, re
     console.print(f"ran {ran} in {outcome.seconds:.1f} s", highlight=False)
     if report:
         _report(outcome.plan_file, console)
+    lost = untold(plan, finished(plan))
+    if lost:
+        names = ", ".join(trial.name for trial in lost[:3]) + (", ..." if len(lost) > 3 else "")
+        words = f"{len(lost)} finished trials were not tracked ({names}): their logs say why."
+        words += f" Try again with: prunelab retry {plan.folder}"
+        console.print(words, style="yellow", highlight=False, soft_wrap=True, markup=False)
     waiting = waiting_runs(plan)
     if waiting:
         words = f"W&B lacks {waiting} of the runs; send them with: prunelab sync {plan.folder}"

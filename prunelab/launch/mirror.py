@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prunelab.launch.lineage import lineage
-from prunelab.plan.kind import kind_of, metric_prefix
+from prunelab.plan.kind import TRACK, kind_of, metric_prefix
 from prunelab.plan.study import Plan, Trial
 from prunelab.store.layout import METRICS, is_done, locate
 from prunelab.store.record import read_record
@@ -107,6 +107,15 @@ def is_told(plan: Plan, trial: Trial) -> bool:
         return True
     note = read_note(tracking_folder(plan), run_id(trial.key))
     return note is not None and note.ended == "ok"
+
+
+def untold(plan: Plan, done: Collection[str]) -> list[Trial]:
+    """Return the trials that are finished but for telling their trackers of them."""
+    return [
+        trial
+        for trial in plan.trials
+        if TRACK in trial.stages and set(trial.stages.values()) - set(done) == {trial.stages[TRACK]}
+    ]
 
 
 def waiting_runs(plan: Plan) -> int:
