@@ -210,9 +210,9 @@ def _sync(arguments: argparse.Namespace) -> int:
 def _retry(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from prunelab.launch.drive import drive
-    from prunelab.launch.inline import Inline
-    from prunelab.launch.pool import Pool
+    from prunelab.launch.run.drive import drive
+    from prunelab.launch.run.inline import Inline
+    from prunelab.launch.run.pool import Pool
     from prunelab.launch.slurm import command
     from prunelab.launch.slurm.settings import Settings
     from prunelab.plan.study import load_plan

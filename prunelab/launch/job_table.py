@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from prunelab.launch.log import last_line
+from prunelab.launch.run.log import last_line
 from prunelab.plan.kind import in_order
 from prunelab.plan.study import Plan, Trial
 

@@ -22,10 +22,10 @@ from rich.console import Console
 
 from prunelab.config.compose import Composer
 from prunelab.errors import ConfigError
-from prunelab.launch import drive
-from prunelab.launch.base import Launcher
-from prunelab.launch.inline import Inline
-from prunelab.launch.pool import Pool
+from prunelab.launch.run import drive
+from prunelab.launch.run.base import Launcher
+from prunelab.launch.run.inline import Inline
+from prunelab.launch.run.pool import Pool
 from prunelab.launch.slurm.launcher import Slurm
 from prunelab.launch.slurm.settings import Settings
 from prunelab.launch.study import plan_study

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prunelab.errors import StoreError
-from prunelab.launch.base import Resources
+from prunelab.launch.run.base import Resources
 from prunelab.plan.graph import Job, shots
 from prunelab.plan.kind import in_order
 from prunelab.plan.study import Plan

@@ -7,10 +7,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from prunelab.launch.failure import read_failure
 from prunelab.launch.job_table import JobView, State, explained, lines, table
-from prunelab.launch.log import log_path
-from prunelab.launch.runner import finished
+from prunelab.launch.run.failure import read_failure
+from prunelab.launch.run.log import log_path
+from prunelab.launch.run.runner import finished
 from prunelab.launch.slurm import command
 from prunelab.plan.graph import jobs
 from prunelab.plan.study import Plan

@@ -17,9 +17,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from prunelab.errors import LaunchError
-from prunelab.launch.failure import read_failure
 from prunelab.launch.lineage import lineage
 from prunelab.launch.mirror import Mirror, run_info, tracking_folder
+from prunelab.launch.run.failure import read_failure
 from prunelab.plan.kind import kind_of
 from prunelab.plan.study import Plan, Trial, load_plan
 from prunelab.store.layout import is_done, locate

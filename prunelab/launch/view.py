@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from prunelab.launch.base import Event
+from prunelab.launch.run.base import Event
 
 
 class View:

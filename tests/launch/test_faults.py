@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from prunelab.launch.base import Event, Launcher, Order
-from prunelab.launch.drive import drive
-from prunelab.launch.failure import failure_path
-from prunelab.launch.log import log_path
-from prunelab.launch.worker import run_job, worker_environment
+from prunelab.launch.run.base import Event, Launcher, Order
+from prunelab.launch.run.drive import drive
+from prunelab.launch.run.failure import failure_path
+from prunelab.launch.run.log import log_path
+from prunelab.launch.run.worker import run_job, worker_environment
 from prunelab.plan.graph import jobs
 from prunelab.plan.study import Plan, save_plan
 

@@ -18,9 +18,9 @@ from hydra._internal.utils import create_automatic_config_search_path
 from prunelab.config.compose import Composer
 from prunelab.config.place import conf_folder
 from prunelab.errors import ConfigError, LaunchError
-from prunelab.launch.base import Event, Order, Resources
-from prunelab.launch.failure import failure_path
 from prunelab.launch.plugin import register
+from prunelab.launch.run.base import Event, Order, Resources
+from prunelab.launch.run.failure import failure_path
 from prunelab.launch.slurm import scheduler
 from prunelab.launch.slurm.environment import is_secret, job_environment
 from prunelab.launch.slurm.estimate import need, weights_gib

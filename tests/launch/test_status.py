@@ -7,9 +7,9 @@ from io import StringIO
 
 from rich.console import Console
 
-from prunelab.launch.failure import failure_path, keep_failure
 from prunelab.launch.job_table import lines
-from prunelab.launch.log import log_path
+from prunelab.launch.run.failure import failure_path, keep_failure
+from prunelab.launch.run.log import log_path
 from prunelab.launch.status import local_views, show_status
 from prunelab.plan.graph import jobs
 from prunelab.plan.kind import DENSE

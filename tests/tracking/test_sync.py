@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from prunelab.launch.failure import failure_path
 from prunelab.launch.mirror import Mirror, tracking_folder
+from prunelab.launch.run.failure import failure_path
 from prunelab.launch.sync_view import show_sync
 from prunelab.plan.study import Plan
 from prunelab.tracking.base import run_id

@@ -9,9 +9,9 @@ from filelock import FileLock
 from rich.console import Console
 
 from prunelab.errors import LaunchError, nearest
-from prunelab.launch.drive import drive
 from prunelab.launch.job_table import JobView
-from prunelab.launch.runner import finished
+from prunelab.launch.run.drive import drive
+from prunelab.launch.run.runner import finished
 from prunelab.launch.slurm import scheduler
 from prunelab.launch.slurm.files import Files
 from prunelab.launch.slurm.job_list import read_jobs

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 from prunelab.errors import ConfigError
-from prunelab.launch.worker import worker_environment
+from prunelab.launch.run.worker import worker_environment
 from prunelab.tracking.secret import is_secret
 
 _NEVER = ("SBATCH_EXPORT", "SLURM_EXPORT_ENV")  # they would open the list again

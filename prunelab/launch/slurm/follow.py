@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from prunelab.errors import LaunchError
-from prunelab.launch.base import Event
 from prunelab.launch.job_table import JobView
-from prunelab.launch.log import log_path
-from prunelab.launch.runner import finished
+from prunelab.launch.run.base import Event
+from prunelab.launch.run.log import log_path
+from prunelab.launch.run.runner import finished
 from prunelab.launch.slurm.files import Attempt, Files
 from prunelab.launch.slurm.job_list import read_jobs
 from prunelab.plan.graph import Job

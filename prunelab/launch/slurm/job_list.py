@@ -6,9 +6,9 @@ import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from prunelab.launch.failure import read_failure
 from prunelab.launch.job_table import JobView, State, explained
-from prunelab.launch.log import last_words, log_path
+from prunelab.launch.run.failure import read_failure
+from prunelab.launch.run.log import last_words, log_path
 from prunelab.launch.slurm import scheduler
 from prunelab.launch.slurm.files import Attempt, Files
 from prunelab.launch.slurm.scheduler import Row, Rows

@@ -8,9 +8,9 @@ from typing import Any
 from filelock import FileLock
 from rich.table import Table
 
-from prunelab.launch.base import Event, Launcher, Order
 from prunelab.launch.job_table import JobView
-from prunelab.launch.runner import finished
+from prunelab.launch.run.base import Event, Launcher, Order
+from prunelab.launch.run.runner import finished
 from prunelab.launch.slurm.estimate import need
 from prunelab.launch.slurm.files import Attempt, Files
 from prunelab.launch.slurm.follow import Follower

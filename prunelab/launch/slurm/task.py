@@ -23,9 +23,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from prunelab.launch.log import log_path, log_to
+from prunelab.launch.run.log import log_path, log_to
+from prunelab.launch.run.worker import run_job
 from prunelab.launch.slurm import scheduler
-from prunelab.launch.worker import run_job
 from prunelab.plan.graph import Job
 from prunelab.plan.study import load_plan
 from prunelab.store.context import Interrupted

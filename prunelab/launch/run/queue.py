@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from prunelab.launch.base import Event
+from prunelab.launch.run.base import Event
 from prunelab.plan.graph import Job
 
 

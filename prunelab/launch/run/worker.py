@@ -1,6 +1,6 @@
 """Inside a job: run stages, resume them, write their records. The one place that catches everything.
 
-As a program (``python -m prunelab.launch.worker``) it is a long-lived process of the local pool: jobs come
+As a program (``python -m prunelab.launch.run.worker``) it is a long-lived process of the local pool: jobs come
 as JSON lines on stdin, events go as JSON lines to stdout, and all that libraries print goes to the job's log.
 When stdin closes, its driver is gone and so is the worker, at once: what is finished is in the store.
 """
@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from prunelab.errors import PrunelabError, StageError, StoreError
-from prunelab.launch.failure import failure_path, keep_failure
-from prunelab.launch.log import log_path, log_to
 from prunelab.launch.mirror import Mirror
+from prunelab.launch.run.failure import failure_path, keep_failure
+from prunelab.launch.run.log import log_path, log_to
 from prunelab.plan.graph import Job
 from prunelab.plan.kind import EVALUATE, TRACK, kind_of, shares_sums
 from prunelab.plan.stage import Stage

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from prunelab.errors import LaunchError
-from prunelab.launch.base import Event, Launcher, Order
-from prunelab.launch.queue import Queue
-from prunelab.launch.worker import run_job
+from prunelab.launch.run.base import Event, Launcher, Order
+from prunelab.launch.run.queue import Queue
+from prunelab.launch.run.worker import run_job
 
 
 class Inline(Launcher):

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from prunelab.errors import LaunchError
-from prunelab.launch.base import Event, Launcher, Order
-from prunelab.launch.log import last_line, log_path
-from prunelab.launch.queue import Queue
-from prunelab.launch.worker import worker_environment
+from prunelab.launch.run.base import Event, Launcher, Order
+from prunelab.launch.run.log import last_line, log_path
+from prunelab.launch.run.queue import Queue
+from prunelab.launch.run.worker import worker_environment
 from prunelab.plan.graph import Job
 
 _GRACE_S = 5.0
@@ -129,7 +129,7 @@ def _start(order: Order, number: int, news: queue.Queue[Any]) -> _Worker:
     with log.open("a", encoding="utf-8") as stderr:
         # its own session: Ctrl-C reaches the driver alone, which then stops its workers in order
         process = subprocess.Popen(
-            [sys.executable, "-m", "prunelab.launch.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [sys.executable, "-m", "prunelab.launch.run.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=stderr, text=True, env=environment, start_new_session=True,
         )  # fmt: skip
     worker = _Worker(number, process)

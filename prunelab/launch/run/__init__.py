@@ -1,0 +1,1 @@
+"""Jobs on this machine: what a launcher is, the pool and its workers, and the way of a study through them."""
