@@ -146,7 +146,7 @@ def study_folder(name: str, root: Path | None) -> Path:
 def _status(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from prunelab.launch.status import show_status
+    from prunelab.launch.monitor.status import show_status
     from prunelab.plan.study import load_plan
 
     return show_status(

@@ -196,7 +196,7 @@ def test_planning_imports_no_torch(place: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     code = (
         "import sys; from prunelab.launch.entry import run; code = run(['prunelab', 'hydra.launcher.dry_run=true',"
-        "'method=surgeon,kobd']); import prunelab.cli, prunelab.launch.status; "
+        "'method=surgeon,kobd']); import prunelab.cli, prunelab.launch.monitor.status; "
         "sys.exit(code or 'torch' in sys.modules or 'transformers' in sys.modules or 'pandas' in sys.modules)"
     )
     done = subprocess.run(

@@ -7,10 +7,10 @@ from io import StringIO
 
 from rich.console import Console
 
-from prunelab.launch.job_table import lines
+from prunelab.launch.monitor.job_table import lines
+from prunelab.launch.monitor.status import local_views, show_status
 from prunelab.launch.run.failure import failure_path, keep_failure
 from prunelab.launch.run.log import log_path
-from prunelab.launch.status import local_views, show_status
 from prunelab.plan.graph import jobs
 from prunelab.plan.kind import DENSE
 from prunelab.plan.study import Plan

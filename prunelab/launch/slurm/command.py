@@ -9,7 +9,7 @@ from filelock import FileLock
 from rich.console import Console
 
 from prunelab.errors import LaunchError, nearest
-from prunelab.launch.job_table import JobView
+from prunelab.launch.monitor.job_table import JobView
 from prunelab.launch.run.drive import drive
 from prunelab.launch.run.runner import finished
 from prunelab.launch.slurm import scheduler

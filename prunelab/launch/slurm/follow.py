@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from prunelab.errors import LaunchError
-from prunelab.launch.job_table import JobView
+from prunelab.launch.monitor.job_table import JobView
 from prunelab.launch.run.base import Event
 from prunelab.launch.run.log import log_path
 from prunelab.launch.run.runner import finished

@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from prunelab.launch.job_table import JobView, State, explained
+from prunelab.launch.monitor.job_table import JobView, State, explained
 from prunelab.launch.run.failure import read_failure
 from prunelab.launch.run.log import last_words, log_path
 from prunelab.launch.slurm import scheduler

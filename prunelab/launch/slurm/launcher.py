@@ -8,7 +8,7 @@ from typing import Any
 from filelock import FileLock
 from rich.table import Table
 
-from prunelab.launch.job_table import JobView
+from prunelab.launch.monitor.job_table import JobView
 from prunelab.launch.run.base import Event, Launcher, Order
 from prunelab.launch.run.runner import finished
 from prunelab.launch.slurm.estimate import need

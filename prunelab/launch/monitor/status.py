@@ -7,7 +7,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from prunelab.launch.job_table import JobView, State, explained, lines, table
+from prunelab.launch.monitor.job_table import JobView, State, explained, lines, table
 from prunelab.launch.run.failure import read_failure
 from prunelab.launch.run.log import log_path
 from prunelab.launch.run.runner import finished
