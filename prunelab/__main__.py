@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from prunelab.launch.entry import run
+from prunelab.launch.command.entry import run
 from prunelab.terminal import write_what_can_be_shown
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         and words[0] not in _COMMANDS
         and ("=" in words[0] or (words[0].startswith("-") and words[0] not in ("-h", "--help")))
     ):
-        from prunelab.launch.entry import run
+        from prunelab.launch.command.entry import run
 
         return run(["prunelab", *words])
     arguments = _parser().parse_args(words)

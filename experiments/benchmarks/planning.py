@@ -15,7 +15,7 @@ from hydra.types import RunMode
 
 from prunelab.config.compose import Composer
 from prunelab.config.place import conf_folder
-from prunelab.launch.study import plan_study
+from prunelab.launch.command.study import plan_study
 from prunelab.plan.graph import jobs
 
 SAMPLE = 40  # trials that Hydra composes; its time is linear in their number

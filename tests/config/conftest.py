@@ -8,7 +8,7 @@ from hydra._internal.utils import create_automatic_config_search_path
 
 from prunelab.config.compose import Composer
 from prunelab.config.place import conf_folder
-from prunelab.launch.plugin import register
+from prunelab.launch.command.plugin import register
 
 
 @pytest.fixture

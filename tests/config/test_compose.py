@@ -15,7 +15,7 @@ from prunelab.config.check import check_trial, method_source
 from prunelab.config.compose import Composer
 from prunelab.config.place import conf_folder
 from prunelab.errors import ConfigError
-from prunelab.launch.study import checked_trials
+from prunelab.launch.command.study import checked_trials
 
 METHODS = sorted(path.stem for path in (conf_folder() / "method").glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (conf_folder() / "exp").glob("*.yaml"))

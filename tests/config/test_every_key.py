@@ -19,8 +19,8 @@ import pytest
 from prunelab.config.compose import Composer
 from prunelab.config.field import Field, read_class
 from prunelab.config.vary import SELDOM, STILL, is_still
-from prunelab.launch.entry import run
-from prunelab.launch.study import StudyError, plan_study
+from prunelab.launch.command.entry import run
+from prunelab.launch.command.study import StudyError, plan_study
 from prunelab.plan.study import Trial
 from prunelab.report.label import label_trials
 

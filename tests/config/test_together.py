@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from prunelab.config.compose import Composer
-from prunelab.launch.study import StudyError, checked_trials, plan_study
+from prunelab.launch.command.study import StudyError, checked_trials, plan_study
 
 FLIPPED = """
 from dataclasses import dataclass

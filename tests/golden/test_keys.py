@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 
 from prunelab.config.compose import Composer
 from prunelab.config.place import conf_folder
-from prunelab.launch.plugin import register
-from prunelab.launch.study import plan_study
+from prunelab.launch.command.plugin import register
+from prunelab.launch.command.study import plan_study
 from prunelab.plan.study import Plan
 
 EXPERIMENTS = sorted(path.stem for path in (conf_folder() / "exp").glob("*.yaml"))

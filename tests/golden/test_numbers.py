@@ -15,10 +15,10 @@ from hydra._internal.utils import create_automatic_config_search_path
 
 from prunelab.config.compose import Composer
 from prunelab.config.place import conf_folder
+from prunelab.launch.command.study import plan_study
 from prunelab.launch.run.base import Order
 from prunelab.launch.run.inline import Inline
 from prunelab.launch.run.runner import local_resources
-from prunelab.launch.study import plan_study
 from prunelab.plan.graph import jobs as planned_jobs
 from prunelab.plan.study import save_plan
 from prunelab.store.layout import locate

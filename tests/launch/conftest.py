@@ -14,8 +14,8 @@ from hydra._internal.utils import create_automatic_config_search_path
 
 from prunelab.config.compose import Composer
 from prunelab.config.place import conf_folder
-from prunelab.launch.plugin import register
-from prunelab.launch.study import plan_study
+from prunelab.launch.command.plugin import register
+from prunelab.launch.command.study import plan_study
 from prunelab.plan.study import Plan
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prunelab.launch.entry import ordered, run, with_swept_groups
+from prunelab.launch.command.entry import ordered, run, with_swept_groups
 
 
 @pytest.fixture
@@ -195,7 +195,7 @@ def test_planning_imports_no_torch(place: Path) -> None:
 
     root = Path(__file__).resolve().parents[2]
     code = (
-        "import sys; from prunelab.launch.entry import run; code = run(['prunelab', 'hydra.launcher.dry_run=true',"
+        "import sys; from prunelab.launch.command.entry import run; code = run(['prunelab', 'hydra.launcher.dry_run=true',"
         "'method=surgeon,kobd']); import prunelab.cli, prunelab.launch.monitor.status; "
         "sys.exit(code or 'torch' in sys.modules or 'transformers' in sys.modules or 'pandas' in sys.modules)"
     )

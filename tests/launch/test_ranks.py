@@ -19,14 +19,14 @@ from hydra._internal.utils import create_automatic_config_search_path
 
 from prunelab.config.compose import Composer
 from prunelab.config.place import conf_folder
-from prunelab.launch.plugin import register
+from prunelab.launch.command.plugin import register
+from prunelab.launch.command.study import plan_study
 from prunelab.launch.run.failure import failure_path
 from prunelab.launch.run.log import log_path
 from prunelab.launch.run.worker import run_job
 from prunelab.launch.slurm.estimate import need
 from prunelab.launch.slurm.files import Files
 from prunelab.launch.slurm.settings import Settings
-from prunelab.launch.study import plan_study
 from prunelab.plan.graph import Job
 from prunelab.plan.study import Plan, save_plan
 from prunelab.sparsity.mask import Elementwise, Structured

@@ -18,7 +18,8 @@ from hydra._internal.utils import create_automatic_config_search_path
 from prunelab.config.compose import Composer
 from prunelab.config.place import conf_folder
 from prunelab.errors import ConfigError, LaunchError
-from prunelab.launch.plugin import register
+from prunelab.launch.command.plugin import register
+from prunelab.launch.command.study import plan_study
 from prunelab.launch.run.base import Event, Order, Resources
 from prunelab.launch.run.failure import failure_path
 from prunelab.launch.slurm import scheduler
@@ -30,7 +31,6 @@ from prunelab.launch.slurm.launcher import Slurm
 from prunelab.launch.slurm.scheduler import parse_accounting
 from prunelab.launch.slurm.settings import Settings
 from prunelab.launch.slurm.task import own_gpu
-from prunelab.launch.study import plan_study
 from prunelab.plan.graph import jobs
 from prunelab.plan.study import Plan, save_plan
 from prunelab.store.artefact import Superseded, begin, commit

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from prunelab.config.compose import Composer
-from prunelab.launch.study import plan_study
+from prunelab.launch.command.study import plan_study
 
 MODELS = Path(__file__).resolve().parents[2] / "prunelab" / "data" / "models"
 WANDA = ["method=wanda", "sparsity=unstructured"]

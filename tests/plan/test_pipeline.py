@@ -14,7 +14,7 @@ from hydra._internal.utils import create_automatic_config_search_path
 from prunelab.config.compose import Composer
 from prunelab.config.place import conf_folder
 from prunelab.errors import StoreError
-from prunelab.launch.study import checked_trials, plan_study
+from prunelab.launch.command.study import checked_trials, plan_study
 from prunelab.plan.graph import jobs, order, shots
 from prunelab.plan.pipeline import trial_stages
 from prunelab.plan.study import Plan, load_plan, save_plan

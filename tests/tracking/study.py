@@ -15,8 +15,8 @@ from hydra._internal.utils import create_automatic_config_search_path
 
 from prunelab.config.compose import Composer
 from prunelab.config.place import conf_folder
-from prunelab.launch.plugin import register
-from prunelab.launch.study import plan_study
+from prunelab.launch.command.plugin import register
+from prunelab.launch.command.study import plan_study
 from prunelab.plan.stage import Stage
 from prunelab.plan.study import Plan, load_plan, save_plan
 from prunelab.store.artefact import begin, commit

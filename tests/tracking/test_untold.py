@@ -14,10 +14,10 @@ from rich.console import Console
 
 from prunelab.config.compose import Composer
 from prunelab.config.place import conf_folder
+from prunelab.launch.command.study import plan_study
 from prunelab.launch.monitor.status import show_status
 from prunelab.launch.run.base import Event, Launcher, Order
 from prunelab.launch.run.drive import drive
-from prunelab.launch.study import plan_study
 from prunelab.tracking.base import run_id
 from prunelab.tracking.note import Note
 

@@ -22,13 +22,13 @@ from rich.console import Console
 
 from prunelab.config.compose import Composer
 from prunelab.errors import ConfigError
+from prunelab.launch.command.study import plan_study
 from prunelab.launch.run import drive
 from prunelab.launch.run.base import Launcher
 from prunelab.launch.run.inline import Inline
 from prunelab.launch.run.pool import Pool
 from prunelab.launch.slurm.launcher import Slurm
 from prunelab.launch.slurm.settings import Settings
-from prunelab.launch.study import plan_study
 from prunelab.store.layout import check_writable
 
 # Hydra's scan for plugins executes its own plugin modules anew, so a base class imported before it is stale.

@@ -17,8 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from prunelab.config.place import conf_folder, settle_home
 from prunelab.errors import ConfigError, PrunelabError
-from prunelab.launch.plugin import register
-from prunelab.launch.study import explain
+from prunelab.launch.command.plugin import register
+from prunelab.launch.command.study import explain
 
 # options of Hydra that take a value; the next word is theirs and no override
 _VALUED = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
