@@ -17,6 +17,11 @@ Within = Literal["row", "matrix"]
 Propagation = Literal["pruned", "dense"]
 SCOPES = ("linear",)  # what a method decides about at a time, and a pass exists for
 UNIFORM, GLOBAL = "uniform", "global"
+BEFORE, BETWEEN, BY_PATTERN = (
+    "before",
+    "between",
+    "by_pattern",
+)  # when masks are chosen, where a repair follows
 ROUNDED = 1e-4  # 0.6667 means two thirds
 
 
@@ -294,3 +299,25 @@ def _check_stream(run: Run) -> Iterator[ConfigError]:
     elif run.propagation == "pruned" and OUTPUT_GRADIENT in run.method.reads:
         hint = "Gradients come from one walk back through the whole model, before any block is pruned."
         yield ConfigError("sparsity.propagation", "pruned", f"dense with method={run.method.name}", hint)
+
+
+def between_error(pattern: Pattern, allocation: str, propagation: str) -> ConfigError | None:
+    """Return why masks cannot be chosen block by block between repairs, None if they can.
+
+    They can where a block's choice needs nothing of later blocks, and its statistics are those of the pruned stream.
+    """
+    if not pattern.propagates:
+        what, hint = f"sparsity.pattern={pattern.name}", "Every shot compares the layers of all blocks."
+    elif allocation == GLOBAL:
+        what, hint = (
+            f"allocation={GLOBAL}",
+            "It compares all layers before any is pruned; uniform and owl do not.",
+        )
+    elif propagation != "pruned":
+        what, hint = (
+            f"sparsity.propagation={propagation}",
+            "Statistics of the dense model do not see repairs.",
+        )
+    else:
+        return None
+    return ConfigError("reconstruction.masks", BETWEEN, f"{BEFORE}, or {BY_PATTERN}, with {what}", hint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,17 @@ from prunelab.config.files import check_model_folder, check_text_file, input_wid
 from prunelab.config.outside import stage_source
 from prunelab.config.tasks import check_tasks
 from prunelab.errors import ConfigError, PrunelabError, nearest
-from prunelab.pattern import PATTERNS, ROUNDED, UNIFORM, Run, pattern_of
+from prunelab.pattern import (
+    BEFORE,
+    BETWEEN,
+    BY_PATTERN,
+    PATTERNS,
+    ROUNDED,
+    UNIFORM,
+    Run,
+    between_error,
+    pattern_of,
+)
 
 _SCHEMA = "prunelab.config.schema"
 GROUPS = (
@@ -56,6 +67,7 @@ def check_trial(
     _exact_ratio(config)
     wrong = {error.key.partition(".")[0] for error in errors}
     if whole and not wrong:
+        _resolve_masks(config)
         errors += _across_groups(config)
     if not wrong & {"model", "calibration", "evaluation"}:
         errors += _about_files(config, corpora)
@@ -88,6 +100,22 @@ def _exact_ratio(config: Config) -> None:
         return
     if ratio is None or (isinstance(ratio, float) and abs(ratio - (1 - n / m)) <= ROUNDED):
         config["sparsity"] = {**sparsity, "ratio": 1 - n / m}
+
+
+def _resolve_masks(config: Config) -> None:
+    """Say when masks are chosen where a repair leaves that to the pattern: between repairs, as its paper, if they can."""
+    if config["reconstruction"].get("masks") == BY_PATTERN:
+        masks = BETWEEN if _between_error(config) is None else BEFORE
+        config["reconstruction"] = {**config["reconstruction"], "masks": masks}
+
+
+def _between_error(config: Config) -> ConfigError | None:
+    """Return why masks cannot be chosen between repairs; a pattern that cannot be is told as what it is."""
+    sparsity = config["sparsity"]
+    with suppress(ConfigError):
+        propagation = sparsity.get("propagation", "pruned")
+        return between_error(pattern_of(sparsity), config["allocation"]["name"], propagation)
+    return None
 
 
 def method_source(method: Mapping[str, Any]) -> ClassSource:
@@ -281,6 +309,9 @@ def _about_repair(config: Config) -> Iterator[ConfigError]:
     dtype = config["model"]["dtype"]
     if dtypes and dtype not in dtypes:
         yield ConfigError("model.dtype", dtype, f"{' | '.join(dtypes)} with reconstruction={repair['name']}")
+    wrong = _between_error(config) if repair.get("masks") == BETWEEN else None
+    if wrong is not None:
+        yield wrong
     if repair.get("patience") is not None and sum(parts_of(config).values()) < 2:
         hint = "One sequence in eight, at least one, is kept from training and decides when it ends."
         yield ConfigError("reconstruction.patience", repair["patience"], "null with a single sequence", hint)

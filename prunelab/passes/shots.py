@@ -103,7 +103,7 @@ def prune(
     together, ModelError for activations that are not finite.
     """
     allocation = pattern.default_allocation if allocation is None else allocation
-    _check(decoder, method, pattern, schedule, allocation, propagation, tokens, stored)
+    check_run(decoder, method, pattern, schedule, allocation, propagation, tokens, stored)
     chooser = chooser_of(pattern)
     steps = len(schedule) if chooser.is_whole(allocation) else len(decoder.blocks)
     if not 0 <= start_step <= steps:
@@ -128,7 +128,7 @@ def prune_ratios(
     Hessian are shared; weights are held once per ratio.
     """
     for ratio in ratios:
-        _check(decoder, method, pattern, [ratio], UNIFORM, "dense", tokens, None)
+        check_run(decoder, method, pattern, [ratio], UNIFORM, "dense", tokens, None)
     with open_shelf(Placement("device"), decoder.dtype, decoder.device) as shelf:
         walk = Walk(decoder, method, chooser_of(pattern), seed, batch_size, shelf, ALONE, progress, None)
         source = walk.source(tokens, None, walk.needs)
@@ -197,7 +197,7 @@ class Walk:
                 masks, threshold = self.shoot(source, masks, target, number, allocation)
             weights = (site.linear.weight for site in self.decoder.sites())
             self.group.confirm(weights, f"after shot {number}")
-            rows = [_row(site, masks[site.name]) for site in self.decoder.sites()]
+            rows = [site_row(site, masks[site.name]) for site in self.decoder.sites()]
             state = partial(read_state, self.decoder, masks)
             self._tell(number, None, target, threshold, rows, began, state)
         return read_state(self.decoder, masks)
@@ -260,14 +260,11 @@ class Walk:
     ) -> State:  # fmt: skip
         """Prune every block on its own; a step is a block."""
         (ratio,) = schedule or (0.0,)
-        needs = self.needs
-        spread = None if isinstance(allocation, str) else load_needs(("input_norm",))
-        source = self.source(tokens, stored, needs if needs.statistics or spread is None else spread)
-        ratios = self._ratios(allocation, ratio, source, spread)
+        source, ratios = self.begin(tokens, stored, allocation, ratio)
         masks: dict[str, Mask] = {}
         for index, more in blocks_of(self.decoder):
             began = time.perf_counter()
-            moves = more and bool(needs.statistics)
+            moves = more and bool(self.needs.statistics)
             if index < start_step:
                 if moves and propagation == "dense":
                     source.advance(self.decoder, index)
@@ -281,12 +278,17 @@ class Walk:
             if moves and propagation == "pruned":
                 source.advance(self.decoder, index)
             if index >= start_step:
-                self.say("prune", index + 1, len(self.decoder.blocks))
-                sites = self.decoder.sites(index)
-                rows = [_row(site, masks[site.name]) for site in sites]
-                part = _state_of(self.decoder, sites, masks)
-                self._tell(1, index, ratios[index], None, rows, began, part)
+                self.tell_block(index, ratios[index], masks, began)
         return read_state(self.decoder, masks)
+
+    def begin(
+        self, tokens: Tensor | None, stored: Stored | None, allocation: Spread, ratio: float
+    ) -> tuple[Source, list[float]]:
+        """Return where a walk block by block takes its statistics, and every block's ratio; the model is dense."""
+        needs = self.needs
+        spread = None if isinstance(allocation, str) else load_needs(("input_norm",))
+        source = self.source(tokens, stored, needs if needs.statistics or spread is None else spread)
+        return source, self._ratios(allocation, ratio, source, spread)
 
     def prune_block(self, index: int, source: Source, ratio: float, *, advancing: bool) -> dict[str, Mask]:
         """Prune block ``index`` in place; return its masks. Its statistics are gone when this returns."""
@@ -333,6 +335,13 @@ class Walk:
         finally:
             self.progress = tell
 
+    def tell_block(self, index: int, ratio: float, masks: Mapping[str, Mask], began: float) -> None:
+        """Tell that block ``index`` is pruned, since ``began``."""
+        self.say("prune", index + 1, len(self.decoder.blocks))
+        sites = self.decoder.sites(index)
+        rows = [site_row(site, masks[site.name]) for site in sites]
+        self._tell(1, index, ratio, None, rows, began, _state_of(self.decoder, sites, masks))
+
     def _tell(
         self, shot: int, block: int | None, target: float, threshold: float | None, rows: list[dict[str, Any]],
         began: float, state: Callable[[], State],
@@ -344,10 +353,11 @@ class Walk:
         self.on_step(StepReport(shot, block, target, achieved, threshold, rows, seconds), state())
 
 
-def _check(
+def check_run(
     decoder: Decoder, method: Any, pattern: Pattern, schedule: Sequence[float], allocation: Spread,
     propagation: str, tokens: Tensor | None, stored: Stored | None,
 ) -> None:  # fmt: skip
+    """Raise ConfigError for arguments of :func:`prune` that do not fit together."""
     for before, after in zip([0.0, *schedule], schedule, strict=False):
         if not 0 <= before <= after < 1:
             raise ConfigError("schedule", list(schedule), "growing ratios, 0 <= ratio < 1")
@@ -387,5 +397,6 @@ def _state_of(
     return state
 
 
-def _row(site: LinearSite, mask: Mask) -> dict[str, Any]:
+def site_row(site: LinearSite, mask: Mask) -> dict[str, Any]:
+    """Return what the table of layers says of one."""
     return {"site": site.name, "block": site.block, "path": site.path, **mask.counts()}

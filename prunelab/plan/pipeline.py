@@ -10,7 +10,7 @@ from prunelab.config.code import source_digest, with_source
 from prunelab.config.data import GENERATED, SAME, parts_of, recipe_of
 from prunelab.config.files import content_digest
 from prunelab.config.outside import reads
-from prunelab.pattern import pattern_of
+from prunelab.pattern import BETWEEN, pattern_of
 from prunelab.plan.fingerprint import fingerprint
 from prunelab.plan.schedule import schedule
 from prunelab.plan.stage import Stage
@@ -25,11 +25,11 @@ _NOT_CORPUS = ("name", "path", "n_samples", "seq_len", "sampler")  # names, plac
 def trial_stages(config: Config, corpora: Mapping[str, Config]) -> dict[str, Stage]:
     """Return a trial's stages by role, in an order in which they could run.
 
-    Roles: ``calibrate`` (tokens the mask is chosen on), ``test/<corpus>``, ``held_out/<corpus>``,
-    ``dense``, ``prune``, ``reconstruct`` (unless there is none), ``evaluate``; ``statistics`` where single weights
-    are pruned from the dense stream; where a repair fits to other tokens than the mask's, ``reconstruction`` and
-    its parts ``reconstruction/<name>``; and each of the trial's ``stages`` from outside the package, by its name.
-    ``corpora`` holds full specs by name.
+    Roles: ``calibrate`` (tokens the mask is chosen on), ``test/<corpus>``, ``held_out/<corpus>``, ``dense``, ``prune``
+    (unless masks are chosen between repairs), ``reconstruct`` (unless there is none), ``evaluate``; ``statistics``
+    where single weights are pruned from the dense stream; where a repair fits to other tokens than the mask's,
+    ``reconstruction`` and its parts ``reconstruction/<name>``; and each of the trial's ``stages`` from outside the
+    package, by its name. ``corpora`` holds full specs by name.
     """
     evaluation, stages = config["evaluation"], {}
     stages["calibrate"] = _tokens(config, config["calibration"], "mask")
@@ -45,12 +45,13 @@ def trial_stages(config: Config, corpora: Mapping[str, Config]) -> dict[str, Sta
         "dense", {"model": model} | tasks, tests, _runtime(config), config["model"]["name"]
     )
     stages |= _statistics(config, stages["calibrate"])
-    stages["prune"] = _prune(config, stages)
-    last = "prune"
+    last, pruning = "prune", _prune(config, stages)
+    if config["reconstruction"].get("masks") != BETWEEN:
+        stages[last] = pruning
     if config["reconstruction"]["name"] != "none":
         last = "reconstruct"
         stages |= _reconstruction_tokens(config, corpora, stages["calibrate"])
-        stages[last] = _reconstruct(config, stages)
+        stages[last] = _reconstruct(config, stages, pruning)
         if "reconstruction" in stages:  # over-fitting is measured against what the repair was fitted to
             errors["reconstruction"] = stages["reconstruction"].key
     stages["evaluate"] = Stage(
@@ -235,7 +236,8 @@ def _prune(config: Config, stages: Mapping[str, Stage]) -> Stage:
     )
 
 
-def _reconstruct(config: Config, stages: Mapping[str, Stage]) -> Stage:
+def _reconstruct(config: Config, stages: Mapping[str, Stage], pruning: Stage) -> Stage:
+    """Return the repair of what ``pruning`` makes; where that is no stage of the trial, it is done in this one."""
     reconstruction = with_source(config["reconstruction"])
     identity = {
         "model": model_identity(config["model"]),
@@ -243,11 +245,14 @@ def _reconstruct(config: Config, stages: Mapping[str, Stage]) -> Stage:
         "seed": config["seed"],
     } | _stored(config)
     tokens = "reconstruction" if "reconstruction" in stages else "calibrate"
-    inputs = {"prune": stages["prune"].key, tokens: stages[tokens].key}
-    label = f"{reconstruction['name']}-{stages['prune'].label}"
-    return Stage(
-        "reconstruct", identity, inputs, _runtime(config) | {"reconstruction": reconstruction}, label
-    )
+    inputs, runtime = {tokens: stages[tokens].key}, _runtime(config) | {"reconstruction": reconstruction}
+    if "prune" in stages:
+        inputs["prune"] = pruning.key
+    else:
+        inputs |= pruning.inputs
+        identity["prune"] = dict(pruning.identity)
+        runtime |= {key: pruning.runtime[key] for key in ("method", "allocation")}
+    return Stage("reconstruct", identity, inputs, runtime, f"{reconstruction['name']}-{pruning.label}")
 
 
 def _runtime(config: Config) -> dict[str, Any]:

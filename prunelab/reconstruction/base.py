@@ -128,7 +128,13 @@ def holding(values: Iterable[Held]) -> Iterator[None]:
 
 
 class Reconstruction(Protocol):
-    """Repairs a unit in place; removed weights stay exactly zero."""
+    """Repairs a unit in place; removed weights stay exactly zero.
+
+    A repair may also have a field ``masks``, which planning reads: ``before`` (all blocks are pruned by a stage of
+    their own, and so without the field), ``between`` (each is pruned when a unit takes it up, on the stream of blocks
+    already repaired, as in arXiv:2406.15524) or ``by_pattern`` (between, where a pattern's choice is made block by
+    block). To ``repair`` it makes no difference.
+    """
 
     @property
     def name(self) -> str:

@@ -24,7 +24,8 @@ from prunelab.sparsity import mask as masking
 
 @dataclass(frozen=True)
 class LeastSquares:
-    """``damping``: pull towards the dense weights, relative to the Gram matrix' mean diagonal.
+    """``masks``: when they are chosen, see :class:`prunelab.reconstruction.base.Reconstruction`. ``damping``: pull towards the
+    dense weights, relative to the Gram matrix' mean diagonal.
 
     The objective of a row is its mean squared error on the tokens, pull included. ``tolerance``: how far a row may
     lie above the optimum of its objective, relative to it, when the exact solver stops; ``iterations``: its limit, or
@@ -33,6 +34,7 @@ class LeastSquares:
 
     name: str
     revision: int
+    masks: Annotated[str, "before | between | by_pattern"]
     target: Annotated[str, "local | global"]
     solver: Annotated[str, "exact | gradient"]
     damping: Annotated[float, "x >= 0"]

@@ -29,20 +29,22 @@ class Tuning:
     """``window`` blocks are trained together, moving on by ``stride``; the target is the dense window on the
     pruned stream (local) or on the dense one (global).
 
-    ``trains``: the linear layers' weights and biases, or all parameters of the blocks, which adds the gains and
-    biases of norms. ``epochs`` over the sequences in batches of ``batch``, and more of them where fewer than
-    ``min_updates`` would come of it: a few sequences at the paper's epochs are hardly fitted at all. ``epochs`` 0
-    trains nothing. Of a batch only as many sequences as make ``part_tokens`` tokens go through the window at a time,
-    at least one, and the gradients add up: memory follows those, not the batch. ``beta1``, ``beta2``: Adam's.
-    ``clipping`` of the gradients' norm at ``max_norm``, or, as the published code does by accident, of gradients
-    scaled for float16: see :mod:`prunelab.reconstruction.fit`. ``patience``: epochs without a lower loss on the
-    stopping text before training ends and the best weights return; null = train to the end.
+    ``masks``: when they are chosen, see :class:`prunelab.reconstruction.base.Reconstruction`. ``trains``: the linear
+    layers' weights and biases, or all parameters of the blocks, which adds the gains and biases of norms. ``epochs``
+    over the sequences in batches of ``batch``, and more of them where fewer than ``min_updates`` would come of it: a
+    few sequences at the paper's epochs are hardly fitted at all. ``epochs`` 0 trains nothing. Of a batch only as many
+    sequences as make ``part_tokens`` tokens go through the window at a time, at least one, and the gradients add up:
+    memory follows those, not the batch. ``beta1``, ``beta2``: Adam's. ``clipping`` of the gradients' norm at
+    ``max_norm``, or, as the published code does by accident, of gradients scaled for float16: see
+    :mod:`prunelab.reconstruction.fit`. ``patience``: epochs without a lower loss on the stopping text before training
+    ends and the best weights return; null = train to the end.
     """
 
     name: str
     revision: int
     window: Annotated[int, "x >= 1"]
     stride: Annotated[int, "x >= 1"]
+    masks: Annotated[str, "before | between | by_pattern"]
     target: Annotated[str, "local | global"]
     trains: Annotated[str, "weights | all"]
     epochs: Annotated[int, "x >= 0"]

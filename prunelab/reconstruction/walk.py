@@ -1,14 +1,15 @@
-"""Repairing a pruned state block by block with one model in memory (arXiv:2406.15524, section 2).
+"""Repairing a pruned model block by block with one model in memory (arXiv:2406.15524, section 2).
 
 Two streams of hidden states walk beside each other, the dense model's and the repaired one's. A block's dense
 weights stay at hand while a unit that contains it is at work, at most ``window`` blocks of them; then they are
 freed. With windows of k blocks and stride s, units start at block ``-(k - s)``, so that the first and the last
 blocks take part in as many units as the others; blocks outside the model are left out. For k = 2, s = 1 these
 are the B + 1 rounds of the paper's cross-block reconstruction, each block trained in two of them. Masks are those
-of the state and never chosen again.
+of a state, or chosen when a block first enters a unit (:mod:`prunelab.passes.between`), and never chosen again.
 
-Two roles of text come in here: ``tokens`` (targets and training) and ``stopping`` (decides when training ends, if
-the spec asks for it). Held-out text is measured by :mod:`prunelab.evaluation.walk`, in a stage of its own.
+Two roles of text come in here: ``tokens`` (targets and training) and ``stopping`` (decides when training ends, if the
+spec asks for it). The tokens that masks are chosen on are the pruner's own. Held-out text is measured by
+:mod:`prunelab.evaluation.walk`, in a stage of its own.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from prunelab.models.decoder import Decoder
 from prunelab.models.memory import release_host_memory
 from prunelab.models.stream import advance
 from prunelab.reconstruction.base import Held, Layer, Members, Other, Reconstruction, Unit, holding
+from prunelab.reconstruction.pruned import Chosen, Pruned, Pruning, Stored
 from prunelab.reconstruction.streams import Streams, open_streams
 from prunelab.sparsity.mask import Mask
 from prunelab.stats.view import site_generator
@@ -65,7 +67,7 @@ class RepairReport:
 @torch.no_grad()
 def reconstruct(
     decoder: Decoder,
-    state: StateReader,
+    pruned: StateReader | Pruning,
     tokens: Tensor,
     spec: Reconstruction,
     *,
@@ -78,7 +80,9 @@ def reconstruct(
     on_block: Callable[[RepairReport, State], None] | None = None,
     progress: Progress | None = None,
 ) -> State:
-    """Repair ``state`` on ``tokens`` (n, seq_len) int64 and return the new state, with the same masks.
+    """Repair ``pruned`` on ``tokens`` (n, seq_len) int64 and return the new state.
+
+    ``pruned``: a state, whose masks stay, or how every block shall be pruned once those before it are repaired.
 
     ``decoder`` is dense on entry and the repaired model on return; parameters outside its blocks are never touched.
     ``batch_size``: sequences per forward of the walk; training has its own. ``on_block(report, part)``:
@@ -88,9 +92,12 @@ def reconstruct(
     """
     _check(decoder, spec, stopping, start, start_block)
     with open_shelf(placement or Placement(), decoder.dtype, decoder.device) as shelf:
+        source = (
+            Chosen(decoder, pruned.open(decoder, shelf)) if isinstance(pruned, Pruning) else Stored(pruned)
+        )
         walk = _Walk(
             decoder=decoder,
-            state=state,
+            pruned=source,
             spec=spec,
             seed=seed,
             shelf=shelf,
@@ -111,7 +118,7 @@ def reconstruct(
             fit = {} if past else walk.repair(window)
             rows = walk.leave(finished, tell=on_block is not None and not past)
             if finished and not past and on_block is not None:
-                part = walk.part(window)
+                part = walk.part(window, finished)
                 on_block(RepairReport(finished[-1] + 1, rows, fit), part)
             for index in finished:
                 walk.release(index)
@@ -124,7 +131,7 @@ class _Walk:
     parameters outside linear layers that are not dense any more, in order."""
 
     decoder: Decoder
-    state: StateReader
+    pruned: Pruned
     spec: Reconstruction
     seed: int
     shelf: Shelf
@@ -139,20 +146,21 @@ class _Walk:
         """Keep the dense weights of blocks new in ``window`` and put the pruned ones in place."""
         for index in window:
             if index not in self.members:
+                self.pruned.enter(index, start)
                 layers = [self._layer(site, start) for site in self.decoder.sites(index)]
                 others = [self._other(*item, start) for item in self.decoder.other_parameters(index).items()]
                 self.members[index] = Members(tuple(layers), tuple(others))
 
     def _layer(self, site: LinearSite, start: StateReader | None) -> Layer:
         """Put a layer's weights in place: what an earlier attempt made of it, else as it was pruned."""
-        linear, pruned = site.linear, self.state.site(site.name)
+        linear, pruned = site.linear, self.pruned.site(site.name)
         self.masks[site.name] = pruned.mask
         layer = Layer(
             site, pruned.mask, linear.weight.data, None if linear.bias is None else linear.bias.data
         )
         if start is not None and site.name in start.names:
             pruned = start.site(site.name)
-        _check_fits(layer, pruned, self.state.model)
+        _check_fits(layer, pruned, self.pruned.model)
         new = pruned.weight.to(linear.weight, copy=True), _copy(pruned.bias, linear.weight)
         for parameter, value in layer.hold(*new):
             parameter.data = value
@@ -161,11 +169,9 @@ class _Walk:
     def _other(self, name: str, parameter: nn.Parameter, start: StateReader | None) -> Other:
         """Put the other parameter in place, in memory of its own: the dense one stays as it is."""
         other = Other(name, parameter, parameter.data)
-        having = (
-            state for state in (start, self.state) if state is not None and name in state.parameter_names
-        )
-        state = next(having, None)
-        value = other.dense if state is None else state.parameter(name)
+        resumed = start is not None and name in start.parameter_names
+        stored = start.parameter(name) if resumed else self.pruned.parameter(name)
+        value = other.dense if stored is None else stored
         parameter.data = value.to(other.dense, copy=True)
         return other
 
@@ -195,6 +201,7 @@ class _Walk:
             before = self._error_before(index) if tell else 0.0
             for streams in both:
                 advance(self.decoder, index, streams.pruned)
+            self.pruned.leave(index)
             if tell:
                 rows.append({"block": index} | _measure(self.calibration, before))
         return rows
@@ -210,9 +217,12 @@ class _Walk:
         """The block's parameters with the values that pruning left."""
         pairs: list[Held] = []
         for layer in members.layers:
-            stored, like = self.state.site(layer.site.name), layer.weight
+            stored, like = self.pruned.site(layer.site.name), layer.weight
             pairs += layer.hold(stored.weight.to(like), _copy(stored.bias, like))
-        return [*pairs, *((other.parameter, other.dense) for other in members.others)]
+        for other in members.others:
+            stored = self.pruned.parameter(other.name)
+            pairs.append((other.parameter, other.dense if stored is None else stored.to(other.dense)))
+        return pairs
 
     def release(self, index: int) -> None:
         """Let the dense weights of a finished block go."""
@@ -221,7 +231,8 @@ class _Walk:
     def _trained(self, members: Members) -> dict[str, None]:
         return {other.name: None for other in members.others if not other.is_dense}
 
-    def part(self, window: range) -> State:
+    def part(self, window: range, finished: range) -> State:
+        """What a later attempt needs of the blocks in ``window``, of which some are ``finished``."""
         items: dict[str, SiteState] = {}
         parameters: dict[str, Tensor] = {}
         for members in (self.members[index] for index in window):
@@ -230,7 +241,8 @@ class _Walk:
                 items[layer.site.name] = SiteState(layer.linear.weight.detach(), bias, layer.mask)
             for name in self._trained(members):
                 parameters[name] = self.decoder.model.get_parameter(name).detach()
-        return State(self.state.model, items, parameters)
+        items |= self.pruned.kept(index for index in window if index not in finished)
+        return State(self.pruned.model, items, parameters)
 
     def _say(self, block: int) -> Progress:
         progress = self.progress

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from prunelab.evaluation.integrity import check
 from prunelab.evaluation.ratios import ratios
 from prunelab.models.decoder import Decoder
 from prunelab.models.load import load_decoder
-from prunelab.passes.shots import StepReport, prune
+from prunelab.passes.between import Between
+from prunelab.passes.shots import Spread, StepReport, prune
 from prunelab.passes.statistics import StatisticsFolder
 from prunelab.pattern import pattern_of
 from prunelab.stages import calibrate, setting
@@ -35,25 +36,75 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
     with metered() as cost:
         device = setting.prepare(context.runtime)
         decoder = load_decoder(context.runtime["model"], device=device)
-        tokens = calibrate.read(context.inputs["calibrate"].folder) if "calibrate" in context.inputs else None
-        tokens = None if tokens is None else tokens.to(device)
+        tokens = _tokens(context, device)
         parts = _parts(context)
         before = len(parts.tables["shots"])
         state = _prune(identity, context, decoder, tokens, parts)
         if not context.leads:
             return Result({})
-        integrity = check(decoder, state)
+        metrics = measure(decoder, state, identity["schedule"])
         save_state(state, context.outputs / STATE)
-        metrics = {
-            **ratios(state, decoder),
-            "parameters/dense": decoder.n_parameters(),
-            "parameters/compact": compact_parameters(state, decoder),
-            "shots": len(identity["schedule"]),
-            **integrity,
-        }
         n_shots = len(parts.tables["shots"]) - before
         cost.tokens = 0 if tokens is None else tokens.numel() * n_shots
     return Result(metrics, parts.tables, {**cost.values(), "shots": n_shots})
+
+
+def measure(decoder: Decoder, state: State, schedule: Sequence[float]) -> dict[str, float]:
+    """Return the metrics of a decoder that holds ``state``, pruned along ``schedule``; ModelError if it does not."""
+    return {
+        **ratios(state, decoder),
+        "parameters/dense": decoder.n_parameters(),
+        "parameters/compact": compact_parameters(state, decoder),
+        "shots": len(schedule),
+        **check(decoder, state),
+    }
+
+
+def between(identity: Mapping[str, Any], context: Context, decoder: Decoder, tables: Tables) -> Between:
+    """Return how blocks are pruned one at a time, for the stage that repairs them in between.
+
+    ``identity``: what a stage prune would have, in whose place this is; ``tables`` get its rows, once it is through.
+    """
+    tokens = _tokens(context, decoder.device)
+    (ratio,) = identity["schedule"] or (0.0,)
+    tables |= {name: tables.get(name, []) for name in ("shots", "sites")}
+
+    def on_step(report: StepReport, state: State) -> None:
+        _add_block(context, tables, report, ratio, len(decoder.blocks))
+
+    return Between(
+        build(context.runtime["method"], "method"), tokens, ratio, pattern_of(identity), identity["seed"],
+        _batch_size(context, tokens), _spread(context), on_step,
+        lambda row: context.progress(row["phase"], row["done"], row["total"]),
+    )  # fmt: skip
+
+
+def _add_block(context: Context, tables: Tables, report: StepReport, ratio: float, n_blocks: int) -> None:
+    """Log a block that is pruned and add its layers' rows, and the shot's after the last block."""
+    context.log(
+        {"event": "pruned", "block": report.block, "ratio": report.target, "achieved": report.achieved}
+    )
+    sites = tables["sites"]
+    sites += report.sites
+    if report.block == n_blocks - 1:
+        removed, total = (sum(site[key] for site in sites) for key in ("removed", "total"))
+        row = {"shot": report.shot, "target": ratio, "achieved": removed / total, "threshold": None}
+        tables["shots"].append(row)
+
+
+def _tokens(context: Context, device: torch.device | str) -> torch.Tensor | None:
+    """Return the tokens that masks are chosen on; None where nothing is needed."""
+    stage = context.inputs.get("calibrate")
+    return None if stage is None else calibrate.read(stage.folder).to(device)
+
+
+def _batch_size(context: Context, tokens: torch.Tensor | None) -> int:
+    return 1 if tokens is None else setting.batch_size(context.runtime, tokens.shape[1])
+
+
+def _spread(context: Context) -> Spread:
+    allocation = context.runtime["allocation"]
+    return build(allocation, "allocation") if "_target_" in allocation else allocation["name"]
 
 
 def _prune(
@@ -61,38 +112,27 @@ def _prune(
 ) -> State:
     """Prune step by step, each on disk before the next begins."""
     shots, sites = parts.tables["shots"], parts.tables["sites"]
-    pattern, allocation = pattern_of(identity), context.runtime["allocation"]
+    pattern = pattern_of(identity)
     schedule = identity["schedule"] or ([] if pattern.several_shots else [0.0])
 
     def on_step(report: StepReport, state: State) -> None:
         whole = report.block is None
-        sites[:] = report.sites if whole else [*sites, *report.sites]
         if whole:
+            sites[:] = report.sites
             row = {
                 "shot": report.shot, "target": report.target, "achieved": report.achieved, "threshold": report.threshold,
             }  # fmt: skip
             context.log({"event": "shot", **row})
-        else:
-            context.log(
-                {
-                    "event": "pruned",
-                    "block": report.block,
-                    "ratio": report.target,
-                    "achieved": report.achieved,
-                }
-            )
-            removed, total = (sum(site[key] for site in sites) for key in ("removed", "total"))
-            row = {"shot": report.shot, "target": schedule[0], "achieved": removed / total, "threshold": None}
-        if whole or report.block == len(decoder.blocks) - 1:
             shots.append(row)
+        else:
+            _add_block(context, parts.tables, report, schedule[0], len(decoder.blocks))
         if not whole or report.shot < len(schedule):  # the last shot is the result itself
             parts.save(report.shot if report.block is None else report.block + 1, state, whole=whole)
 
     return prune(
         decoder, build(context.runtime["method"], "method"), tokens, schedule,
         pattern=pattern, seed=identity["seed"],
-        batch_size=1 if tokens is None else setting.batch_size(context.runtime, tokens.shape[1]),
-        allocation=build(allocation, "allocation") if "_target_" in allocation else allocation["name"],
+        batch_size=_batch_size(context, tokens), allocation=_spread(context),
         propagation=identity.get("propagation", "pruned"), stored=_stored(context),
         placement=setting.placement(context), start=parts.start, start_step=parts.done, on_step=on_step,
         progress=lambda row: context.progress(row["phase"], row["done"], row["total"]), group=setting.group(context),

@@ -1,4 +1,8 @@
-"""Stage reconstruct: kept weights fitted to the dense model on the mask's tokens or on others; masks stay as they are."""
+"""Stage reconstruct: what pruning kept is fitted to the dense model, on the mask's tokens or on others.
+
+Masks are those of a stage prune, or are chosen block by block between repairs: then this stage is both, and its
+identity holds what that of the stage prune would be.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from prunelab.evaluation.cost import metered
 from prunelab.evaluation.integrity import check
 from prunelab.models.load import load_decoder
 from prunelab.reconstruction.walk import RepairReport, reconstruct, split_stopping
-from prunelab.stages import calibrate, setting
+from prunelab.stages import calibrate, prune, setting
 from prunelab.stages.part import STATE, Parts
 from prunelab.store.context import Context, Result
 from prunelab.structures.state import State, open_state, save_state
@@ -19,9 +23,10 @@ _ROW = ("block", "unit", "error_before", "error", "mse_before", "mse")  # what t
 
 
 def run(identity: Mapping[str, Any], context: Context) -> Result:
-    """Repair the pruned state; writes ``state.safetensors``. Table ``repair``: error per block before and after.
+    """Repair what is pruned; writes ``state.safetensors``. Table ``repair``: error per block before and after.
 
     Metrics: ``integrity/*`` and, of every number that a repair gives for a unit, the largest as ``repair/<name>``.
+    With masks chosen in between, metrics and tables of the stage prune as well.
 
     With ``patience`` the last eighth of the sequences is kept from training and decides when it ends;
     text of other roles never comes in here.
@@ -29,7 +34,6 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
     with metered() as cost:
         device = setting.prepare(context.runtime)
         decoder = load_decoder(context.runtime["model"], device=device)
-        pruned = open_state(context.inputs["prune"].folder / STATE)
         spec = build(context.runtime["reconstruction"], "reconstruction")
         source = "reconstruction" if "reconstruction" in context.inputs else "calibrate"
         tokens = calibrate.read(context.inputs[source].folder).to(device)
@@ -37,6 +41,12 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
         if spec.early_stop:
             tokens, stopping = split_stopping(tokens)
         parts = Parts(context, {"repair": []})
+        pruning = identity.get("prune")
+        pruned = (
+            open_state(context.inputs["prune"].folder / STATE)
+            if pruning is None
+            else prune.between(pruning, context, decoder, parts.tables)
+        )
 
         def on_block(report: RepairReport, part: State) -> None:
             rows = [{**row, "unit": report.done, **report.fit} for row in report.blocks]
@@ -52,10 +62,11 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
             start=parts.start, start_block=parts.done, on_block=on_block,
             progress=lambda row: context.progress(row["phase"], row["done"], row["total"]),
         )  # fmt: skip
-        integrity = check(decoder, state)
+        schedule = None if pruning is None else pruning["schedule"]
+        metrics = check(decoder, state) if schedule is None else prune.measure(decoder, state, schedule)
         save_state(state, context.outputs / STATE)
         cost.tokens = tokens.numel()
-    return Result({**integrity, **_largest(parts.tables["repair"])}, parts.tables, cost.values())
+    return Result({**metrics, **_largest(parts.tables["repair"])}, parts.tables, cost.values())
 
 
 def _largest(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -137,7 +137,7 @@ def test_what_counts_moves_the_keys_behind_it(composer: Composer, override: str,
 
 
 def test_a_dtype_of_stored_states_counts_where_it_moves_numbers(composer: Composer) -> None:
-    words = ["sparsity=unstructured", "reconstruction=block"]
+    words = ["sparsity=unstructured", "reconstruction=block", "reconstruction.masks=before"]
     for method, moved in (
         ("wanda", {"prune", "reconstruct", "evaluate"}),
         ("magnitude", {"reconstruct", "evaluate"}),

@@ -15,6 +15,7 @@ from prunelab.plan.pipeline import trial_stages
 from prunelab.plan.stage import Stage
 
 BASE = ["method=wanda", "sparsity=unstructured", "reconstruction=block"]
+BEFORE = "reconstruction.masks=before"
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +30,20 @@ def stages(composer: Composer, *extra: str) -> dict[str, Stage]:
 
 
 def test_by_default_a_repair_reads_the_tokens_of_the_mask(composer: Composer) -> None:
-    found = stages(composer)
+    found = stages(composer, BEFORE)
     assert found["reconstruct"].inputs == {"prune": found["prune"].key, "calibrate": found["calibrate"].key}
     assert not [role for role in found if role.startswith("reconstruction")]
     whole = stages(
-        composer, "reconstruction_data=self_generated_mix", "~reconstruction_data.parts.self_generated"
+        composer,
+        "reconstruction_data=self_generated_mix",
+        "~reconstruction_data.parts.self_generated",
+        BEFORE,
     )
     none = stages(
-        composer, "reconstruction_data=self_generated_mix", "reconstruction_data.parts.self_generated=0"
+        composer,
+        "reconstruction_data=self_generated_mix",
+        "reconstruction_data.parts.self_generated=0",
+        BEFORE,
     )
     for other in (whole, none):
         assert {role: s.key for role, s in other.items()} == {role: s.key for role, s in found.items()}
@@ -44,7 +51,7 @@ def test_by_default_a_repair_reads_the_tokens_of_the_mask(composer: Composer) ->
 
 @pytest.mark.parametrize("data", ["self_generated", "self_generated_mix"])
 def test_masks_never_see_self_generated_text(composer: Composer, data: str) -> None:
-    before, after = stages(composer), stages(composer, f"reconstruction_data={data}")
+    before, after = stages(composer, BEFORE), stages(composer, f"reconstruction_data={data}", BEFORE)
     assert "reconstruction" not in before["evaluate"].inputs  # equal tokens are not measured twice
     assert after["evaluate"].inputs["reconstruction"] == after["reconstruction"].key
     moved = {role for role in before if before[role].key != after[role].key}
@@ -55,6 +62,45 @@ def test_masks_never_see_self_generated_text(composer: Composer, data: str) -> N
     written = {after[role].key for role in after if role.startswith("reconstruction")}
     assert not written & {key for role in ("prune", "dense") for key in after[role].inputs.values()}
     assert after["reconstruction"].identity["role"] == "reconstruction"
+
+
+def test_masks_between_repairs_are_the_repairs_own_work(composer: Composer) -> None:
+    before, found = stages(composer, BEFORE), stages(composer)
+    assert set(before) - set(found) == {"prune"}
+    stage = found["reconstruct"]
+    assert stage.identity["prune"] == before["prune"].identity
+    assert stage.identity["reconstruction"]["masks"] == "between"
+    assert stage.inputs == {"calibrate": found["calibrate"].key}
+    assert stage.runtime["method"] == before["prune"].runtime["method"]
+    assert stages(composer, "reconstruction.masks=between")["reconstruct"].key == stage.key
+    for override in ("method=magnitude", "sparsity.ratio=0.6", "allocation=owl", "sparsity.within=matrix"):
+        assert stages(composer, override)["reconstruct"].key != stage.key
+    # masks look at their own tokens only, whatever a repair fits to
+    mixed = stages(composer, "reconstruction_data=self_generated")["reconstruct"]
+    assert set(mixed.inputs) == {"calibrate", "reconstruction"}
+    assert mixed.inputs["calibrate"] == stage.inputs["calibrate"]
+    blind = stages(composer, "reconstruction_data=self_generated", "method=magnitude")["reconstruct"]
+    assert set(blind.inputs) == {"reconstruction"}
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["sparsity=rows_columns", "method=surgeon"], "sparsity.pattern=rows_columns"),
+        (["allocation=global", "method=magnitude"], "allocation=global"),
+        (["sparsity.propagation=dense"], "sparsity.propagation=dense"),
+    ],
+)
+def test_masks_that_are_no_choice_per_block_come_before(
+    composer: Composer, words: list[str], what: str
+) -> None:
+    found = stages(composer, *words)
+    assert found["reconstruct"].identity["reconstruction"]["masks"] == "before"
+    assert found["reconstruct"].inputs["prune"] == found["prune"].key
+    _, _, problems = checked_trials(composer, [[*BASE, *words, "reconstruction.masks=between"]])
+    (problem,) = problems
+    assert "reconstruction.masks='between'" in str(problem)
+    assert f"before, or by_pattern, with {what}" in str(problem)
 
 
 @pytest.mark.parametrize("stream", ["sparsity.propagation=pruned", "sparsity.propagation=dense"])
@@ -68,7 +114,7 @@ def test_masks_never_see_self_generated_text(composer: Composer, data: str) -> N
 def test_measured_text_moves_nothing_that_makes_weights(
     composer: Composer, override: str, stream: str
 ) -> None:
-    given = ["reconstruction_data=self_generated_mix", stream]
+    given = ["reconstruction_data=self_generated_mix", stream, BEFORE]
     before, after = stages(composer, *given), stages(composer, *given, override)
     makers = [
         role for role in before if role.partition("/")[0] not in ("test", "held_out", "dense", "evaluate")
