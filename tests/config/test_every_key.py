@@ -15,11 +15,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_automatic_config_search_path
 
 from prunelab.config.compose import Composer
 from prunelab.config.field import Field, read_class
+from prunelab.config.place import conf_folder
 from prunelab.config.vary import SELDOM, STILL, is_still
 from prunelab.launch.command.entry import run
+from prunelab.launch.command.plugin import register
 from prunelab.launch.command.study import StudyError, plan_study
 from prunelab.plan.study import Trial
 from prunelab.report.label import label_trials
@@ -70,7 +74,8 @@ SECOND = {
     "calibration.max_documents.*": "1000",
     "sparsity.pattern": "sparsity=unstructured method=magnitude", "sparsity.within": "matrix",
     "sparsity.ratio": {"null": "0.4"}, "sparsity.n": "1", "sparsity.m": "16",
-    "method._target_": "method=magnitude", "method.step": {"null": "0.1"},
+    "method._target_": {"prunelab.methods.magnitude.Magnitude": "method=random", "*": "method=magnitude"},
+    "method.step": {"null": "0.1"},
     "allocation._target_": "allocation=uniform", "allocation.name": "allocation=global sparsity.propagation=dense",
     "reconstruction._target_": {"prunelab.reconstruction.exact.LeastSquares": "reconstruction=block",
                                 "prunelab.reconstruction.tuning.Tuning": "reconstruction=layer"},
@@ -98,6 +103,13 @@ class Latency:
 class Other(Latency):
     pass
 """
+
+
+@pytest.fixture(scope="module")
+def composer() -> Composer:
+    """One for all walks: it remembers what it composed."""
+    register()
+    return Composer(ConfigLoaderImpl(create_automatic_config_search_path(None, None, str(conf_folder()))))
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +141,7 @@ def second(key: str, value: Any, field: Field | None, place: Path) -> list[str]:
     spelled = "null" if value is None else str(value)
     if isinstance(chosen, dict):
         known = {k.replace("{0}", str(place)): v for k, v in chosen.items()}
-        chosen = known.get(spelled)
+        chosen = known.get(spelled, known.get("*"))
     if chosen is None:
         chosen = by_type(value, field)
     assert chosen is not None, f"SECOND needs another value of {key}, now {value!r}"
