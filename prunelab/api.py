@@ -59,8 +59,12 @@ def load_model(
     known = _names("model")
     if name in known:
         spec = {**_option("model", name), "dtype": dtype}
-    elif Path(name).is_dir():
-        spec = _spec("local", str(Path(name).absolute()), None, dtype)
+    elif (folder := Path(name).expanduser()).is_dir():
+        spec = _spec("local", str(folder.absolute()), None, dtype)
+    elif name.startswith(("/", "~", ".")):
+        raise ConfigError(
+            "model", name, "a folder with config.json and *.safetensors", f"No folder at {folder.absolute()}."
+        )
     elif "/" in name:
         if revision is None:
             raise ConfigError(

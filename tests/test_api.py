@@ -113,3 +113,12 @@ def test_importing_prunelab_imports_no_torch() -> None:
 
     code = "import sys, prunelab; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_folder_may_be_named_from_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    source = Path(prunelab.__file__).parent / "data" / "models" / "llama"
+    (tmp_path / "m").symlink_to(source)
+    assert prunelab.load_model("~/m").decoder.max_len == 512
+    with pytest.raises(ConfigError, match="No folder at"):
+        prunelab.load_model("~/n")

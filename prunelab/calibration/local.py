@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from prunelab.errors import DataError, nearest
+from prunelab.text_row import wrong_row
 
 MAX_BYTES = 4 * 2**30
 SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -122,12 +123,8 @@ def _read_jsonl(path: Path, column: str, what: str, limit: int | None) -> list[s
             row = json.loads(line)
         except ValueError as error:
             raise DataError(f"{what}: {path} line {number} is not JSON: {error}.") from error
-        if not isinstance(row, dict) or not isinstance(row.get(column), str):
-            found = f"fields {sorted(row)}" if isinstance(row, dict) else type(row).__name__
-            raise DataError(
-                f"{what}: {path} line {number} has no text field {column!r} (found {found}). "
-                "Each line must be an object with that string field; set column to its name."
-            )
+        if (reason := wrong_row(row, column)) is not None:
+            raise DataError(f"{what}: {path} line {number}: {reason}")
         documents.append(row[column])
     return documents
 
@@ -144,14 +141,16 @@ def _read_parquet(path: Path, column: str, what: str) -> list[str]:
                 f"{what}: {path} has no column {column!r}; it has {schema.names}. Set column. {near}".rstrip()
             )
         kind = schema.field(column).type
+        if pyarrow.types.is_dictionary(kind):  # a column of categories: the same text, stored once
+            kind = kind.value_type
         if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
             raise DataError(f"{what}: column {column!r} of {path} holds {kind}, not text.")
         documents = parquet.read_table(path, columns=[column]).column(column).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{what}: {path} is not a readable parquet file: {error}. Fetch it again.") from error
-    missing = sum(document is None for document in documents)
-    if missing:
-        raise DataError(f"{what}: {missing} of {len(documents)} rows of {path} have no text in {column!r}.")
+    for number, document in enumerate(documents, start=1):
+        if (reason := wrong_row({column: document}, column)) is not None:
+            raise DataError(f"{what}: {path} row {number}: {reason}")
     return documents
 
 

@@ -12,7 +12,7 @@ from prunelab.config.compose import Composer, Config, missing_keys
 from prunelab.config.contract import check_method, check_repair, method_facts
 from prunelab.config.data import SAME, check_parts, corpora_of, parts_of
 from prunelab.config.field import ClassSource, read_class
-from prunelab.config.files import check_model_folder, check_text_file, input_widths, model_name
+from prunelab.config.files import check_model_folder, check_text_file, input_widths, model_name, positions
 from prunelab.config.outside import stage_source
 from prunelab.config.tasks import check_tasks
 from prunelab.errors import ConfigError, PrunelabError, nearest
@@ -245,7 +245,7 @@ def _across_groups(config: Config) -> Iterator[ConfigError]:
         hint = "Branches and tags move, and with them the numbers."
         yield ConfigError("model.revision", model["revision"], "a commit of the hub, 40 hex digits", hint)
     yield from _about_text(config)
-    longest = model["max_len"]
+    longest = positions(model)
     for key in ("calibration", "evaluation"):
         length = config[key]["seq_len"]
         if longest is not None and length > longest:
@@ -276,7 +276,7 @@ def _about_files(config: Config, corpora: Mapping[str, Config]) -> Iterator[Conf
             **{f"calibration/{n}": s for n, s in corpora.items()},
         }.items():
             if spec["source"] in ("text", "tokens"):
-                check_text_file(f"{key}.path", spec["path"], spec["source"])
+                check_text_file(f"{key}.path", spec["path"], spec["source"], spec.get("column") or "text")
     except ConfigError as error:
         yield error
     except PrunelabError as error:

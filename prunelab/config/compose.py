@@ -251,10 +251,9 @@ class Composer:
 
     def _unknown_option(self, group: str, name: object) -> ConfigError:
         known = self.options(group)
-        hint = nearest(str(name), known)
         others = [f"{other}={name}" for other in self._groups() if str(name) in self.options(other)]
-        if others and not hint:
-            hint = f"There is {' and '.join(others)}."
+        # a word that another group has is no misspelling of one that this group has
+        hint = f"There is {' and '.join(others)}." if others else nearest(str(name), known)
         return ConfigError(group, name, f"one of {', '.join(known)}", hint)
 
     def _groups(self) -> list[str]:

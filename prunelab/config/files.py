@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
@@ -13,15 +14,17 @@ from typing import Any
 
 import platformdirs
 
-from prunelab.errors import ConfigError
+from prunelab.errors import ConfigError, nearest
 from prunelab.model_files import deciding_files
+from prunelab.text_row import wrong_row
 
 TEXT_SUFFIXES = (".txt", ".jsonl", ".parquet")
 _EMBEDDED = Path(__file__).parents[1] / "data" / "models"  # a folder each
 _CHUNK = 1 << 22
+_LOOKED_AT = 4 << 20  # bytes of rows that planning parses: a tenth of a second
 
 
-def check_text_file(key: str, path: object, source: str) -> None:
+def check_text_file(key: str, path: object, source: str, column: str = "text") -> None:
     """Raise ConfigError unless ``path`` is a readable, non-empty file of a kind that ``source`` can hold."""
     suffixes = (".npy",) if source == "tokens" else TEXT_SUFFIXES
     allowed = f"an existing file ending in {', '.join(suffixes)}"
@@ -48,6 +51,29 @@ def check_text_file(key: str, path: object, source: str) -> None:
             if error.start < len(head) - 3:
                 hint = f"Byte {error.start} is not UTF-8; convert it, e.g. iconv -f latin1 -t utf-8."
                 raise ConfigError(key, path, "UTF-8 text", hint) from None
+    if place.suffix == ".jsonl":
+        _check_rows(key, place, column)
+
+
+def _check_rows(key: str, path: Path, column: str) -> None:
+    """Raise ConfigError for the first of a file's first rows that has no text; the job looks at all of them."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file.readlines(_LOOKED_AT), start=1):
+            if not line.strip():
+                continue
+            try:
+                reason = wrong_row(
+                    json.loads(line.decode("utf-8", errors="replace").removeprefix("\ufeff")), column
+                )
+            except ValueError as error:
+                reason = f"it is not JSON: {error}."
+            if reason is not None:
+                raise ConfigError(
+                    key,
+                    str(path),
+                    f"a JSON object with text in {column!r} on each line",
+                    f"Line {number}: {reason}",
+                )
 
 
 def _check_npy(key: str, path: Path) -> None:
@@ -80,9 +106,69 @@ def check_model_folder(key: str, path: object) -> None:
         raise ConfigError(key, path, allowed, f"No folder at {folder.absolute()}.")
     if not (folder / "config.json").is_file():
         raise ConfigError(key, path, allowed, "config.json is missing.")
+    gone = [file.name for file in deciding_files(folder) if not file.exists()]
+    if gone:
+        target = (folder / gone[0]).resolve()
+        hint = f"{', '.join(gone)}: a link to what is not there ({target}). Copy the file, or mend the link."
+        raise ConfigError(key, path, allowed, hint)
     if not any(folder.glob("*.safetensors")):
         hint = "Pickled weights (*.bin) are never loaded; save_pretrained(..., safe_serialization=True) converts them."
         raise ConfigError(key, path, allowed, hint)
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(key, path, allowed, f"config.json is no JSON: {error}.") from None
+    if not isinstance(config, dict):
+        raise ConfigError(key, path, allowed, f"config.json holds {type(config).__name__}, not an object.")
+    _check_architecture(key, path, config)
+
+
+# its classes name the same modules, but loading the text part of such a file leaves weights at random values, silently
+TEXT_PART = (
+    'python -c "from transformers import AutoModelForCausalLM as C, AutoModelForImageTextToText as M; '
+    "m = M.from_pretrained('{0}'); t = C.from_config(m.config.text_config); "
+    "t.model, t.lm_head = m.model.language_model, m.lm_head; t.save_pretrained('{0}-text')\" "
+    "&& cp {0}/tokenizer* {0}-text"
+)
+
+
+@lru_cache(maxsize=1)
+def model_types() -> tuple[str, ...]:
+    """Return every ``model_type`` that a family can walk, read from the families' files without importing torch."""
+    kinds: list[str] = []
+    for file in sorted((Path(__file__).parents[1] / "models" / "families").glob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg == "model_types":
+                kinds += ast.literal_eval(node.value)
+    return tuple(sorted(kinds))
+
+
+def _check_architecture(key: str, path: str, config: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a model that no family can walk: by its config.json, before a job finds out."""
+    if config.get("quantization_config"):
+        raise ConfigError(
+            key, path, "float weights", "These are quantised; prune the checkpoint they were made from."
+        )
+    kind, known = config.get("model_type"), model_types()
+    if kind in known:
+        return
+    text = config.get("text_config")
+    if isinstance(text, Mapping) and text.get("model_type") in known:
+        hint = f"It reads more than text. Save its text part and take that folder: {TEXT_PART.format(path)}"
+    else:
+        hint = nearest(str(kind), known)
+    raise ConfigError(f"{key}: model_type", kind, ", ".join(known), hint)
+
+
+def positions(model: Mapping[str, Any]) -> int | None:
+    """Return how many tokens a model takes: ``max_len``, or what a local model's config.json says; None if nothing does."""
+    if model["max_len"] is not None or model["source"] != "local":
+        return model["max_len"]
+    with suppress(OSError, ValueError, AttributeError):
+        config = json.loads((Path(model["id"]) / "config.json").read_text(encoding="utf-8"))
+        found = (config.get("text_config") or config).get("max_position_embeddings")
+        return found if isinstance(found, int) else None
+    return None
 
 
 def model_name(model: Mapping[str, Any]) -> str:

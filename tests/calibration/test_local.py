@@ -67,10 +67,10 @@ def test_splits_are_disjoint_and_complete(tmp_path: Path):
         ("a.txt", b" \n\n \n", r"holds no text, only blanks"),
         ("a.md", b"text", r"a\.md has an unknown ending; allowed are \.txt, \.jsonl, \.parquet"),
         ("a.jsonl", b'{"text": "x"}\n{"text": ', r"line 2 is not JSON"),
-        ("a.jsonl", b'{"body": "x"}\n', r"line 1 has no text field 'text' \(found fields \['body'\]\)"),
-        ("a.jsonl", b'{"text": 3}\n', r"line 1 has no text field 'text'"),
+        ("a.jsonl", b'{"body": "x"}\n', r"line 1: it has no field 'text', but 'body'"),
+        ("a.jsonl", b'{"text": 3}\n', r"line 1: 'text' is int, not text"),
         ("a.jsonl", b'{"text": "x"}\n{"text": "caf\xe9"}', r"byte 0xe9 at offset 13 of line 2"),
-        ("a.jsonl", b"[1, 2]\n", r"found list"),
+        ("a.jsonl", b"[1, 2]\n", r"it is list, not an object"),
         ("a.json.gz", b"\x1f\x8b\x08\x00broken", r"cannot be read"),
         ("a.json.gz", gzip.compress(b'{"text": "x"}\n' * 900, mtime=0)[:-20], r"cannot be read"),
         ("a.parquet", b"PAR1 and nothing more", r"not a readable parquet file"),
@@ -93,7 +93,7 @@ def test_parquet_columns(tmp_path: Path):
     with pytest.raises(DataError, match=r"column 'number' .* holds int64, not text"):
         load_corpus(spec(tmp_path / "a.parquet", column="number"), "all")
     parquet.write_table(pyarrow.table({"text": ["a", None, None]}), tmp_path / "b.parquet")
-    with pytest.raises(DataError, match=r"2 of 3 rows .* have no text"):
+    with pytest.raises(DataError, match=r"row 2: 'text' is null"):
         load_corpus(spec(tmp_path / "b.parquet"), "all")
 
 
@@ -160,3 +160,20 @@ def test_unknown_splits_and_missing_keys_are_named():
         load_corpus(spec("/x.txt"), "trian")
     with pytest.raises(ConfigError, match=r"calibration\.source"):
         load_corpus({"name": "mine"}, "train")
+
+
+def test_a_column_of_categories_is_text(tmp_path):
+    texts = ["the river", "the mill", "the river"]
+    path = tmp_path / "category.parquet"
+    parquet.write_table(pyarrow.table({"text": pyarrow.array(texts).dictionary_encode()}), path)
+    assert local.read_documents(path, "text", "corpus") == texts
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("a \ud83d", "half of a surrogate pair"), (None, "'text' is null")]
+)
+def test_a_late_row_without_text_is_told(tmp_path, text, said):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": row}) + "\n" for row in ("one", "two", text)))
+    with pytest.raises(DataError, match=f"line 3: .*{said}"):
+        local.read_documents(path, "text", "corpus")

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from prunelab.config.place import conf_folder, settle_home
 from prunelab.errors import ConfigError, PrunelabError
 from prunelab.launch.command.plugin import register
+from prunelab.launch.command.quote import unreadable
 from prunelab.launch.command.study import explain
 
 # options of Hydra that take a value; the next word is theirs and no override
@@ -44,6 +45,8 @@ def run(argv: Sequence[str]) -> int:
     except (HydraException, OmegaConfBaseException) as error:
         if given == "1":
             raise
+        if (mistake := unreadable(words)) is not None:
+            return _print(str(mistake))
         return _print(_explained(words) or _hydras_words(error))
     finally:
         if given is None:
