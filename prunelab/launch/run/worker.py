@@ -46,8 +46,8 @@ from prunelab.store.record import Record
 Send = Callable[[str, Mapping[str, Any]], None]
 
 
-class Crew(Protocol):
-    """Other processes that help this one with some stages."""
+class Coordinator(Protocol):
+    """Has the other ranks of this job help with some stages."""
 
     def stage(
         self, module: str, identity: Mapping[str, Any], context: Context
@@ -65,7 +65,7 @@ class Runner:
     send: Send
     mirror: Mirror | None = None
     interrupted: Callable[[], bool] = never
-    crew: Crew | None = None
+    coordinator: Coordinator | None = None
     owner: str = field(default_factory=lambda: owner())
 
     def ensure(self, key: str) -> None:
@@ -146,9 +146,9 @@ class Runner:
         clock = time.perf_counter()
         module = kind_of(stage.kind).module
         run = importlib.import_module(module).run
-        crew = self.crew if shares_sums(stage.kind, stage.inputs) else None
+        coordinator = self.coordinator if shares_sums(stage.kind, stage.inputs) else None
         try:
-            with crew.stage(module, stage.identity, context) if crew else nullcontext():
+            with coordinator.stage(module, stage.identity, context) if coordinator else nullcontext():
                 result = run(stage.identity, context)
         except Exception:
             check_owner(
@@ -191,7 +191,7 @@ def owner() -> str:
 
 def run_job(
     plan: Plan, job: Job, runtime: Mapping[str, Any], send: Send, interrupted: Callable[[], bool] = never,
-    crew: Crew | None = None, log: Path | None = None,
+    coordinator: Coordinator | None = None, log: Path | None = None,
 ) -> bool:  # fmt: skip
     """Run a job's stages in order; report ``done``, or ``failed`` with the reason. Returns whether it succeeded.
 
@@ -204,7 +204,7 @@ def run_job(
     try:
         if told and job.trial is not None:
             mirror = Mirror(plan, plan.trials[job.trial], own=job.stages)
-        runner = Runner(plan, runtime, send, mirror, interrupted, crew)
+        runner = Runner(plan, runtime, send, mirror, interrupted, coordinator)
         for key in job.stages:
             runner.ensure(key)
             failure_path(plan, key).unlink(missing_ok=True)

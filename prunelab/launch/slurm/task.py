@@ -4,7 +4,7 @@ SIGUSR2 (before the time limit, and at preemption where the cluster sends it) an
 running shot or stage ends and is on disk, then the job asks to be queued again and leaves. Nothing is lost when no
 signal comes: progress is saved shot by shot in any case.
 
-Of several tasks that srun starts, the first is rank 0 and does all this; the others help it (prunelab.stages.crew) and
+Of several tasks that srun starts, the first is rank 0 and does all this; the others help it (prunelab.stages.ranks) and
 leave when it says so. submitit's TorchDistributedEnvironment would do without its pickles, but takes a node's name in
 SLURM for a host's, guesses a port from the job's id, and names GPU 0 to the first task even where SLURM gave it GPU 2.
 """
@@ -120,7 +120,7 @@ def run(task_file: Path, index: int) -> int:
     log = log_path(plan, job.name)
     log_to(log, f"job {job_id()} restart {restarts()} on {socket.gethostname()}")
     failed: dict[str, Any] = {}
-    crew = _crew().Lead(_meeting(task_file, index), _start(), ranks()) if ranks() > 1 else None
+    coordinator = _ranks().Coordinator(_meeting(task_file, index), _start(), ranks()) if ranks() > 1 else None
 
     def send(what: str, values: Mapping[str, Any]) -> None:
         if what == "failed":
@@ -129,15 +129,15 @@ def run(task_file: Path, index: int) -> int:
             note.event(what, values)
 
     try:
-        ok = run_job(plan, job, {"threads": submission["need"]["threads"]}, send, signals, crew, log)
+        ok = run_job(plan, job, {"threads": submission["need"]["threads"]}, send, signals, coordinator, log)
     except Interrupted as end:
-        if crew is not None:
-            crew.end()
+        if coordinator is not None:
+            coordinator.end()
         return _leave(note, signals, str(end))
     if "superseded" not in failed:
         note.end("done" if ok else "failed", failed.get("reason", ""))
-    if crew is not None:
-        crew.end()
+    if coordinator is not None:
+        coordinator.end()
     return 0 if ok else 1
 
 
@@ -152,7 +152,7 @@ def help_out(task_file: Path, index: int) -> int:
     submission = json.loads(task_file.read_text(encoding="utf-8"))
     log = log_path(load_plan(Path(submission["plan"])), f"{submission['jobs'][index]['name']}.rank{rank}")
     log_to(log, f"rank {rank} of {ranks()}, job {job_id()} on {socket.gethostname()}, pid {os.getpid()}")
-    return _crew().follow(_meeting(task_file, index), _start(), rank, ranks())
+    return _ranks().join(_meeting(task_file, index), _start(), rank, ranks())
 
 
 def own_gpu() -> str:
@@ -164,8 +164,10 @@ def own_gpu() -> str:
     return given
 
 
-def _crew() -> Any:
-    return importlib.import_module("prunelab.stages.crew")  # torch, which this half does not import by itself
+def _ranks() -> Any:
+    return importlib.import_module(
+        "prunelab.stages.ranks"
+    )  # torch, which this half does not import by itself
 
 
 def _meeting(task_file: Path, index: int) -> Path:

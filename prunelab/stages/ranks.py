@@ -3,7 +3,7 @@
 Rank 0 alone looks at the store, takes locks, keeps progress, writes results and records; what is done, what a stage
 goes on from and when it stops is its decision. For a stage whose sums are shared it posts an order, plain JSON, in a
 torch TCPStore; every other rank runs the same function with a context that reads the same files and writes none.
-Between orders (calibrate, dense, reconstruct, evaluate) the others only look for the next one, for as long as it takes.
+Between orders the others only look for the next one, for as long as it takes.
 
 They find rank 0 by a note on the file system that all nodes share anyway, which holds its host and a port that was
 free: no port has to be guessed, and no name of a node to be resolved that is no host's name.
@@ -39,8 +39,8 @@ _LEAVE_S = 20.0
 _LOOK_S = 0.2
 
 
-class Lead:
-    """Rank 0's hold on the others; ``start`` tells this start of the job from earlier ones in the same ``note``."""
+class Coordinator:
+    """Rank 0, which tells the others what to do; ``start`` tells this start of the job from earlier ones in the same ``note``."""
 
     def __init__(self, note: Path, start: str, size: int) -> None:
         self._note, self._start, self._size = note, start, size
@@ -72,9 +72,9 @@ class Lead:
             write_atomic(self._note, json.dumps({"start": self._start, "end": True}).encode("utf-8"))
             return
         self._post({})
-        gone = [f"left/{rank}" for rank in range(1, self._size) if rank not in self._group.lost]
+        farewells = [f"left/{rank}" for rank in range(1, self._size) if rank not in self._group.lost]
         end = time.monotonic() + _LEAVE_S
-        while gone and not self._store.check(gone) and time.monotonic() < end:
+        while farewells and not self._store.check(farewells) and time.monotonic() < end:
             time.sleep(_LOOK_S / 4)
         self._note.unlink(missing_ok=True)
 
@@ -102,13 +102,13 @@ class Lead:
         self._orders += 1
 
 
-def follow(note: Path, start: str, rank: int, size: int) -> int:
+def join(note: Path, start: str, rank: int, size: int) -> int:
     """Be rank ``rank`` of ``size`` until rank 0 says it is over; return the exit code.
 
     A failure here is told to rank 0, which ends the job; only if rank 0 is gone does this return 1.
     """
     importlib.import_module("prunelab.stages.prune")  # slow; meanwhile rank 0 looks at the store
-    place = _find(note, start)
+    place = _find_coordinator(note, start)
     if "end" in place:
         return 0
     try:
@@ -121,7 +121,7 @@ def follow(note: Path, start: str, rank: int, size: int) -> int:
         group = Ranks(store, rank, size)
         number = 0
         while order := json.loads(_wait(store, f"order/{number}")):
-            _obey(order, group)
+            _run_order(order, group)
             number += 1
         store.set(f"left/{rank}", "")
     except (RuntimeError, StageError) as error:
@@ -130,7 +130,7 @@ def follow(note: Path, start: str, rank: int, size: int) -> int:
     return 0
 
 
-def _find(note: Path, start: str) -> dict[str, Any]:
+def _find_coordinator(note: Path, start: str) -> dict[str, Any]:
     while True:
         with suppress(OSError, ValueError):
             place = json.loads(note.read_text(encoding="utf-8"))
@@ -156,7 +156,7 @@ def _order(module: str, identity: Mapping[str, Any], context: Context) -> dict[s
     }  # fmt: skip
 
 
-def _obey(order: Mapping[str, Any], group: Ranks) -> None:
+def _run_order(order: Mapping[str, Any], group: Ranks) -> None:
     """Run a stage with the others; whatever goes wrong is printed here and told to rank 0."""
     try:
         step, values = order["resumed"]
