@@ -12,7 +12,7 @@ from pathlib import Path
 
 from prunelab.config.place import settle_home
 from prunelab.errors import LaunchError, PrunelabError, StoreError, nearest
-from prunelab.plan.stage import file_name
+from prunelab.files import file_name
 from prunelab.terminal import write_what_can_be_shown
 
 

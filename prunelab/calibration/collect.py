@@ -17,9 +17,10 @@ import numpy as np
 
 from prunelab.calibration import sample
 from prunelab.calibration.corpus import SPLITS, field, of_split, open_corpus
-from prunelab.calibration.local import check_digest, check_file, file_digest, row_range
+from prunelab.calibration.local import check_digest, check_file, row_range
 from prunelab.calibration.tokens import TokenSet, build_token_set, check_range, read_npy
 from prunelab.errors import ConfigError, DataError, nearest
+from prunelab.files import sha256
 
 DEFAULT_SPLITS = {"mask": "train", "held_out": "validation", "test": "test"}
 
@@ -159,7 +160,7 @@ def _token_rows(spec: Mapping, _, role: str, n: int | None, seq_len: int, seed: 
         raise DataError(
             f"{what}: {path.name} is not an .npy file of token ids. For text use calibration=text."
         )
-    digest = file_digest(path)
+    digest = sha256(path)
     check_digest(digest, spec.get("digest"), f"{what} ({path})")
     array = read_npy(path, what)
     if array.shape[1] < seq_len:

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from prunelab.calibration.hub import fetch
-from prunelab.calibration.local import check_digest, check_file, divide, file_digest, read_documents
+from prunelab.calibration.local import check_digest, check_file, divide, read_documents
 from prunelab.errors import ConfigError, DataError, nearest
+from prunelab.files import sha256
 
 EMBEDDED = Path(__file__).parents[1] / "data" / "corpora"
 SOURCES = ("embedded", "hub", "text", "tokens")
@@ -109,7 +110,7 @@ def _hub(spec: Mapping, split: str) -> Corpus:
     if not filename:
         raise DataError(f"corpus {name!r} has no split {split!r}; it has {sorted(field(spec, 'files'))}.")
     path, commit = fetch(name, repo, str(revision), str(filename))
-    digest = file_digest(path)
+    digest = sha256(path)
     check_digest(digest, of_split(spec.get("digest"), split), f"corpus {name!r} ({filename})")
     column, limit = str(spec.get("column") or "text"), of_split(spec.get("max_documents"), split)
     return Corpus(read_documents(path, column, f"corpus {name!r}", limit), digest, commit)
@@ -122,7 +123,7 @@ def _text(spec: Mapping, split: str) -> Corpus:
         raise DataError(
             f"{what}: {path.name} holds token ids, not text. Use calibration=tokens with this path."
         )
-    digest = file_digest(path)
+    digest = sha256(path)
     check_digest(digest, spec.get("digest"), f"{what} ({path})")
     documents = read_documents(path, str(spec.get("column") or "text"), what)
     return Corpus(divide(documents, split), digest, None)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import bisect
 import gzip
-import hashlib
 import json
 import zlib
 from collections.abc import Iterator
@@ -48,12 +47,6 @@ def check_file(path: str | Path | None, what: str) -> Path:
             "A calibration set needs a few MB: cut a piece (head -c 100M) or tokenise it into an .npy file."
         )
     return place
-
-
-def file_digest(path: Path) -> str:
-    """Return the sha256 of a file's bytes."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def check_digest(found: str, expected: str | None, what: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from prunelab.errors import DataError
+from prunelab.files import replace_file, replacing
 
 SCHEMA = 1
 
@@ -84,19 +84,6 @@ def read_npy(path: Path, what: str) -> np.ndarray:
     return array
 
 
-def _replace(path: Path, write) -> None:
-    """Write under a temporary name in the same folder, then rename: never half a file under ``path``."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as handle:
-            write(handle)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def save_tokens(token_set: TokenSet, path: Path) -> None:
     """Write ``path`` (.npy) and beside it the same name with .json (schema, digest, role, source)."""
     rows = {
@@ -107,9 +94,9 @@ def save_tokens(token_set: TokenSet, path: Path) -> None:
         "source": token_set.source,
     }
     text = json.dumps(rows, indent=1, sort_keys=True) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, lambda handle: np.save(handle, token_set.tokens.astype("<i4"), allow_pickle=False))
-    _replace(path.with_suffix(".json"), lambda handle: handle.write(text.encode()))
+    with replacing(path) as temporary, temporary.open("wb") as file:  # numpy would add a suffix to a name
+        np.save(file, token_set.tokens.astype("<i4"), allow_pickle=False)
+    replace_file(path.with_suffix(".json"), text.encode())
 
 
 def load_tokens(path: Path) -> TokenSet:

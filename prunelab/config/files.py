@@ -14,7 +14,8 @@ from typing import Any
 
 import platformdirs
 
-from prunelab.errors import ConfigError, nearest
+from prunelab.errors import ConfigError, StoreError, nearest
+from prunelab.files import replace_file, sha256
 from prunelab.model_files import deciding_files
 from prunelab.text_row import wrong_row
 
@@ -221,16 +222,8 @@ def _remembered(path: str, size: int, mtime: int, inode: int) -> str:
         known = note.read_text(encoding="ascii").strip()
         if len(known) == 64:
             return known
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
+    digest = sha256(Path(path))
     if size > _CHUNK:
-        try:
-            note.parent.mkdir(parents=True, exist_ok=True)
-            partial = note.with_suffix(f".{os.getpid()}")
-            partial.write_text(digest.hexdigest(), encoding="ascii")
-            partial.replace(note)
-        except OSError:
-            pass  # a cache that cannot be written costs time, not correctness
-    return digest.hexdigest()
+        with suppress(OSError, StoreError):  # a cache that cannot be written costs time, not correctness
+            replace_file(note, digest.encode("ascii"), sync=False)
+    return digest

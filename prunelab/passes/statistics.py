@@ -7,7 +7,6 @@ are kept as one safetensors file per block: what writes and what reads holds the
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from prunelab.distributed.group import ALONE, Group
 from prunelab.errors import StoreError
+from prunelab.files import replacing
 from prunelab.models.activation import Placement, open_shelf
 from prunelab.models.decoder import Decoder
 from prunelab.models.inputs import groups
@@ -78,13 +78,8 @@ def save_block(decoder: Decoder, index: int, values: BlockValues, needs: Collect
         for owner in dict.fromkeys(_owners(decoder, index, statistic.reads).values())
     }
     metadata = {FORMAT: json.dumps({"version": VERSION, "model": decoder.name, "block": index})}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path, refusals=(SafetensorError,)) as temporary:
         save_file(tensors, temporary, metadata=metadata)
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise StoreError(f"cannot write statistics to {path}: {error}. Free space there.") from error
 
 
 def block_path(folder: Path, index: int) -> Path:

@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from prunelab.plan.fingerprint import fingerprint
-
-_NAME = 120  # characters of a file's name; file systems allow 255 bytes, and suffixes come after it
-
-
-def file_name(name: str) -> str:
-    """Return a name, whatever it holds, as that of a file: one folder deep, and another for another name.
-
-    A name of letters, digits and ``._=+-`` that is not too long stays as it is; a digest tells the others apart.
-    """
-    plain = re.sub(r"[^A-Za-z0-9._=+-]+", "-", name).lstrip(".-")
-    if plain == name and len(name) <= _NAME:
-        return name
-    return f"{plain[:_NAME]}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}".lstrip(
-        "-"
-    )
 
 
 @dataclass(frozen=True)

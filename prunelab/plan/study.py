@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from prunelab.config.version import SCHEMA, other_schema
 from prunelab.errors import StoreError
+from prunelab.files import replace_file
 from prunelab.plan.fingerprint import fingerprint
 from prunelab.plan.name import trial_names
 from prunelab.plan.pipeline import tracking_stage, trial_stages
@@ -102,10 +102,7 @@ def save_plan(plan: Plan) -> Path:
     text = json.dumps(plain, indent=1).encode("utf-8")
     kept = plan.folder / "plans" / f"{hashlib.sha256(text).hexdigest()[:16]}.json"
     for path in (kept, plan.folder / "plan.json"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_bytes(text)
-        partial.replace(path)
+        replace_file(path, text)
     return kept
 
 

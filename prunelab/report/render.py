@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from prunelab.errors import StoreError
+from prunelab.files import replace_file
 from prunelab.report import amount, curves, layers, repairs
 from prunelab.report.aggregate import by_cell
 from prunelab.report.collect import Study, collect
@@ -44,7 +44,7 @@ def render_report(study: Study | Path, out: Path | None = None) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in contents.items():
-            _replace(folder / name, data)
+            replace_file(folder / name, data, sync=False)
     except OSError as error:
         raise StoreError(
             f"{folder} cannot be written: {error.strerror or error}. Choose another place."
@@ -207,13 +207,3 @@ def markdown(study: Study, pictures: list[Picture]) -> str:
         lines.append("")
     lines += ["## Study", "", *(f"- {name}: {escape_markdown(text)}" for name, text in facts(study)), ""]
     return "\n".join(lines)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write by rename: a reader who opens the page meanwhile sees the old one or the new one, whole."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -29,8 +29,8 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 
 from prunelab.distributed.group import Ranks
 from prunelab.errors import PrunelabError, StageError
+from prunelab.files import replace_file
 from prunelab.store.context import Context, Input, Interrupted
-from prunelab.store.layout import write_atomic
 from prunelab.store.record import read_record
 
 # srun starts all tasks at once, but their imports may come from a slow disk
@@ -69,7 +69,7 @@ class Coordinator:
     def end(self) -> None:
         """Send the others home, and give them time to go: srun ends those that are left when rank 0 fails."""
         if self._group is None:
-            write_atomic(self._note, json.dumps({"start": self._start, "end": True}).encode("utf-8"))
+            replace_file(self._note, json.dumps({"start": self._start, "end": True}).encode("utf-8"))
             return
         self._post({})
         farewells = [f"left/{rank}" for rank in range(1, self._size) if rank not in self._group.lost]
@@ -85,7 +85,7 @@ class Coordinator:
                 "localhost", 0, self._size, is_master=True, timeout=_ASSEMBLY, wait_for_workers=False
             )
             place = {"start": self._start, "host": host, "port": self._store.port}
-            write_atomic(self._note, json.dumps(place).encode("utf-8"))
+            replace_file(self._note, json.dumps(place).encode("utf-8"))
             with suppress(RuntimeError):  # what is missing is said below
                 self._store.wait([f"here/{rank}" for rank in range(1, self._size)])
             missing = [rank for rank in range(1, self._size) if not self._store.check([f"here/{rank}"])]

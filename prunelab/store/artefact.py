@@ -7,7 +7,6 @@ a folder that does not match is moved to ``quarantine/`` and computed again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -20,10 +19,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from prunelab.errors import StoreError
-from prunelab.store.layout import DONE, OUTPUTS, RECORD, SPEC, WORK, lock_path, write_atomic
+from prunelab.files import flush, make_folder, replace_file, sha256, share
+from prunelab.store.layout import DONE, OUTPUTS, RECORD, SPEC, WORK, lock_path
 from prunelab.store.record import Record, read_record
 
-_CHUNK = 1 << 22
 _OWNER = "owner"
 
 
@@ -31,7 +30,7 @@ _OWNER = "owner"
 def stage_lock(store: Path, key: str, waiting: Any = None) -> Iterator[None]:
     """Hold the lock of a stage; while another process has it, call ``waiting()`` every second."""
     path = lock_path(store, key)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     lock = FileLock(path)
     patience = 0.0
     while not lock.is_locked:
@@ -56,13 +55,12 @@ def begin(folder: Path, spec: Mapping[str, Any], owner: str = "") -> Path:
 
     From here on the stage belongs to ``owner``: an earlier owner that still runs can commit nothing.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / SPEC, json.dumps(spec, indent=1, sort_keys=True).encode("utf-8"))
+    replace_file(folder / SPEC, json.dumps(spec, indent=1, sort_keys=True).encode("utf-8"))
     shutil.rmtree(folder / OUTPUTS, ignore_errors=True)  # of an attempt that was killed before DONE
     work = folder / WORK
     shutil.rmtree(work / OUTPUTS, ignore_errors=True)
-    (work / OUTPUTS).mkdir(parents=True, exist_ok=True)
-    write_atomic(work / _OWNER, owner.encode("utf-8"))
+    make_folder(work / OUTPUTS)
+    replace_file(work / _OWNER, owner.encode("utf-8"))
     return work
 
 
@@ -95,11 +93,12 @@ def commit(folder: Path, record: Record, owner: str = "") -> Record:
     whole = Record(**{**record.__dict__, "outputs": digests})
     for path in outputs.rglob("*"):
         if path.is_file():
-            _sync(path)
+            share(path)
+            flush(path)
     check_owner(folder, owner)
     outputs.replace(folder / OUTPUTS)
-    write_atomic(folder / RECORD, whole.to_bytes())
-    write_atomic(folder / DONE, f"{record.key}\n".encode("ascii"))
+    replace_file(folder / RECORD, whole.to_bytes())
+    replace_file(folder / DONE, f"{record.key}\n".encode("ascii"))
     shutil.rmtree(folder / WORK, ignore_errors=True)
     return whole
 
@@ -124,20 +123,6 @@ def verified_record(folder: Path, key: str) -> Record:
 def quarantine(store: Path, folder: Path) -> Path:
     """Move a damaged stage out of the way, kept for a look; return where it is now."""
     place = store / "quarantine" / f"{folder.name}-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}"
-    place.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(place.parent)
     folder.replace(place)
     return place
-
-
-def sha256(path: Path) -> str:
-    """Return the sha256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from prunelab.store.layout import METRICS, write_atomic
+from prunelab.files import replace_file
+from prunelab.store.layout import METRICS
 from prunelab.store.record import Record
 from prunelab.tracking.jsonl import JsonlWriter
 
@@ -101,7 +102,7 @@ class Context:
             metrics = self.folder / METRICS
             size = metrics.stat().st_size if metrics.exists() else 0
             note = {"step": step, "metrics_bytes": size, "values": dict(values or {})}
-            write_atomic(self.work / _PROGRESS, json.dumps(note).encode("utf-8"))
+            replace_file(self.work / _PROGRESS, json.dumps(note).encode("utf-8"))
         stop = self.interrupted()
         if self.group is not None:
             stop = self.group.meet(stop)

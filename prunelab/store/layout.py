@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from prunelab.errors import StoreError
+from prunelab.files import make_folder
 
 DONE = "DONE"
 SPEC = "spec.json"
@@ -53,27 +54,11 @@ def lock_path(store: Path, key: str) -> Path:
 def check_writable(folder: Path, key: str) -> None:
     """Raise StoreError unless files can be made in ``folder`` (which is created)."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise StoreError(
             f"{key}={folder} cannot be written: {error.strerror or error}. "
             f"Choose another place: {key}=/a/writable/folder, or set PRUNELAB_HOME."
-        ) from error
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, flush it to disk, rename it over ``path``."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise StoreError(
-            f"{path} cannot be written: {error.strerror or error}. Free space or permissions?"
         ) from error

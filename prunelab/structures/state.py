@@ -8,11 +8,9 @@ layer and parameter carries a sha256 of its bytes, checked when it is read.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from prunelab.errors import ModelError, StoreError
+from prunelab.files import replacing
 from prunelab.models.decoder import Decoder
 from prunelab.sparsity.mask import Mask, unpack
 
@@ -220,19 +219,8 @@ def save_state(state: State, path: Path) -> str:
             tensors |= {f"{name}:{part}": tensor for part, tensor in packed.items()}
     # one entry: safetensors writes several in no fixed order, and equal states shall be equal files
     metadata = {FORMAT: json.dumps(header)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, refusals=(SafetensorError,)) as temporary:
         save_file(tensors, temporary, metadata=metadata)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise StoreError(
-            f"cannot write the state to {path}: {error}. Free space or choose another folder."
-        ) from error
     return _join(header["layers"] | header["parameters"])
 
 

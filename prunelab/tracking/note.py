@@ -6,11 +6,12 @@ W&B's own files do not say whether a server has them: an online run that broke o
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from prunelab.files import replace_file
 
 SUFFIX = ".run.json"
 
@@ -33,10 +34,7 @@ class Note:
 
     def save(self, folder: Path) -> None:
         """Write the note into the study's tracking folder, by rename."""
-        path = folder / f"{self.id}{SUFFIX}"
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        partial.replace(path)
+        replace_file(folder / f"{self.id}{SUFFIX}", json.dumps(asdict(self)).encode("utf-8"))
 
 
 def read_note(folder: Path, run_id: str) -> Note | None:

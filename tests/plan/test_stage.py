@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prunelab.plan.stage import file_name
+from prunelab.files import file_name
 
 ODD = ["a/b", "../../etc/passwd", "..", ".", "", "a%j", "50 %", "x" * 240, "x" * 241, "tab\tnew\nline", "ünï/çødé", "-rf", "a:b",
        "\udce9", "nul\0", "a\\b", " ", "a b", "a/../b", "a//b"]  # fmt: skip

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from prunelab.errors import StoreError
+from prunelab.files import replace_file
 from prunelab.plan.study import Plan
-from prunelab.store.layout import write_atomic
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def keep_failure(plan: Plan, note: Mapping[str, Any]) -> None:
     path = failure_path(plan, note["key"])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(note, indent=1).encode("utf-8"))
+        replace_file(path, json.dumps(note, indent=1).encode("utf-8"))
     except (OSError, StoreError) as error:
         with suppress(OSError):
             print(f"no note of this failure: {error}", flush=True)

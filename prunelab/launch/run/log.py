@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from prunelab.plan.stage import file_name
+from prunelab.files import file_name
 from prunelab.plan.study import Plan
 
 _TAIL = 4000  # bytes

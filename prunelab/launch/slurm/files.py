@@ -16,10 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from prunelab.files import file_name, make_folder, replace_file
 from prunelab.launch.slurm.estimate import Need
 from prunelab.plan.graph import Job
-from prunelab.plan.stage import file_name
-from prunelab.store.layout import write_atomic
 
 
 @dataclass(frozen=True)
@@ -48,11 +47,11 @@ class Files:
 
     def intend(self, uid: str, plan_file: Path, jobs: Sequence[Job], need: Need, now: float) -> Path:
         """Write down what is going to be submitted; return the file that the tasks read."""
-        self.jobs.mkdir(parents=True, exist_ok=True)
+        make_folder(self.jobs)
         self.folder(uid).mkdir(parents=True)
         tasks = [{"name": job.name, "stages": job.stages, "trial": job.trial} for job in jobs]
         plain = {"plan": str(plan_file), "need": asdict(need), "jobs": tasks}
-        write_atomic(self.folder(uid) / "jobs.json", json.dumps(plain, indent=1).encode("utf-8"))
+        replace_file(self.folder(uid) / "jobs.json", json.dumps(plain, indent=1).encode("utf-8"))
         for index, job in enumerate(jobs):
             note = self._job(job.name)
             note["attempts"].append(
@@ -71,7 +70,7 @@ class Files:
 
     def set_id(self, uid: str, job_id: str) -> None:
         """Note the id that the cluster gave."""
-        write_atomic(self.folder(uid) / "id", f"{job_id}\n".encode("ascii"))
+        replace_file(self.folder(uid) / "id", f"{job_id}\n".encode("ascii"))
 
     def id_of(self, uid: str) -> str:
         """Return the id that was noted, or an empty string."""
@@ -114,10 +113,7 @@ class Files:
 
     def _write_job(self, name: str, note: Mapping[str, Any]) -> None:
         # not flushed to disk one by one: a machine that loses power loses the submission as well
-        path = self._path(name)
-        partial = path.with_name(f".{path.stem}.partial")
-        partial.write_text(json.dumps(note), encoding="utf-8")
-        partial.replace(path)
+        replace_file(self._path(name), json.dumps(note).encode("utf-8"), sync=False)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from prunelab.errors import ConfigError, LaunchError, nearest
+from prunelab.files import replace_file
 from prunelab.launch.slurm.environment import check_names
-from prunelab.store.layout import write_atomic
 
 _KEY = "hydra.launcher"
 # what prunelab decides itself; a second value would break the way back from a job to its trial
@@ -88,7 +88,7 @@ class Settings:
 
     def save(self, folder: Path) -> None:
         """Keep the settings beside a study's submissions, for ``retry``."""
-        write_atomic(folder / "settings.json", json.dumps(asdict(self), indent=1).encode("utf-8"))
+        replace_file(folder / "settings.json", json.dumps(asdict(self), indent=1).encode("utf-8"))
 
     @staticmethod
     def load(folder: Path) -> Settings:

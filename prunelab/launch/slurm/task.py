@@ -23,13 +23,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from prunelab.files import replace_file
 from prunelab.launch.run.log import log_path, log_to
 from prunelab.launch.run.worker import run_job
 from prunelab.launch.slurm import scheduler
 from prunelab.plan.graph import Job
 from prunelab.plan.study import load_plan
 from prunelab.store.context import Interrupted
-from prunelab.store.layout import write_atomic
 
 _PROGRESS_S = 0.5
 AGAIN = 75  # the exit code of a job that left to be queued again
@@ -68,7 +68,7 @@ class Note:
             file.write(json.dumps({"what": what, "values": dict(values)}) + "\n")
 
     def _save(self) -> None:
-        write_atomic(self._path, json.dumps(self._values).encode("utf-8"))
+        replace_file(self._path, json.dumps(self._values).encode("utf-8"))
 
 
 class Signals:
