@@ -104,8 +104,8 @@ def collect_block(
     outputs = [_sums(needs.reading(OUTPUT), (site,), False) for site in sites]
     early = not advancing and not any(outputs)
     with (
-        catch_inputs(members, [_adding(sums) for sums in inputs], stop=early),
-        catch_outputs(sites, [_adding(sums) for sums in outputs]),
+        catch_inputs(members, [_adding(sums, stream) for sums in inputs], stop=early),
+        catch_outputs(sites, [_adding(sums, stream) for sums in outputs]),
     ):
         if advancing:
             advance(decoder, index, stream)
@@ -172,11 +172,15 @@ def _sums(statistics: Mapping[str, Statistic], sites: tuple[LinearSite, ...], on
     return sums
 
 
-def _adding(sums: Collection[_Sum]) -> Callable[[Tensor], None]:
+def _adding(sums: Collection[_Sum], stream: Stream) -> Callable[[Tensor], None]:
+    length = stream.tokens.shape[1]
+
     @torch.no_grad()
     def add(x: Tensor) -> None:
+        # some families hand their layers the tokens of a whole batch in one row: sums go sequence by sequence
+        sequences = x.detach().reshape(-1, length, x.shape[-1])
         for one in sums:
-            one.running.add(x.detach())
+            one.running.add(sequences)
 
     return add
 
@@ -225,7 +229,7 @@ def _walk_back(
         wanted = [outputs[site.name] for site in sites]
         slopes = torch.autograd.grad(result, [*wanted, leaf] if index else wanted, slope, allow_unused=True)
         for output, at_output, own in zip(wanted, slopes, sums, strict=False):
-            _adding(own)(torch.zeros_like(output) if at_output is None else at_output)
+            _adding(own, stream)(torch.zeros_like(output) if at_output is None else at_output)
         if index:
             stream.write(rows, slopes[-1])
     return _finished([one for own in sums for one in own], stream)

@@ -31,7 +31,7 @@ class Running(Protocol):
     n_tokens: int
 
     def add(self, x: Tensor) -> None:
-        """Add the tokens of ``x`` (..., width)."""
+        """Add the tokens of ``x`` (n, seq_len, width). What is added must not depend on n: sum sequence by sequence."""
         ...
 
     def finish(self) -> Any:

@@ -8,7 +8,8 @@ block is taken as ``F = G (x) A`` (row-major vec; KFAC, as in arXiv:2312.17244).
 without its factor 2 (arXiv:2301.00774): damping is relative, so no choice depends on it. Where a pattern counts the
 bias as a column, ``a = [a; 1]``. The last position of a sequence has no target and, attention being causal, no
 gradient: it counts in A only. The published code divides the gradient by the sequence length, a constant that no
-choice depends on. Sums are float32: one product per batch of tokens, then added.
+choice depends on. A product is taken per sequence, in float32, and added in float64: the sum depends neither on how
+many sequences go through at a time nor, but for the last bit of a float64, on how ranks share them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ BLOCK = 256  # columns per product
 
 
 class GramSum:
-    """Running ``sum_n x_n x_n^T`` in float32; with ``ones`` every x_n gets a last entry 1.
+    """Running ``sum_n x_n x_n^T`` in float64; with ``ones`` every x_n gets a last entry 1.
 
     ``total`` is valid on and above the diagonal blocks only; ``mean`` fills the rest."""
 
@@ -34,22 +35,22 @@ class GramSum:
         size = width + ones
         self.ones, self.name = ones, name
         self.n_tokens = 0
-        self.total = torch.zeros(size, size, dtype=torch.float32, device=device)
+        self.total = torch.zeros(size, size, dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def add(self, x: Tensor) -> None:
-        """Add the tokens of ``x`` (..., width)."""
-        x = x.detach().reshape(-1, x.shape[-1]).float()
-        width = x.shape[1]
-        # the column of ones is never built: its products are a sum and a count
-        for start in range(0, width, BLOCK):  # a Gram is symmetric: only blocks on and above the diagonal
-            block = slice(start, min(start + BLOCK, width))
-            self.total[block, start:width].addmm_(x[:, block].T, x[:, start:])
-        if self.ones:
-            column = x.sum(0)
-            self.total[:width, width] += column
-            self.total[width, width] += x.shape[0]
-        self.n_tokens += x.shape[0]
+        """Add the tokens of ``x`` (n, seq_len, width), sequence by sequence."""
+        width = x.shape[-1]
+        for sequence in x.detach():
+            tokens = sequence.float()
+            # the column of ones is never built: its products are a sum and a count
+            for start in range(0, width, BLOCK):  # a Gram is symmetric: only blocks on and above the diagonal
+                block = slice(start, min(start + BLOCK, width))
+                self.total[block, start:width] += tokens[:, block].T @ tokens[:, start:]
+            if self.ones:
+                self.total[:width, width] += tokens.sum(0)
+                self.total[width, width] += len(tokens)
+            self.n_tokens += len(tokens)
 
     def merge(self, other: GramSum) -> None:
         """Add the tokens of another sum over the same width."""
@@ -68,7 +69,7 @@ class GramSum:
             self.total[stop:, start:stop] = self.total[start:stop, stop:].T
             corner = self.total[start:stop, start:stop]
             corner.copy_(corner.triu() + corner.triu(1).T)
-        return self.total
+        return self.total.float()
 
 
 @dataclass(frozen=True, eq=False)

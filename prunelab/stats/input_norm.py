@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class NormSum:
-    """Running sum of squares of every channel, float64 (C,)."""
+    """Running sum of squares of every channel, float64 (C,): a sequence at a time, so that batches do not matter."""
 
     def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
         self.total = torch.zeros(width, dtype=torch.float64, device=device)
@@ -19,11 +19,11 @@ class NormSum:
 
     @torch.no_grad()
     def add(self, x: Tensor) -> None:
-        """Add the tokens of ``x`` (..., width)."""
-        x = x.reshape(-1, x.shape[-1])
-        # float32 inside a batch also for bfloat16 inputs, without a float32 copy of them
-        self.total += torch.linalg.vector_norm(x, dim=0, dtype=torch.float32).double().square_()
-        self.n_tokens += x.shape[0]
+        """Add the tokens of ``x`` (n, seq_len, width), sequence by sequence."""
+        for sequence in x:
+            # float32 inside a sequence also for bfloat16 inputs, without a float32 copy of them
+            self.total += torch.linalg.vector_norm(sequence, dim=0, dtype=torch.float32).double().square_()
+            self.n_tokens += len(sequence)
 
     def finish(self) -> Tensor:
         """Return the root mean square of every channel, (C,) float32."""

@@ -82,8 +82,8 @@ def factors(model: nn.Sequential, x: Tensor, y: Tensor, needs: tuple[str, ...]) 
     found = {}
     for name, a, g in (("0", x, slopes[0]), ("2", active, slopes[1])):
         A, G = GramSum(a.shape[1], ones=True), GramSum(g.shape[1])
-        A.add(a)
-        G.add(g)
+        A.add(a[None])
+        G.add(g[None])
         both = {"input_gram": A.finish(), "output_gram": G.finish()}
         found[name] = {need: both[need] for need in needs}
     return Held(found)

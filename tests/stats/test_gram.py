@@ -9,12 +9,16 @@ from prunelab.stats.gram import BLOCK, GramSum
 
 
 @pytest.mark.parametrize("ones", [False, True])
-@pytest.mark.parametrize("batch", [1, 3, 7, 50])
-def test_sum_equals_an_explicit_loop_for_any_batch_size(ones: bool, batch: int) -> None:
-    X = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
-    total = GramSum(6, ones=ones)
-    for part in X.split(batch):
-        total.add(part)
+def test_sum_equals_an_explicit_loop_and_no_bit_depends_on_the_batch(ones: bool) -> None:
+    sequences = torch.randn(10, 5, 6, generator=torch.Generator().manual_seed(0))
+    sums = []
+    for batch in (1, 3, 7, 10):
+        total = GramSum(6, ones=ones)
+        for part in sequences.split(batch):
+            total.add(part)
+        sums.append(total.total.clone())
+    assert all(torch.equal(one, sums[0]) for one in sums)
+    X = sequences.reshape(50, 6)
     joined = torch.cat([X, torch.ones(50, 1)], 1) if ones else X
     expected = sum(torch.outer(x, x) for x in joined.double()) / 50
     torch.testing.assert_close(total.mean().double(), expected, rtol=1e-5, atol=1e-6)
@@ -23,15 +27,15 @@ def test_sum_equals_an_explicit_loop_for_any_batch_size(ones: bool, batch: int) 
 def test_wide_factors_are_summed_by_blocks() -> None:
     X = torch.randn(10, 2 * BLOCK + 3, generator=torch.Generator().manual_seed(0))
     total = GramSum(X.shape[1], ones=True)
-    total.add(X[:4])
-    total.add(X[4:])
+    total.add(X[None, :4])
+    total.add(X[None, 4:])
     joined = torch.cat([X, torch.ones(10, 1)], 1).double()
     found = total.mean()
     assert torch.equal(found, found.T)
     torch.testing.assert_close(found.double(), joined.T @ joined / 10, rtol=1e-5, atol=1e-6)
 
 
-def test_leading_dimensions_are_tokens_and_half_precision_is_summed_in_float32() -> None:
+def test_tokens_of_all_sequences_count_and_half_precision_is_summed_in_float32() -> None:
     X = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(0)).bfloat16()
     total = GramSum(6)
     total.add(X)
@@ -43,9 +47,9 @@ def test_leading_dimensions_are_tokens_and_half_precision_is_summed_in_float32()
 def test_merge_equals_one_sum() -> None:
     X = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
     left, right, whole = GramSum(3, ones=True), GramSum(3, ones=True), GramSum(3, ones=True)
-    left.add(X[:8])
-    right.add(X[8:])
-    whole.add(X)
+    left.add(X[None, :8])
+    right.add(X[None, 8:])
+    whole.add(X[None])
     left.merge(right)
     torch.testing.assert_close(left.mean(), whole.mean())
 
@@ -62,8 +66,8 @@ def test_factors_converge_to_the_sampled_fisher_of_a_linear_layer() -> None:
         a = torch.randn(n, 3, generator=generator) @ torch.tensor([[1.0, 0.5, 0], [0, 1, 0.2], [0, 0, 2]])
         g = torch.randn(n, 2, generator=generator) @ torch.tensor([[1.0, 0.3], [0, 0.5]])
         A, G = GramSum(3), GramSum(2)
-        A.add(a)
-        G.add(g)
+        A.add(a[None])
+        G.add(g[None])
         samples = (g[:, :, None] * a[:, None, :]).reshape(n, 6)  # per-token gradient of W, row-major
         fisher = samples.T @ samples / n
         errors.append((torch.kron(G.mean(), A.mean()) - fisher).norm() / fisher.norm())
