@@ -109,7 +109,7 @@ def load_tokens(
 
 def prune(
     model: Model, tokens: Tensor | None, *, method: str = "surgeon", ratio: float | None = None,
-    pattern: str | None = None, within: str | None = None, allocation: str | None = None,
+    pattern: str | None = None, within: str | None = None, rounding: str | None = None, allocation: str | None = None,
     propagation: Literal["pruned", "dense"] = "pruned", seed: int = 0, batch_size: int = 16,
     progress: Callable[[Mapping[str, Any]], None] | None = None, **fields: Any,
 ) -> State:  # fmt: skip
@@ -121,7 +121,7 @@ def prune(
     Raises ConfigError for what does not fit together.
     """
     built = _built("method", method, fields)
-    form = build_pattern(pattern or built.supports[0], within=within)
+    form = build_pattern(pattern or built.supports[0], within=within, rounding=rounding)
     ratio = form.fixed_ratio if ratio is None else ratio
     if ratio is None or not 0 <= ratio < 1:
         raise ConfigError("ratio", ratio, "a number, 0 <= x < 1")

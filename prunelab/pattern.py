@@ -15,6 +15,7 @@ from prunelab.statistic import CLASSES, OUTPUT_GRADIENT, class_of
 
 Within = Literal["row", "matrix"]
 Propagation = Literal["pruned", "dense"]
+Rounding = Literal["exact", "published"]
 SCOPES = ("linear",)  # what a method decides about at a time, and a pass exists for
 UNIFORM, GLOBAL = "uniform", "global"
 BEFORE, BETWEEN, BY_PATTERN = (
@@ -75,6 +76,11 @@ class Pattern(Protocol):
         ...
 
     @property
+    def rounding(self) -> Rounding:
+        """What a ratio means in whole weights."""
+        ...
+
+    @property
     def fixed_ratio(self) -> float | None:
         """The removed fraction that the pattern fixes; None where it is free."""
         ...
@@ -110,6 +116,7 @@ class RowsColumns:
 
     group = None
     within = None
+    rounding = "exact"
     fixed_ratio = None
     tag = ""
     label = "rows and columns"
@@ -134,9 +141,10 @@ class RowsColumns:
 
 @dataclass(frozen=True)
 class Unstructured:
-    """Any single weights."""
+    """Any single weights. ``rounding``: what a ratio means in whole weights, see :mod:`prunelab.sparsity.element`."""
 
     within: Within | None = None
+    rounding: Rounding = "exact"
 
     name: ClassVar[str] = "unstructured"
     functions: ClassVar[tuple[tuple[str, ...], ...]] = (("score",), ("prune",))
@@ -151,7 +159,7 @@ class Unstructured:
 
     def identity(self) -> dict[str, Any]:
         """Return what of the pattern decides a result."""
-        return {"pattern": self.name, "n": None, "m": None, "within": self.within}
+        return {"pattern": self.name, "n": None, "m": None, "within": self.within, "rounding": self.rounding}
 
     def check(self, run: Run) -> Iterator[ConfigError]:
         """Yield every mistake of a run with this pattern."""
@@ -183,6 +191,7 @@ class NM:
     propagates: ClassVar[bool] = True
 
     within = None
+    rounding = "exact"
 
     @property
     def group(self) -> tuple[int, int]:
@@ -228,11 +237,13 @@ PATTERNS: Mapping[str, type[Pattern]] = {kind.name: kind for kind in (RowsColumn
 
 
 def build_pattern(
-    name: str, *, n: int | None = None, m: int | None = None, within: str | None = None
-) -> Pattern:
+    name: str, *, n: int | None = None, m: int | None = None, within: str | None = None,
+    rounding: str | None = None,
+) -> Pattern:  # fmt: skip
     """Return the checked pattern. ``name``: one of ``PATTERNS``, or e.g. ``2:4`` for ``n:m``.
 
-    Raises ConfigError for an unknown name, for n, m or within where they have no meaning, unless 1 <= n < m.
+    Raises ConfigError for an unknown name, for n, m, within or rounding where they have no meaning, unless
+    1 <= n < m.
     """
     first, colon, second = name.partition(":")
     if colon and first.isdigit() and second.isdigit():
@@ -241,6 +252,11 @@ def build_pattern(
         raise ConfigError("sparsity.pattern", name, " | ".join(PATTERNS), nearest(name, PATTERNS))
     if within not in (None, "row", "matrix"):
         raise ConfigError("sparsity.within", within, "row | matrix | null (as the method's paper does it)")
+    if rounding not in (None, "exact", "published"):
+        raise ConfigError("sparsity.rounding", rounding, "exact | published")
+    if rounding == "published" and name != Unstructured.name:
+        hint = "Its counts are whole numbers."
+        raise ConfigError("sparsity.rounding", rounding, f"exact with sparsity.pattern={name}", hint)
     if name == NM.name:
         if n is None or m is None or not 1 <= n < m:
             hint = "n of every m consecutive inputs are kept."
@@ -252,7 +268,7 @@ def build_pattern(
     if (n, m) != (None, None):
         raise ConfigError("sparsity.n, sparsity.m", (n, m), f"null with sparsity.pattern={name}")
     if name == Unstructured.name:
-        return Unstructured(within)  # type: ignore[arg-type]
+        return Unstructured(within, rounding or "exact")  # type: ignore[arg-type]
     if within is not None:
         raise ConfigError("sparsity.within", within, f"null with sparsity.pattern={name}")
     return RowsColumns()
@@ -260,7 +276,10 @@ def build_pattern(
 
 def pattern_of(values: Mapping[str, Any]) -> Pattern:
     """Return the pattern of a config's ``sparsity``, or of the identity that :meth:`Pattern.identity` gave."""
-    return build_pattern(values["pattern"], n=values.get("n"), m=values.get("m"), within=values.get("within"))
+    return build_pattern(
+        values["pattern"], n=values.get("n"), m=values.get("m"), within=values.get("within"),
+        rounding=values.get("rounding"),
+    )  # fmt: skip
 
 
 def _check_method(pattern: Pattern, run: Run) -> Iterator[ConfigError]:

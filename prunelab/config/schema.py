@@ -76,6 +76,7 @@ class Sparsity:
     n: Annotated[int | None, "x >= 1"] = None  # kept of every m consecutive inputs
     m: Annotated[int | None, "x >= 2"] = None
     within: Annotated[str | None, "row | matrix"] = None  # where scores compete; null: as the method's paper
+    rounding: Annotated[str | None, "exact | published"] = None  # of counts; null: exact
     propagation: Annotated[str, "pruned | dense"] = "pruned"  # which stream gives a block its statistics
 
 

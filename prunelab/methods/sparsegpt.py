@@ -8,8 +8,8 @@ Dead inputs lose all their weights, as in the published code.
 
 The rows of all layers with one input go through together: they share U, and rows do not interact. Inside a
 block, errors are passed on in steps of ``STEP`` columns, the rest of the block by one product per step; that
-is the same sum in another order. Counts per block and layer are exact, ``floor(size ratio)``; the published
-threshold removes one weight more, or more with ties.
+is the same sum in another order. Counts are exact: blocks add up to ``floor(size ratio)`` of a layer; the published
+threshold removes one weight more per block, or more with ties.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from prunelab.sparsity.element import Budget, select
+from prunelab.sparsity.element import Budget, removed_in_matrix, select
 from prunelab.sparsity.mask import erase
 from prunelab.stats.view import View
 
@@ -113,7 +113,21 @@ class SparseGPT:
         for weights, kept, budgets in zip(W[:, columns], keep[:, columns], choices, strict=True):
             score = (weights.square() / scale).T
             for part, budget in zip(view.parts(), budgets, strict=True):
-                kept[:, part] = select(score[part], budget.group or budget.ratio, "matrix").T
+                share = budget.group or _ratio(budget, score[part], columns)
+                kept[:, part] = select(score[part], share, "matrix").T
+
+
+def _ratio(budget: Budget, score: Tensor, columns: slice) -> float:
+    """Return the removed fraction of a block (R, c) of a layer's ``columns``: over all blocks, the layer's own is met.
+
+    The published code rounds every block for itself.
+    """
+    if budget.rounding == "published":
+        return budget.ratio
+    before, upto = (
+        removed_in_matrix(len(score) * end, budget.ratio) for end in (columns.start, columns.stop)
+    )
+    return (upto - before) / score.numel()
 
 
 def _push(W: Tensor, U: Tensor, errors: Tensor) -> None:

@@ -77,15 +77,16 @@ class Elements:
         if self.pattern.group is not None:
             keep = select(score, self.pattern.group)
             return [(keep, None) for _ in ratios]
-        if (self.pattern.within or method.within) == "row":
-            return [(keep, None) for keep in select_ratios(score, ratios)]
-        by_layer = [select_ratios(score[rows], ratios, "matrix") for rows in view.parts()]
+        within, rounding = self.pattern.within or method.within, self.pattern.rounding
+        by_layer = [select_ratios(score[rows], ratios, within, rounding) for rows in view.parts()]
         return [(torch.cat(keeps), None) for keeps in zip(*by_layer, strict=True)]
 
     def _updated(self, method: Any, view: View, ratios: Sequence[float]) -> list[Decision]:
         """Let a method that repairs as it goes prune for each ratio, side by side if it can."""
         wanted = [ratio for ratio in ratios if ratio > 0]
-        budgets = [[Budget(ratio, self.pattern.group)] * len(view.rows) for ratio in wanted]
+        budgets = [
+            [Budget(ratio, self.pattern.group, self.pattern.rounding)] * len(view.rows) for ratio in wanted
+        ]
         decisions: list[Decision] = []
         if budgets and hasattr(method, "prune_many"):
             decisions += method.prune_many(view, budgets)

@@ -5,8 +5,11 @@ ties, many. Here the count is exact and what goes is what a stable sort would pu
 selection in linear time inside rows or matrices, by one sort for many ratios, and for a whole model by two
 histograms over the bits of the scores: beside the scores themselves, one layer's worth of memory.
 
-Counts for a removed fraction s: a row of C inputs keeps ``floor(C (1 - s))`` (arXiv:2306.11695 as in the code
-of arXiv:2406.15524); a matrix or model of n weights loses ``floor(n s)``.
+Counts for a removed fraction s: whatever the scores compete in, a layer of n weights loses ``floor(n s)``, so that
+methods are compared at one sparsity. Where rows compete in themselves, each loses ``floor(n s / R)`` and those whose
+next weight scores lowest lose one more. The papers' codes round every row for itself: a row of C inputs keeps
+``floor(C (1 - s))`` (arXiv:2306.11695 as in the code of arXiv:2406.15524), up to one weight a row too few; that is
+``rounding="published"``.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import torch
 from torch import Tensor
 
 from prunelab.errors import ConfigError, ModelError
-from prunelab.pattern import Within
+from prunelab.pattern import Rounding, Within
 
 ROUNDING = 1e-6  # weights; 0.7 x 10 is 6.999999999999999 in binary and must mean 7
 
@@ -31,10 +34,11 @@ class Budget:
 
     ratio: float
     group: tuple[int, int] | None
+    rounding: Rounding = "exact"
 
 
 def removed_in_row(columns: int, ratio: float) -> int:
-    """Number of weights that a row of ``columns`` inputs loses."""
+    """Number of weights that a row of ``columns`` inputs loses where each row is rounded for itself."""
     return columns - math.floor(columns * (1 - ratio) + ROUNDING)
 
 
@@ -43,7 +47,9 @@ def removed_in_matrix(size: int, ratio: float) -> int:
     return math.floor(size * ratio + ROUNDING)
 
 
-def select(score: Tensor, ratio: float | tuple[int, int], within: Within = "row") -> Tensor:
+def select(
+    score: Tensor, ratio: float | tuple[int, int], within: Within = "row", rounding: Rounding = "exact"
+) -> Tensor:
     """Return the keep mask (R, C) bool for ``score`` (R, C): the lowest scores go.
 
     ``ratio``: removed fraction, or (n, m) = keep the n highest of every m consecutive inputs. Raises
@@ -52,10 +58,12 @@ def select(score: Tensor, ratio: float | tuple[int, int], within: Within = "row"
     if isinstance(ratio, tuple):
         _check_finite(score)
         return _select_nm(score, *ratio)
-    return select_ratios(score, [ratio], within)[0]
+    return select_ratios(score, [ratio], within, rounding)[0]
 
 
-def select_ratios(score: Tensor, ratios: Sequence[float], within: Within = "row") -> list[Tensor]:
+def select_ratios(
+    score: Tensor, ratios: Sequence[float], within: Within = "row", rounding: Rounding = "exact"
+) -> list[Tensor]:
     """Return one keep mask (R, C) per removed fraction, as :func:`select` does; scores are ordered once."""
     _check_finite(score)
     for ratio in ratios:
@@ -63,8 +71,7 @@ def select_ratios(score: Tensor, ratios: Sequence[float], within: Within = "row"
     if within not in ("row", "matrix"):
         raise ConfigError("sparsity.within", within, "row | matrix")
     if within == "row":
-        counts = [removed_in_row(score.shape[1], ratio) for ratio in ratios]
-        return [mark.logical_not_() for mark in lowest(score, counts)]
+        return [mark.logical_not_() for mark in _lowest_in_rows(score, ratios, rounding)]
     counts = [removed_in_matrix(score.numel(), ratio) for ratio in ratios]
     if score.stride(0) == 1 < score.shape[1] and len(counts) == 1 and counts[0]:
         turned = score.T.contiguous()  # laid out by columns: cheap to take as it is
@@ -72,6 +79,23 @@ def select_ratios(score: Tensor, ratios: Sequence[float], within: Within = "row"
         if int(torch.count_nonzero(mark)) == counts[0]:  # ties at the threshold go by the order of rows
             return [mark.logical_not_().T]
     return [mark.logical_not_().view(score.shape) for mark in lowest(score.reshape(1, -1), counts)]
+
+
+def _lowest_in_rows(score: Tensor, ratios: Sequence[float], rounding: Rounding) -> list[Tensor]:
+    """Mark the lowest of each row (R, C) for every ratio; rows differ by at most one."""
+    rows, columns = score.shape
+    if rounding == "published":
+        return lowest(score, [removed_in_row(columns, ratio) for ratio in ratios])
+    whole, more = zip(
+        *(divmod(removed_in_matrix(score.numel(), ratio), rows) for ratio in ratios), strict=True
+    )
+    marks = lowest(score, whole)
+    for mark, count, extra in zip(marks, whole, more, strict=True):
+        if extra:
+            following = _order_statistics(score, [count + 1])[0][:, 0]
+            chosen = torch.sort(following, stable=True).indices[:extra]
+            mark[chosen] = lowest(score[chosen], [count + 1])[0]
+    return marks
 
 
 def lowest(score: Tensor, counts: Sequence[int]) -> list[Tensor]:

@@ -119,7 +119,7 @@ def test_the_class_of_a_method_moves_keys(composer: Composer) -> None:
         ("model.trust_remote_code=true", {"calibrate", "test", "held_out", "dense", "prune", "evaluate"}),
         ("sparsity.ratio=0.31", {"prune", "evaluate"}),
         ("method.damping_input=0.02", {"prune", "evaluate"}),
-        ("method.revision=2", {"prune", "evaluate"}),
+        ("method.revision=9", {"prune", "evaluate"}),
         ("method.step=0.1", {"prune", "evaluate"}),
         ("allocation=uniform", {"prune", "evaluate"}),
         ("calibration.n_samples=16", {"calibrate", "prune", "evaluate"}),

@@ -39,12 +39,22 @@ def test_counts_mean_what_decimals_say() -> None:
 def test_select_meets_the_count_whatever_the_ties(ratio: float, constant: bool) -> None:
     score = torch.rand(12, 20, generator=torch.Generator().manual_seed(0))
     score = torch.ones_like(score) if constant else score
+    published = select(score, ratio, "row", "published")
+    assert set((~published).sum(1).tolist()) == {removed_in_row(20, ratio)}
     row = select(score, ratio, "row")
-    assert set((~row).sum(1).tolist()) == {removed_in_row(20, ratio)}
+    assert int((~row).sum()) == removed_in_matrix(240, ratio)
+    counts = (~row).sum(1)
+    assert int(counts.max() - counts.min()) <= 1
     matrix = select(score, ratio, "matrix")
     assert int((~matrix).sum()) == removed_in_matrix(240, ratio)
     if not constant and not bool(matrix.all()):
         assert score[~matrix].max() < score[matrix].min()
+
+
+def test_rows_that_lose_one_more_are_those_whose_next_weight_is_lowest() -> None:
+    score = torch.tensor([[5.0, 6.0, 7.0], [1.0, 9.0, 8.0], [4.0, 3.0, 9.0]])
+    keep = select(score, 4 / 9, "row")  # 4 of 9 weights: one of every row, and one more
+    assert (~keep).nonzero().tolist() == [[0, 0], [1, 0], [2, 0], [2, 1]]
 
 
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (4, 8), (1, 2), (1, 4), (3, 5), (7, 10)])
