@@ -170,7 +170,7 @@ class _Walk:
         """Put the other parameter in place, in memory of its own: the dense one stays as it is."""
         other = Other(name, parameter, parameter.data)
         resumed = start is not None and name in start.parameter_names
-        stored = start.parameter(name) if resumed else self.pruned.parameter(name)
+        stored = start.parameter(name) if start is not None and resumed else self.pruned.parameter(name)
         value = other.dense if stored is None else stored
         parameter.data = value.to(other.dense, copy=True)
         return other

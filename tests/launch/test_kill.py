@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 REPAIR = [
     "method=sparsegpt", "sparsity=unstructured", "sparsity.ratio=0.5", "reconstruction=block_gp,cross_block",
-    "reconstruction.epochs=2", "reconstruction.min_updates=0",
+    "reconstruction.masks=before,between", "reconstruction.epochs=2", "reconstruction.min_updates=0",
     "reconstruction_data=self_generated_mix", "reconstruction_data.parts.self_generated=6",
     "reconstruction_data.batch=2", "reconstruction_data.text_len=64", "-m",
 ]  # fmt: skip

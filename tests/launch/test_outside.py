@@ -1,4 +1,4 @@
-"""A kind of stage from outside the package: one file, one YAML; it runs, is kept, is shown wherever stages are."""
+"""A kind of stage, and a repair, from outside the package: one file, one YAML; they run, are kept, are shown."""
 
 from __future__ import annotations
 
@@ -113,3 +113,84 @@ def test_mistakes_are_told_before_anything_starts(
     assert done.returncode == 1
     assert says in done.stderr, done.stderr
     assert not (home / "store").exists()
+
+
+REPAIR = '''
+"""Gives the rows of pruned layers back some of their length."""
+from __future__ import annotations
+from dataclasses import dataclass
+from typing import Annotated
+
+@dataclass(frozen=True)
+class Rescale:
+    name: str
+    revision: int
+    masks: Annotated[str, "before | between"]
+    share: Annotated[float, "0 <= x <= 1"]
+    window = 1
+    stride = 1
+    early_stop = False
+
+    def repair(self, unit, say):
+        longest = 0.0
+        for layer in unit.layers:
+            lost = layer.weight.norm(dim=1) / layer.linear.weight.norm(dim=1).clamp_min(1e-12)
+            factor = 1 + self.share * (lost - 1)
+            layer.linear.weight.mul_(factor[:, None])
+            longest = max(longest, float(factor.max()))
+        return {"factor": longest}
+'''
+
+
+@pytest.fixture
+def rescale(tmp_path: Path) -> list[str]:
+    (tmp_path / "own_repair.py").write_text(REPAIR)
+    (tmp_path / "conf" / "reconstruction").mkdir(parents=True)
+    (tmp_path / "conf" / "reconstruction" / "rescale.yaml").write_text(
+        "_target_: own_repair.Rescale\nname: rescale\nrevision: 1\nmasks: before\nshare: 0.5\n"
+    )
+    return ["--config-dir", str(tmp_path / "conf"), "reconstruction=rescale"]
+
+
+def test_a_repair_of_ones_own_runs_with_masks_before_and_between_and_is_shown_everywhere(
+    prunelab: Run, home: Path, rescale: list[str]
+) -> None:
+    words = [
+        "study=s",
+        "method=wanda",
+        "sparsity=unstructured",
+        "sparsity.ratio=0.5",
+        "runtime.threads=1",
+        *rescale,
+    ]
+    done = prunelab(*words, "reconstruction.masks=before,between", "hydra.launcher.report=true", "-m")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 prune, 2 reconstruct" in done.stdout
+    folder = home / "studies" / "s"
+    with (folder / "report" / "results.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["reconstruction"] == "rescale"]
+    assert len(rows) == 2
+    for row in rows:
+        assert float(row["ratio/weights"]) == pytest.approx(0.5)
+        assert float(row["repair/factor"]) > 1
+        assert float(row["integrity/masked"]) > 0
+    assert len({row["error/calibration"] for row in rows}) == 2
+    assert len({row["integrity/masked"] for row in rows}) == 1
+    with (folder / "report" / "repairs.csv").open(encoding="utf-8") as file:
+        assert {row["number"] for row in csv.DictReader(file)} == {"0", "1"}
+    assert "rescale" in (folder / "report" / "index.html").read_text(encoding="utf-8")
+
+    status = prunelab("status", "s", module="prunelab.cli")
+    assert "reconstruct" in status.stdout
+    assert "2 done" in status.stdout
+
+    plan = load_plan(folder)
+    for trial, events in zip(plan.trials, ({"repair", "pruned"}, {"repair", "pruned"}), strict=True):
+        recorder = Recorder()
+        Mirror(plan, trial, own=(), tracker=recorder).finish(True)
+        assert recorder.values["ratio/weights"] == pytest.approx(0.5)
+        assert recorder.values["repair/factor"] > 1
+        assert events <= {row.get("event") for row in recorder.rows}
+    wrong = prunelab(*words, "reconstruction.masks=after")
+    assert wrong.returncode == 1
+    assert "reconstruction.masks='after': allowed is one of before, between" in wrong.stderr

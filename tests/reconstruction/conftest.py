@@ -28,6 +28,12 @@ def build(group: str, name: str, **changes: Any) -> Any:
 
 
 @pytest.fixture
+def option() -> Callable[..., Any]:
+    """Build an option of ``conf`` by group and name; keyword arguments replace fields."""
+    return build
+
+
+@pytest.fixture
 def spec() -> Callable[..., Any]:
     """Build a repair by name; keyword arguments replace fields. Gradient repairs are short."""
 

@@ -20,7 +20,6 @@ from prunelab.passes.shots import prune
 from prunelab.pattern import NM, RowsColumns, Unstructured
 from prunelab.reconstruction.walk import reconstruct
 from prunelab.structures.state import State, apply_state, open_state, save_state, state_digest
-from tests.reconstruction.conftest import build
 
 DEEP = {"num_hidden_layers": 3}
 Make = Callable[..., Any]
@@ -32,9 +31,15 @@ def tokens(tokens: Tensor) -> Tensor:
     return torch.cat([tokens, tokens.roll(1)])[:7]
 
 
-def between(tokens: Tensor | None, method: str = "wanda", **options: Any) -> Between:
-    settings = {"ratio": 0.5, "pattern": Unstructured(), "seed": 0, "batch_size": 3} | options
-    return Between(build("method", method), tokens, **settings)
+@pytest.fixture
+def between(option: Make) -> Make:
+    """How blocks are pruned one at a time: to 50 % by Wanda, unless told otherwise."""
+
+    def make(tokens: Tensor | None, method: str = "wanda", **options: Any) -> Between:
+        settings = {"ratio": 0.5, "pattern": Unstructured(), "seed": 0, "batch_size": 3} | options
+        return Between(option("method", method), tokens, **settings)
+
+    return make
 
 
 def run(decoder: Decoder, pruning: Any, tokens: Tensor, spec: Any, **options: Any) -> State:
@@ -48,10 +53,10 @@ def kept(state: State, block: int) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", ["layer", "block", "block_gp", "cross_block"])
 @pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
 def test_the_first_blocks_mask_is_that_of_pruning_alone_and_later_ones_see_repairs(
-    name: str, method: str, tokens: Tensor, spec: Make
+    name: str, method: str, tokens: Tensor, spec: Make, between: Make, option: Make
 ) -> None:
     alone = prune(
-        random_decoder("opt", **DEEP), build("method", method), tokens, [0.5], pattern=Unstructured(), seed=0, batch_size=3
+        random_decoder("opt", **DEEP), option("method", method), tokens, [0.5], pattern=Unstructured(), seed=0, batch_size=3
     ).clone()  # fmt: skip
     decoder, rows = random_decoder("opt", **DEEP), list[dict[str, Any]]()
     found = run(
@@ -71,7 +76,9 @@ def apply(state: State) -> Decoder:
     return decoder
 
 
-def test_statistics_are_those_of_repaired_blocks_on_the_masks_own_tokens(tokens: Tensor, spec: Make) -> None:
+def test_statistics_are_those_of_repaired_blocks_on_the_masks_own_tokens(
+    tokens: Tensor, spec: Make, between: Make, option: Make
+) -> None:
     """Wanda's mask of the last block, chosen by hand on a model whose first blocks are the repaired ones."""
     others = (3 * tokens + 1) % 64
     found = run(random_decoder("opt", **DEEP), between(tokens), others, spec("block_gp")).clone()
@@ -93,7 +100,7 @@ def test_statistics_are_those_of_repaired_blocks_on_the_masks_own_tokens(tokens:
 
 @pytest.mark.parametrize(("window", "stride"), [(1, 1), (2, 1), (2, 2), (3, 2)])
 def test_a_block_is_pruned_once_when_it_enters_a_window(
-    window: int, stride: int, tokens: Tensor, spec: Make
+    window: int, stride: int, tokens: Tensor, spec: Make, between: Make
 ) -> None:
     pruned: list[int] = []
     pruning = between(tokens, on_step=lambda report, _: pruned.append(report.block))
@@ -109,7 +116,7 @@ def test_a_block_is_pruned_once_when_it_enters_a_window(
     ("layer", 1, 1), ("block", 1, 1), ("cross_block", 2, 1), ("block", 2, 2), ("block", 3, 2),
 ])  # fmt: skip
 def test_resume_after_any_step_is_one_go(
-    method: str, name: str, window: int, stride: int, tokens: Tensor, spec: Make, tmp_path: Any
+    method: str, name: str, window: int, stride: int, tokens: Tensor, spec: Make, between: Make, tmp_path: Any
 ) -> None:
     settings = spec(name) if name == "layer" else spec(name, window=window, stride=stride)
     parts: list[tuple[int, State, Any]] = []
@@ -135,7 +142,9 @@ def test_resume_after_any_step_is_one_go(
 
 
 @pytest.mark.parametrize("pattern", [Unstructured(), NM(2, 4)])
-def test_a_dense_model_stays_one_and_a_ratio_is_kept(pattern: Any, tokens: Tensor, spec: Make) -> None:
+def test_a_dense_model_stays_one_and_a_ratio_is_kept(
+    pattern: Any, tokens: Tensor, spec: Make, between: Make, option: Make
+) -> None:
     if pattern.fixed_ratio is None:
         none = run(random_decoder("llama"), between(tokens, ratio=0.0), tokens, spec("block"))
         dense = random_decoder("llama")
@@ -147,10 +156,12 @@ def test_a_dense_model_stays_one_and_a_ratio_is_kept(pattern: Any, tokens: Tenso
         assert keep.sum() * 2 == keep.numel()
 
 
-def test_an_allocation_gives_every_block_its_ratio(tokens: Tensor, spec: Make) -> None:
-    owl = build("allocation", "owl")
+def test_an_allocation_gives_every_block_its_ratio(
+    tokens: Tensor, spec: Make, between: Make, option: Make
+) -> None:
+    owl = option("allocation", "owl")
     alone = prune(
-        random_decoder("opt", **DEEP), build("method", "magnitude"), tokens, [0.6], pattern=Unstructured(), seed=0,
+        random_decoder("opt", **DEEP), option("method", "magnitude"), tokens, [0.6], pattern=Unstructured(), seed=0,
         batch_size=3, allocation=owl,
     ).clone()  # fmt: skip
     pruning = between(tokens, "magnitude", ratio=0.6, allocation=owl)
@@ -159,7 +170,9 @@ def test_an_allocation_gives_every_block_its_ratio(tokens: Tensor, spec: Make) -
         assert torch.equal(found.site(name).mask.keep(), site.mask.keep())
 
 
-def test_what_has_no_choice_per_block_is_refused(tokens: Tensor, spec: Make) -> None:
+def test_what_has_no_choice_per_block_is_refused(
+    tokens: Tensor, spec: Make, between: Make, option: Make
+) -> None:
     for options, message in (
         ({"pattern": RowsColumns(), "ratio": 0.3}, r"reconstruction\.masks.*rows_columns"),
         ({"allocation": "global"}, r"reconstruction\.masks.*allocation=global"),

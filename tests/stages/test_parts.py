@@ -33,6 +33,7 @@ PRUNE = {
     "within": None, "propagation": "pruned", "schedule": [0.5],
 }  # fmt: skip
 Stage = Any  # the module of a stage
+STAGES = [(prune, PRUNE), (reconstruct, {"seed": 0}), (reconstruct, {"seed": 0, "prune": PRUNE})]
 
 
 def record() -> Record:
@@ -66,11 +67,13 @@ def context(folder: Path, inputs: dict[str, Input], stop_after: int = 0) -> Cont
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("stage", "identity"), [(prune, PRUNE), (reconstruct, {"seed": 0})])
+@pytest.mark.parametrize(("stage", "identity"), STAGES, ids=["prune", "reconstruct", "between"])
 def test_ended_after_any_step_the_rest_gives_the_same_bytes(
     stage: Stage, identity: dict[str, Any], tmp_path: Path, tokens: Input, pruned: Input
 ) -> None:
-    inputs = {"calibrate": tokens} | ({"prune": pruned} if stage is reconstruct else {})
+    inputs = {"calibrate": tokens} | (
+        {"prune": pruned} if stage is reconstruct and "prune" not in identity else {}
+    )
     whole = stage.run(identity, context(tmp_path / "whole", inputs))
     expected = (tmp_path / "whole" / "outputs" / "state.safetensors").read_bytes()
     for step in (1, 2, 3):
@@ -83,13 +86,32 @@ def test_ended_after_any_step_the_rest_gives_the_same_bytes(
         assert not list((folder / "work").glob("activations-*"))
 
 
-@pytest.mark.parametrize(("stage", "identity"), [(prune, PRUNE), (reconstruct, {"seed": 0})])
+@pytest.mark.parametrize(("stage", "identity"), STAGES, ids=["prune", "reconstruct", "between"])
 def test_a_part_that_is_gone_is_named_and_not_passed_over(
     stage: Stage, identity: dict[str, Any], tmp_path: Path, tokens: Input, pruned: Input
 ) -> None:
-    inputs = {"calibrate": tokens} | ({"prune": pruned} if stage is reconstruct else {})
+    inputs = {"calibrate": tokens} | (
+        {"prune": pruned} if stage is reconstruct and "prune" not in identity else {}
+    )
     with pytest.raises(Interrupted):
         stage.run(identity, context(tmp_path, inputs, 2))
     (tmp_path / "work" / "part-1.safetensors").unlink()
     with pytest.raises(StoreError, match=r"part-1\.safetensors .* rm -r .*work"):
         stage.run(identity, context(tmp_path, inputs))
+
+
+def test_a_repair_that_chooses_its_masks_says_what_pruning_would(
+    tmp_path: Path, tokens: Input, pruned: Input
+) -> None:
+    alone = prune.run(PRUNE, context(tmp_path / "prune", {"calibrate": tokens}))
+    repaired = reconstruct.run(
+        {"seed": 0}, context(tmp_path / "before", {"calibrate": tokens, "prune": pruned})
+    )
+    both = reconstruct.run({"seed": 0, "prune": PRUNE}, context(tmp_path / "between", {"calibrate": tokens}))
+    assert set(both.metrics) == set(alone.metrics) | set(repaired.metrics)
+    assert set(both.tables) == set(alone.tables) | set(repaired.tables)
+    assert both.tables["shots"] == alone.tables["shots"]
+    counts = [[(row["site"], row["removed"]) for row in found.tables["sites"]] for found in (both, alone)]
+    assert counts[0] == counts[1]
+    for name in ("ratio/weights", "parameters/dense", "shots", "integrity/masked"):
+        assert both.metrics[name] == alone.metrics[name]
