@@ -32,7 +32,9 @@ def header(text: str) -> list[str]:
 def test_a_column_for_every_kind_of_stage_that_the_study_has(plan_of: Callable[..., Plan]) -> None:
     plain = plan_of("method=magnitude")
     assert header(shown(plain)) == ["trial", "state", "dense", "prune", "evaluate", "reason"]
-    repaired = plan_of("method=wanda", "sparsity=unstructured", "reconstruction=layer")
+    repaired = plan_of(
+        "method=wanda", "sparsity=unstructured", "reconstruction=layer", "reconstruction.masks=before"
+    )
     assert header(shown(repaired)) == [
         "trial",
         "state",
