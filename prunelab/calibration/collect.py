@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 
 from prunelab.calibration import sample
-from prunelab.calibration.corpus import SPLITS, field, of_split, open_corpus
-from prunelab.calibration.local import check_digest, check_file, row_range
+from prunelab.calibration.corpus import field, open_corpus
+from prunelab.calibration.local import check_digest, check_file
 from prunelab.calibration.tokens import TokenSet, build_token_set, check_range, read_npy
 from prunelab.errors import ConfigError, DataError, nearest
 from prunelab.files import sha256
-
-DEFAULT_SPLITS = {"mask": "train", "held_out": "validation", "test": "test"}
+from prunelab.split import of_split, row_range, split_of
 
 
 def encoder(tokenizer: Any) -> Callable[[str], np.ndarray]:
@@ -54,26 +53,6 @@ def tokenizer_digest(tokenizer: Any) -> str:
     """Return 16 hex digits of the sha256 over the sorted vocabulary: which tokenizer made the ids."""
     rows = sorted(tokenizer.get_vocab().items(), key=lambda row: (row[1], row[0]))
     return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
-
-
-def split_of(spec: Mapping, role: str) -> str:
-    """Return the split that ``role`` reads: ``spec['split']`` is null, a mapping by role, or one name.
-
-    One name is the split of role ``mask``, except 'all' (the file serves a single role, so nothing is
-    divided). Two roles never read the same split: ConfigError.
-    """
-    chosen = spec.get("split") or {}
-    if chosen == "all":
-        return "all"
-    splits = DEFAULT_SPLITS | (dict(chosen) if isinstance(chosen, Mapping) else {"mask": chosen})
-    for name in splits.values():
-        if name not in SPLITS:
-            raise ConfigError("calibration.split", name, ", ".join(SPLITS), nearest(str(name), SPLITS))
-    if len(set(splits.values())) < len(splits) or "all" in splits.values():
-        raise ConfigError(
-            "calibration.split", splits, "a different split for each role", "Roles never share text."
-        )
-    return splits["mask" if role == "reconstruction" else role]
 
 
 def collect_tokens(

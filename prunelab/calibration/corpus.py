@@ -24,10 +24,10 @@ from prunelab.calibration.hub import fetch
 from prunelab.calibration.local import check_digest, check_file, divide, read_documents
 from prunelab.errors import ConfigError, DataError, nearest
 from prunelab.files import sha256
+from prunelab.split import SPLITS, of_split
 
 EMBEDDED = Path(__file__).parents[1] / "data" / "corpora"
 SOURCES = ("embedded", "hub", "text", "tokens")
-SPLITS = ("train", "validation", "test", "all")
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,6 @@ def field(spec: Mapping, key: str) -> Any:
     if key not in spec:
         raise ConfigError(f"calibration.{key}", None, "set", f"The spec has {sorted(spec)}.")
     return spec[key]
-
-
-def of_split(value: Any, split: str) -> Any:
-    """Return the entry for ``split`` of a mapping by split, or the value itself if it is no mapping."""
-    return value.get(split) if isinstance(value, Mapping) else value
 
 
 def load_corpus(spec: Mapping, split: str) -> list[str]:

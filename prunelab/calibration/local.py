@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from prunelab.errors import DataError, nearest
+from prunelab.split import SHARES
 from prunelab.text_row import wrong_row
 
 MAX_BYTES = 4 * 2**30
 SUFFIXES = (".txt", ".jsonl", ".parquet")
-SHARES = (("train", 0.8), ("validation", 0.9), ("test", 1.0))  # cumulative
 
 
 def check_file(path: str | Path | None, what: str) -> Path:
@@ -184,12 +184,3 @@ def divide(documents: list[str], split: str) -> list[str]:
         if SHARES[bisect.bisect_left(ends, seen)][0] == split:
             chosen.append(document)
     return chosen
-
-
-def row_range(n_rows: int, split: str) -> range:
-    """Return the row numbers of one split of a token file: 80/10/10 % by position, 'all' for everything."""
-    if split == "all":
-        return range(n_rows)
-    ends = {name: round(share * n_rows) for name, share in SHARES}
-    starts = dict(zip(ends, [0, *ends.values()], strict=False))
-    return range(starts[split], ends[split])

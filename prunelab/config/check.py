@@ -10,9 +10,10 @@ from typing import Any
 
 from prunelab.config.compose import Composer, Config, missing_keys
 from prunelab.config.contract import check_method, check_repair, method_facts
-from prunelab.config.data import SAME, check_parts, corpora_of, parts_of
+from prunelab.config.corpora import check_own_files, check_roles, specs_of, with_paths
+from prunelab.config.data import SAME, check_parts, parts_of
 from prunelab.config.field import ClassSource, read_class
-from prunelab.config.files import check_model_folder, check_text_file, input_widths, model_name, positions
+from prunelab.config.files import check_model_folder, input_widths, model_name, positions
 from prunelab.config.outside import stage_source
 from prunelab.config.tasks import check_tasks
 from prunelab.errors import ConfigError, PrunelabError, nearest
@@ -63,13 +64,16 @@ def check_trial(
         config["reconstruction_data"] = {
             "name": SAME
         }  # nothing is fitted: trials that differ only here are one
-    corpora = _corpora(config, composer, errors)
+    brought: dict[str, Config] = {}
+    if isinstance(config.get("evaluation"), Mapping):
+        config["evaluation"], brought = with_paths(config["evaluation"], composer)
+    corpora = _corpora(config, composer, brought, errors)
     _exact_ratio(config)
     wrong = {error.key.partition(".")[0] for error in errors}
     if whole and not wrong:
         _resolve_masks(config)
         errors += _across_groups(config)
-    if not wrong & {"model", "calibration", "evaluation"}:
+    if not wrong & {"model", "calibration", "evaluation", "reconstruction", "reconstruction_data"}:
         errors += _about_files(config, corpora)
     return config, corpora, errors
 
@@ -193,44 +197,25 @@ def _check_stages(stages: Mapping[str, Any], errors: list[ConfigError]) -> Confi
     return checked
 
 
-def _corpora(config: Config, composer: Composer, errors: list[ConfigError]) -> dict[str, Config]:
-    evaluation, found = config.get("evaluation", {}), {}
-    for key in ("corpora", "held_out"):
-        for name in evaluation.get(key) or []:
-            if name in found:
-                continue
-            known = composer.options("calibration")
-            if name not in known:
-                errors.append(
-                    ConfigError(
-                        f"evaluation.{key}",
-                        name,
-                        f"names of calibration options: {', '.join(known)}",
-                        nearest(str(name), known),
-                    )
-                )
-                continue
-            own = config["calibration"] if isinstance(config.get("calibration"), Mapping) else {}
-            if own.get("name") == name and own.get("source") in ("text", "tokens"):
-                found[name] = dict(own)  # the file of this trial, which the option alone does not know
-            else:
-                found[name] = _corpus(name, composer, errors)
+def _corpora(
+    config: Config, composer: Composer, brought: Mapping[str, Config], errors: list[ConfigError]
+) -> dict[str, Config]:
+    """Return the checked specs of the corpora that a trial names; ``brought`` are those of files named by paths."""
+    evaluation, specs = config.get("evaluation", {}), {}
+    for name, spec in specs_of(config, brought, composer):
+        if isinstance(spec, ConfigError):
+            errors.append(spec)
+        else:
+            source = read_class(f"{_SCHEMA}.Calibration")
+            specs[name] = _checked(f"calibration/{name}", _with_absolute(spec, "path"), source, errors)
     if isinstance(evaluation.get("corpora"), list) and not evaluation["corpora"]:
         errors.append(ConfigError("evaluation.corpora", [], "at least one corpus"))
     known = composer.options("calibration")
     if evaluation.get("tasks"):
         embedded = [name for name in known if composer.option("calibration", name)["source"] == "embedded"]
         errors += check_tasks(evaluation["tasks"], embedded)
-    for name in corpora_of(config.get("reconstruction_data")):
-        if name in known and name not in found:
-            found[name] = _corpus(name, composer, errors)
     errors += check_parts(config, known)
-    return found
-
-
-def _corpus(name: str, composer: Composer, errors: list[ConfigError]) -> Config:
-    spec = _with_absolute(composer.option("calibration", name), "path")
-    return _checked(f"calibration/{name}", spec, read_class(f"{_SCHEMA}.Calibration"), errors)
+    return specs
 
 
 def _across_groups(config: Config) -> Iterator[ConfigError]:
@@ -271,12 +256,8 @@ def _about_files(config: Config, corpora: Mapping[str, Config]) -> Iterator[Conf
     try:
         if config["model"]["source"] == "local":
             check_model_folder("model.id", config["model"]["id"])
-        for key, spec in {
-            "calibration": config["calibration"],
-            **{f"calibration/{n}": s for n, s in corpora.items()},
-        }.items():
-            if spec["source"] in ("text", "tokens"):
-                check_text_file(f"{key}.path", spec["path"], spec["source"], spec.get("column") or "text")
+        check_own_files(config, corpora)
+        yield from check_roles(config, corpora)
     except ConfigError as error:
         yield error
     except PrunelabError as error:

@@ -77,16 +77,26 @@ def _check_rows(key: str, path: Path, column: str) -> None:
                 )
 
 
-def _check_npy(key: str, path: Path) -> None:
+def token_shape(path: Path) -> tuple[int, int]:
+    """Return (rows, tokens of a row) of a token file, from its header."""
+    (rows, columns), _, _ = _read_header(path)
+    return rows, columns
+
+
+def _read_header(path: Path) -> tuple[tuple[int, ...], Any, int]:
+    """Return shape, dtype and the bytes that follow the header; raises ValueError where there is none."""
     from numpy.lib import format as npy  # 0.1 s that only token files owe
 
+    with path.open("rb") as file:
+        read = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = read(file)
+        return shape, dtype, path.stat().st_size - file.tell()
+
+
+def _check_npy(key: str, path: Path) -> None:
     allowed = "an .npy file of integers, shape (n, length)"
     try:
-        with path.open("rb") as file:
-            version = npy.read_magic(file)
-            read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-            shape, _, dtype = read(file)
-            left = path.stat().st_size - file.tell()
+        shape, dtype, left = _read_header(path)
     except ValueError as error:
         raise ConfigError(key, str(path), allowed, f"{path.name} is cut or no .npy file: {error}.") from None
     if dtype.hasobject or dtype.kind not in "iu" or len(shape) != 2:

@@ -89,6 +89,7 @@ SECOND = {
 }  # fmt: skip
 # swept alone these have no second value that means anything: refused, and the refusal names the key or its cure
 REFUSED = {
+    "calibration.split.*": "text that nothing was fitted to",  # where the evaluation measures on this corpus
     "study": "one value in all trials", "paths.*": "one value in all trials",
     "sparsity.ratio": "removes",  # n:m fixes it
     "method.step": "one shot", "reconstruction.stride": "the window", "calibration.source": "calibration",
@@ -120,7 +121,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(MODELS / "llama", root / name)
         (root / name / "generation_config.json").write_text(json.dumps({"note": name}))
         (root / f"{name}.txt").write_text(f"some words of {name} " * 4000)
-        np.save(root / f"{name}.npy", np.random.RandomState(number).randint(3, 2000, (200, 128)))
+        np.save(root / f"{name}.npy", np.random.RandomState(number).randint(3, 2000, (200, 256)))
     (root / "every_key_stage.py").write_text(STAGE)
     return root
 
