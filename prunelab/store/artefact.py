@@ -11,39 +11,25 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from prunelab.errors import StoreError
 from prunelab.files import flush, make_folder, replace_file, sha256, share
+from prunelab.lock import locked
 from prunelab.store.layout import DONE, OUTPUTS, RECORD, SPEC, WORK, lock_path
 from prunelab.store.record import Record, read_record
 
 _OWNER = "owner"
 
 
-@contextmanager
-def stage_lock(store: Path, key: str, waiting: Any = None) -> Iterator[None]:
-    """Hold the lock of a stage; while another process has it, call ``waiting()`` every second."""
-    path = lock_path(store, key)
-    make_folder(path.parent)
-    lock = FileLock(path)
-    patience = 0.0
-    while not lock.is_locked:
-        try:
-            lock.acquire(timeout=patience, poll_interval=0.2)
-        except Timeout:
-            patience = 1.0
-            if waiting is not None:
-                waiting()
-    try:
-        yield
-    finally:
-        lock.release()
+def stage_lock(
+    store: Path, key: str, what: str = "a stage", waiting: Callable[[str], None] | None = None
+) -> AbstractContextManager[None]:
+    """Hold the lock of a stage, ``what`` it is in words; while another process has it, call ``waiting(words)`` every second."""
+    return locked(lock_path(store, key), what, waiting)
 
 
 class Superseded(StoreError):

@@ -6,12 +6,12 @@ W&B's own files do not say whether a server has them: an online run that broke o
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from prunelab.files import replace_file
+from prunelab.lock import is_locked, locked
 
 SUFFIX = ".run.json"
 
@@ -45,17 +45,11 @@ def read_note(folder: Path, run_id: str) -> Note | None:
         return None
 
 
-def live_lock(folder: Path, run_id: str) -> FileLock:
-    """Return the lock of a run; the kernel lets go of it when the process that tells the run dies."""
-    return FileLock(folder / f"{run_id}.lock", timeout=0)
+def live_lock(folder: Path, run_id: str) -> AbstractContextManager[None]:
+    """Hold the lock of a run, which ends with the process that tells it; StoreError if another process has it."""
+    return locked(folder / f"{run_id}.lock", f"W&B run {run_id}", timeout=0)
 
 
 def is_live(folder: Path, run_id: str) -> bool:
     """Say whether a process on a machine that shares locks with this one is telling the run."""
-    if not (folder / f"{run_id}.lock").exists():
-        return False
-    try:
-        with live_lock(folder, run_id):
-            return False
-    except Timeout:
-        return True
+    return is_locked(folder / f"{run_id}.lock")

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from filelock import Timeout
-
-from prunelab.errors import ConfigError, nearest
+from prunelab.errors import ConfigError, StoreError, nearest
+from prunelab.files import make_folder
 from prunelab.tracking.base import Artefact, NullTracker, RunInfo, Tracker
 from prunelab.tracking.note import Note, live_lock
 from prunelab.tracking.secret import one_line, without_secrets
@@ -61,11 +61,11 @@ class WandbTracker:
         self._axes: set[str] = set()
         self._rows, self._broken = 0, ""
         self._end_s, self._folder = end_timeout(config), run.folder
-        run.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = live_lock(run.folder, run.id)
+        make_folder(run.folder)
+        self._lock = ExitStack()
         try:
-            self._lock.acquire()
-        except Timeout:  # a task that outlived its node's daemon: the store decides whose numbers count
+            self._lock.enter_context(live_lock(run.folder, run.id))
+        except StoreError:  # a task that outlived its node's daemon: the store decides whose numbers count
             LOGGER.warning("another process is telling W&B about %s as well", run.name)
         self._folders = Folders(run.folder)
         self._folders.enter()
@@ -74,7 +74,7 @@ class WandbTracker:
             self._run, self.mode, self.reason = open_run(config, run, decision, strict=strict)
         except BaseException:
             self._folders.leave()
-            self._lock.release()
+            self._lock.close()
             raise
         self._known = int(self._run.starting_step or 0)  # rows the server has from an earlier start
         self.note = Note(run.id, self.mode, reason=self.reason if self.mode == "offline" else "")
@@ -177,7 +177,7 @@ class WandbTracker:
         self._try(lambda: self.note.save(self._folder))
         self._signal.leave()
         self._folders.leave()
-        self._lock.release()
+        self._lock.close()
 
     def _guard(self, call: Callable[[], None]) -> None:
         if self._run is not None and not self._broken:

@@ -120,8 +120,8 @@ def test_the_second_process_waits(tmp_path: Path) -> None:
     other.start()
     while not started.exists():
         time.sleep(0.02)
-    with stage_lock(tmp_path, KEY, lambda: said.append("waiting")):
-        assert said == ["waiting"]
+    with stage_lock(tmp_path, KEY, "a stage", said.append):
+        assert said[0].startswith("waiting for a stage: ")
     other.join()
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from filelock import FileLock, Timeout
 from rich.console import Console
 
 from prunelab.launch.monitor.job_table import JobView, State, explained, lines, table
@@ -12,6 +9,7 @@ from prunelab.launch.run.failure import read_failure
 from prunelab.launch.run.log import log_path
 from prunelab.launch.run.runner import finished
 from prunelab.launch.slurm import command
+from prunelab.lock import is_locked
 from prunelab.plan.graph import jobs
 from prunelab.plan.study import Plan
 from prunelab.store.layout import index, lock_path
@@ -37,7 +35,7 @@ def local_views(plan: Plan, done: set[str]) -> dict[str, JobView]:
     for job in jobs(plan, done):
         state: State = "waiting"
         log, after = log_path(plan, job.name), (*job.after, *job.after_any)
-        if any(key[:16] in folders and _is_locked(lock_path(plan.store, key)) for key in job.stages):
+        if any(key[:16] in folders and is_locked(lock_path(plan.store, key)) for key in job.stages):
             state = "running"
         elif failed.intersection(key[:16] for key in job.stages):
             state = "failed"
@@ -50,13 +48,3 @@ def local_views(plan: Plan, done: set[str]) -> dict[str, JobView]:
 def _why(plan: Plan, view: JobView) -> str:
     notes = (read_failure(plan, key) for key in view.stages)
     return next((note.reason for note in notes if note is not None), "")
-
-
-def _is_locked(path: Path) -> bool:
-    if not path.exists():
-        return False
-    try:
-        with FileLock(path, timeout=0):
-            return False
-    except Timeout:
-        return True

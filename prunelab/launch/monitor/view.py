@@ -28,6 +28,7 @@ class View:
         self._console, self._live = console, console.is_terminal
         self._started: dict[str, float] = {}
         self._bars: dict[str, TaskID] = {}
+        self._waits: dict[str, str] = {}
         self._total, self._over, self._failed = total, 0, 0
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -60,8 +61,21 @@ class View:
                 total=values["total"] or None,
                 note=values["what"],
             )
+        elif event.what == "waiting":
+            self._wait(event)
         elif event.what in ("done", "failed", "skipped"):
             self._end(event)
+
+    def _wait(self, event: Event) -> None:
+        """Say once whom a job waits for, and keep saying it on the job's bar."""
+        words = event.values["what"]
+        if event.job in self._bars:
+            self._progress.update(self._bars[event.job], note=words)
+        if self._waits.get(event.job) != words:
+            self._waits[event.job] = words
+            self._console.print(
+                f"{event.job}: {words}", style="yellow", highlight=False, soft_wrap=True, markup=False
+            )
 
     def _end(self, event: Event) -> None:
         self._over += 1

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 from prunelab.plan.graph import Job
 from prunelab.plan.study import Plan
 
-What = Literal["submitted", "started", "progress", "stage", "done", "failed", "skipped"]
+What = Literal["submitted", "started", "progress", "waiting", "stage", "done", "failed", "skipped"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Event:
     """Something that happened to a job.
 
     ``stage`` events carry ``ran`` (False if another process had finished it) and ``seconds``; ``progress``
-    events ``done`` of ``total``; ``failed`` and ``skipped`` a ``reason``, and the log's place. ``submitted`` is
+    events ``done`` of ``total``; ``waiting`` for ``what``, and who holds it;
+    ``failed`` and ``skipped`` a ``reason``, and the log's place. ``submitted`` is
     of no job: how many went to a cluster, and how many were there already.
     """
 

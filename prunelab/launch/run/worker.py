@@ -77,14 +77,12 @@ class Runner:
         if is_done(self._folder(stage)):
             return
 
-        def waiting() -> None:
+        def waiting(words: str) -> None:
             if self.interrupted():
                 raise Interrupted(f"ended while another process made {stage.label}")
-            self.send(
-                "progress", {"what": f"waiting for another process: {stage.label}", "done": 0, "total": 0}
-            )
+            self.send("waiting", {"what": words})
 
-        with stage_lock(self.plan.store, key, waiting):
+        with stage_lock(self.plan.store, key, stage.label, waiting):
             folder = self._folder(stage)
             if is_done(folder):
                 self.send("stage", {"key": key, "kind": stage.kind, "ran": False, "seconds": 0.0})
@@ -113,7 +111,7 @@ class Runner:
                 return Input(verified_record(folder, stage.key), folder / OUTPUTS)
             except StoreError as error:
                 damage = error
-                with stage_lock(self.plan.store, stage.key):
+                with stage_lock(self.plan.store, stage.key, stage.label):
                     if is_done(folder):
                         print(
                             f"damaged: {error} Moved to {quarantine(self.plan.store, folder)}, running it again."

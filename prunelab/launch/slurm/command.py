@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from filelock import FileLock
 from rich.console import Console
 
 from prunelab.errors import LaunchError, nearest
@@ -17,6 +16,7 @@ from prunelab.launch.slurm.files import Files
 from prunelab.launch.slurm.job_list import read_jobs
 from prunelab.launch.slurm.launcher import Slurm
 from prunelab.launch.slurm.settings import Settings
+from prunelab.lock import locked
 from prunelab.plan.study import Plan
 
 
@@ -48,7 +48,7 @@ def retry(plan: Plan, console: Console, settings: Settings, *, wait: bool) -> in
 def cancel(plan: Plan, console: Console, names: Sequence[str]) -> int:
     """Cancel a study's jobs, or those of the trials named."""
     files = Files(plan.folder)
-    with FileLock(files.slurm / "lock", timeout=600):
+    with locked(files.slurm / "lock", f"submitting {plan.study}", timeout=600):
         known = read_jobs(plan, files, finished(plan))
     for name in names:
         if name not in known:

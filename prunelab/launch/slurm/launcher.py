@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from filelock import FileLock
 from rich.table import Table
 
 from prunelab.launch.monitor.job_table import JobView
@@ -17,6 +16,7 @@ from prunelab.launch.slurm.follow import Follower
 from prunelab.launch.slurm.job_list import read_jobs
 from prunelab.launch.slurm.settings import Settings
 from prunelab.launch.slurm.submit import groups, submit
+from prunelab.lock import locked
 from prunelab.plan.graph import Job, jobs
 from prunelab.plan.study import Plan
 
@@ -35,7 +35,7 @@ class Slurm(Launcher):
         """Submit under the study's lock, so that of two drivers the second finds the first one's jobs; then follow."""
         plan, files = order.plan, Files(order.plan.folder)
         files.slurm.mkdir(parents=True, exist_ok=True)
-        with FileLock(files.slurm / "lock", timeout=_LOCK_S):
+        with locked(files.slurm / "lock", f"submitting {plan.study}", timeout=_LOCK_S):
             done = finished(plan)
             todo = jobs(plan, done)
             cover = covered(todo, read_jobs(plan, files, done), files.latest(), done)
