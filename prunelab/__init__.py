@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prunelab.api import Model, compact, load_model, load_tokens, perplexity, prune, ratios, repair, save
 
-__all__ = ["Model", "compact", "load_model", "load_tokens", "perplexity", "prune", "ratios", "repair", "save"]
+__all__ = [
+    "Model",
+    "compact",
+    "load_model",
+    "load_tokens",
+    "perplexity",
+    "prune",
+    "prune_and_repair",
+    "ratios",
+    "repair",
+    "save",
+]
 __version__ = "0.1.0"
 
 

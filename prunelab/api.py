@@ -33,7 +33,8 @@ from prunelab.evaluation.ratios import ratios as evaluate_ratios
 from prunelab.models.decoder import Decoder
 from prunelab.models.load import load_decoder, load_tokenizer, restore
 from prunelab.passes import shots as passes
-from prunelab.pattern import GLOBAL, UNIFORM, build_pattern
+from prunelab.passes.between import Between
+from prunelab.pattern import BETWEEN, GLOBAL, UNIFORM, Unstructured, build_pattern
 from prunelab.plan.schedule import schedule
 from prunelab.reconstruction.walk import reconstruct, split_stopping
 from prunelab.structures.state import State, open_state, save_state
@@ -139,9 +140,13 @@ def repair(
 ) -> State:  # fmt: skip
     """Fit what ``state`` keeps to the dense model on ``tokens`` (n, seq_len); return the repaired model's state.
 
+    Masks are those of ``state``: the command line's ``reconstruction.masks=before``; see :func:`prune_and_repair`.
     ``method``: a name of ``conf/reconstruction``; ``fields`` replace its defaults. The dense weights are read from
     the checkpoint again, in place of the pruned ones, which wait in a temporary file: there is never a second model.
     """
+    if fields.get("masks") == BETWEEN:
+        hint = "Use prunelab.prune_and_repair."
+        raise ConfigError("masks", BETWEEN, "the masks of the state, which are chosen", hint)
     spec = _built("reconstruction", method, fields)
     stopping = None
     if spec.early_stop:
@@ -154,6 +159,42 @@ def repair(
             model.decoder, open_state(path), tokens, spec, seed=seed, batch_size=batch_size, stopping=stopping,
             progress=progress,
         )  # fmt: skip
+
+
+def prune_and_repair(
+    model: Model, tokens: Tensor | None, *, method: str = "wanda", repair: str = "block", fit_to: Tensor | None = None,
+    ratio: float | None = None, pattern: str | None = None, within: str | None = None, rounding: str | None = None,
+    allocation: str | None = None, seed: int = 0, batch_size: int = 16,
+    progress: Callable[[Mapping[str, Any]], None] | None = None, **fields: Any,
+) -> State:  # fmt: skip
+    """Prune a dense model in place, each block once those before it are repaired; return the repaired model's state.
+
+    What the command line does with ``reconstruction.masks=between``; :func:`prune`, then :func:`repair` is ``before``.
+    Masks are chosen on ``tokens``; the repair fits to ``fit_to``, None = the same. ``fields`` replace the repair's
+    defaults; the other arguments are those of :func:`prune`.
+    """
+    spec, built = _built("reconstruction", repair, fields), _built("method", method, {})
+    form = build_pattern(pattern or Unstructured.name, within=within, rounding=rounding)
+    ratio = form.fixed_ratio if ratio is None else ratio
+    if ratio is None:
+        raise ConfigError("ratio", ratio, "a number, 0 <= x < 1")
+    spread = None if allocation in (None, "by_pattern") else _allocation(str(allocation))
+    text = tokens if fit_to is None else fit_to
+    if text is None:
+        raise ConfigError("fit_to", None, "tokens (n, seq_len), where tokens is None")
+    between, stopping = Between(built, tokens, ratio, form, seed, batch_size, spread, None, progress), None
+    if spec.early_stop:
+        text, stopping = split_stopping(text)
+    return reconstruct(
+        model.decoder,
+        between,
+        text,
+        spec,
+        seed=seed,
+        batch_size=batch_size,
+        stopping=stopping,
+        progress=progress,
+    )
 
 
 def perplexity(

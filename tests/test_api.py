@@ -71,6 +71,26 @@ def test_every_repair_lowers_the_error_it_fits(repair: str) -> None:
     assert {name: site.mask.removed for name, site in repaired.sites()} == removed
 
 
+def test_masks_between_repairs() -> None:
+    tokens, states = None, {}
+    short = {"epochs": 2, "min_updates": 0, "batch": 2, "learning_rate": 1e-3}
+    for way in ("before", "between"):
+        model = prunelab.load_model("embedded_opt")
+        tokens = prunelab.load_tokens(model, "kjv", n_samples=4, seq_len=32)
+        if way == "before":
+            state = prunelab.prune(model, tokens, method="wanda", ratio=0.5)
+            states[way] = prunelab.repair(model, state, tokens, **short)
+        else:
+            states[way] = prunelab.prune_and_repair(model, tokens, ratio=0.5, **short)
+        assert prunelab.ratios(model, states[way])["ratio/weights"] == pytest.approx(0.5, abs=1e-3)
+    names = states["before"].names
+    keeps = [[states[way].site(name).mask.keep() for name in (names[0], names[-1])] for way in states]
+    assert bool((keeps[0][0] == keeps[1][0]).all())
+    assert not bool((keeps[0][1] == keeps[1][1]).all())
+    with pytest.raises(ConfigError, match="prune_and_repair"):
+        prunelab.repair(model, states["before"], tokens, masks="between")
+
+
 def test_compact_is_smaller_and_the_same(tmp_path: Path) -> None:
     model = prunelab.load_model("embedded_opt")
     tokens = prunelab.load_tokens(model, "kjv", n_samples=2, seq_len=32)
