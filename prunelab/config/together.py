@@ -11,10 +11,33 @@ from prunelab.errors import ConfigError
 _ONE_PER_STUDY = ("study", "paths.root", "paths.store", "paths.study")
 
 
-def check_together(configs: Sequence[Mapping[str, Any]]) -> Iterator[Problem]:
-    """Yield what is wrong with all trials of a study as a whole; each config may be half checked."""
+def check_together(
+    configs: Sequence[Mapping[str, Any]], corpora: Sequence[Mapping[str, Mapping[str, Any]]] = ()
+) -> Iterator[Problem]:
+    """Yield what is wrong with all trials of a study as a whole; each config may be half checked.
+
+    ``corpora`` are the specs of each trial's corpora by name.
+    """
     yield from _one_per_study(configs)
     yield from _one_class_per_name(configs)
+    yield from _one_text_per_name(configs, corpora)
+
+
+def _one_text_per_name(
+    configs: Sequence[Mapping[str, Any]], corpora: Sequence[Mapping[str, Mapping[str, Any]]]
+) -> Iterator[Problem]:
+    """Columns go by names: perplexities on two files of one stem would stand in one. A trial's calibration tells its file."""
+    known: dict[str, Any] = {}
+    for number, (config, specs) in enumerate(zip(configs, corpora, strict=False)):
+        for name, spec in specs.items():
+            if name == _at(config, "calibration.name"):
+                continue
+            path = spec.get("path")
+            if known.setdefault(name, path) != path:
+                hint = f"{known[name]} and {path} have one name: rename one, or measure both in every trial."
+                yield Problem(
+                    ConfigError("evaluation.corpora", name, "one file for a name in a study", hint), (number,)
+                )
 
 
 def _one_per_study(configs: Sequence[Mapping[str, Any]]) -> Iterator[Problem]:

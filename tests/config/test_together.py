@@ -63,6 +63,18 @@ def test_two_classes_under_one_name_in_a_study_are_refused(composer: Composer, f
     assert not said(composer, ["method=magnitude"], [*flipped, "method.name=flipped"])
 
 
+def test_two_files_of_one_stem_are_two_columns_or_refused(composer: Composer, tmp_path: Path) -> None:
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "x.txt").write_text("a few words " * 999)
+    one, two = (f"{tmp_path}/{place}/x.txt" for place in ("a", "b"))
+    (text,) = said(composer, [f"evaluation.corpora=[{one}]"], [f"evaluation.corpora=[{two}]"])
+    assert "evaluation.corpora='x': allowed is one file for a name in a study" in text
+    assert not said(
+        composer, [f"evaluation.corpora=[{one},{two}]"], [f"evaluation.corpora=[{one},{two}]", "seed=1"]
+    )
+
+
 @pytest.mark.parametrize("key", ["study", "paths.root", "paths.store", "paths.study"])
 def test_what_is_one_per_study_cannot_be_swept(composer: Composer, key: str) -> None:
     with pytest.raises(StudyError, match="nothing was started") as caught:

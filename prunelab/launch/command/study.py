@@ -62,7 +62,7 @@ def checked_trials(
             if number not in trials:
                 trials.append(number)
     alone = [Problem(error, tuple(trials)) for error, trials in found.values()]
-    return configs, corpora, [*alone, *check_together(configs)]
+    return configs, corpora, [*alone, *check_together(configs, corpora)]
 
 
 def plan_study(composer: Composer, jobs: Sequence[Sequence[str]], argv: Sequence[str]) -> Plan:
