@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,7 +92,7 @@ def save_plan(plan: Plan) -> Path:
     Returns the copy's path: what queued jobs read, whatever is planned under the same name meanwhile.
     """
     plain = {
-        "schema": SCHEMA, "study": plan.study, "created": plan.created, "argv": list(plan.argv), "store": str(plan.store),
+        "schema": SCHEMA, "study": plan.study, "created": plan.created, "argv": list(plan.argv), "store": _kept_store(plan),
         "trials": [
             {"number": t.number, "name": t.name, "key": t.key, "overrides": list(t.overrides), "config": dict(t.config),
              "stages": dict(t.stages)}
@@ -104,6 +105,24 @@ def save_plan(plan: Plan) -> Path:
     for path in (kept, plan.folder / "plan.json"):
         replace_file(path, text)
     return kept
+
+
+def _kept_store(plan: Plan) -> str:
+    """Return the store's path as a plan keeps it: from the study's folder where both lie under one root, which may move."""
+    root = plan.folder.parent.parent
+    if root != root.parent and plan.store.is_relative_to(root):
+        return os.path.relpath(plan.store, plan.folder)
+    return str(plan.store)
+
+
+def store_place(folder: Path, kept: str) -> Path:
+    """Return the store of the study in ``folder``: where its plan says, else the one beside the study, if there is one.
+
+    It need not exist: a study that has not run has no store yet.
+    """
+    place = Path(os.path.normpath(folder.absolute() / kept))
+    beside = folder.absolute().parent.parent / "store"
+    return beside if not place.is_dir() and beside.is_dir() else place
 
 
 def left_out(plan: Plan) -> int:
@@ -152,5 +171,11 @@ def load_plan(path: Path) -> Plan:
             f"{path} was changed: {error!r}. Run the study's command again, it rewrites the plan."
         ) from error
     return Plan(
-        plain["study"], Path(plain["store"]), folder, trials, stages, tuple(plain["argv"]), plain["created"]
+        plain["study"],
+        store_place(folder, plain["store"]),
+        folder,
+        trials,
+        stages,
+        tuple(plain["argv"]),
+        plain["created"],
     )

@@ -18,7 +18,7 @@ import pandas as pd
 from prunelab.config.data import parts_of
 from prunelab.errors import StoreError
 from prunelab.plan.kind import kind_of, metric_prefix
-from prunelab.plan.study import plan_place
+from prunelab.plan.study import plan_place, store_place
 from prunelab.report.derive import derived, derived_blocks
 from prunelab.report.label import DATA, NO_REPAIR, REPAIR, label_trials
 from prunelab.store.layout import RECORD, index, is_done
@@ -96,7 +96,12 @@ def collect(place: Path | str) -> Study:
     """
     folder, file = plan_place(Path(place))
     plan = _read_plan(file)
-    store = Path(plan["store"])
+    store = store_place(folder, str(plan["store"]))
+    if not store.is_dir():
+        raise StoreError(
+            f"The store of {folder} is not there: {store}. Nothing was written; put the store there or beside the study, "
+            f"as {folder.absolute().parent.parent / 'store'}, and report again."
+        )
     made = index(store)
     stages = {
         key: _stage(folder, store, made, key, planned)

@@ -45,10 +45,12 @@ def run_study(
     plan: Plan, launcher: Launcher, resources: Resources, listen: Callable[[Event], None]
 ) -> Outcome:
     """Save the plan and run what the store lacks. Raises StoreError, before anything runs, if it cannot be written."""
-    check_writable(plan.store, "paths.store")
+    todo = jobs(plan, finished(plan))
+    if todo:  # a store of somebody else that has everything is only read
+        check_writable(plan.store, "paths.store")
     check_writable(plan.folder, "paths.study")
     outcome, started = Outcome(save_plan(plan)), time.perf_counter()
-    order = Order(plan, outcome.plan_file, jobs(plan, finished(plan)), resources)
+    order = Order(plan, outcome.plan_file, todo, resources)
 
     def note(event: Event) -> None:
         if event.what == "failed":
