@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from prunelab.models.compare import exact_sum
 from prunelab.models.decoder import Decoder
 from prunelab.models.stream import advance, open_stream, token_losses
 
@@ -20,18 +21,19 @@ from prunelab.models.stream import advance, open_stream, token_losses
 def perplexity(decoder: Decoder, tokens: Tensor, batch_size: int) -> float:
     """exp(mean negative log-likelihood in nats) of ``tokens`` (n, L) over n * (L - 1) targets.
 
-    Losses are summed in float64. A model that a method broke gives ``inf`` (NaN, overflow), never an error;
-    tokens that cannot be scored are a DataError. One batch of hidden states is in memory at a time.
+    Losses are summed in float64, a window at a time and then exactly, so that the size of a batch leaves no trace.
+    A model that a method broke gives ``inf`` (NaN, overflow), never an error; tokens that cannot be scored are a
+    DataError. One batch of hidden states is in memory at a time.
     """
-    total, count = 0.0, 0
+    totals, count = list[float](), 0
     for batch in tokens.split(batch_size):
         stream = open_stream(decoder, batch, batch_size)
         for index in range(len(decoder.blocks)):
             advance(decoder, index, stream)
         losses = token_losses(decoder, stream.read(slice(None)), stream.tokens)
-        total += float(losses.double().sum())
+        totals += [float(window.double().sum()) for window in losses]
         count += losses.numel()
-    return from_mean_loss(total / count)
+    return from_mean_loss(exact_sum(totals) / count)
 
 
 def from_mean_loss(mean: float) -> float:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from prunelab.evaluation.perplexity import perplexity
+from prunelab.models.activation import Placement, Shelf, open_shelf
 from prunelab.models.compare import relative_error, squares
 from prunelab.models.decoder import Decoder
 from prunelab.models.stream import advance, fork, open_stream
@@ -48,6 +49,7 @@ def measure(
     streams: Mapping[str, Tensor],
     batch_size: int,
     progress: Progress | None = None,
+    placement: Placement | None = None,
 ) -> Measurement:
     """Per-block errors on ``streams`` and perplexity on ``text`` (token tensors (n, L) by name) of a pruned
     model.
@@ -55,10 +57,14 @@ def measure(
     ``decoder`` is dense on entry. ``apply_block(i)`` puts the pruned tensors of block i in place; it is
     called once per block, in order, so **on return the decoder is the pruned model**. With None nothing is
     pruned: perplexity only. ``progress`` gets one mapping per finished block and stream ({"event": "block",
-    "block", "stream", "error"}) and per corpus ({"event": "perplexity", "corpus", "perplexity"}).
+    "block", "stream", "error"}) and per corpus ({"event": "perplexity", "corpus", "perplexity"}). ``placement``: where
+    the hidden states of ``streams`` wait; None = on the model's device. No number depends on it or on ``batch_size``.
     """
     say = progress or (lambda row: None)
-    rows = [] if apply_block is None else _walk(decoder, apply_block, streams, batch_size, say)
+    rows: list[dict[str, Any]] = []
+    if apply_block is not None:
+        with open_shelf(placement or Placement("device"), decoder.dtype, decoder.device) as shelf:
+            rows = _walk(decoder, apply_block, streams, batch_size, shelf, say)
     scores: dict[str, float] = {}
     for corpus, tokens in text.items():
         scores[corpus] = perplexity(decoder, tokens, batch_size)
@@ -75,10 +81,11 @@ def _walk(
     apply_block: Callable[[int], None],
     streams: Mapping[str, Tensor],
     batch_size: int,
+    shelf: Shelf,
     say: Progress,
 ) -> list[dict[str, Any]]:
-    dense = {name: open_stream(decoder, tokens, batch_size) for name, tokens in streams.items()}
-    pruned = {name: fork(stream) for name, stream in dense.items()}
+    dense = {name: open_stream(decoder, tokens, batch_size, shelf) for name, tokens in streams.items()}
+    pruned = {name: fork(stream, shelf) for name, stream in dense.items()}
     rows: list[dict[str, Any]] = []
     for index in range(len(decoder.blocks)):
         for stream in dense.values():

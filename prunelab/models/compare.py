@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,16 +16,26 @@ from prunelab.models.stream import Stream
 def squares(
     stream: Stream, target: Activations, transform: Callable[[Tensor], Tensor] = lambda hidden: hidden
 ) -> tuple[float, float]:
-    """Return ``||target - transform(stream)||_F^2`` and ``||target||_F^2`` over all sequences, summed in float64.
+    """Return ``||target - transform(stream)||_F^2`` and ``||target||_F^2`` over all sequences.
 
-    ``transform`` takes and returns hidden states (b, seq_len, d).
+    ``transform`` takes and returns hidden states (b, seq_len, d). Sums are float64, a sequence at a time and then
+    exact, so that they do not depend on b.
     """
-    error = norm = 0.0
+    errors, norms = list[float](), list[float]()
     for rows in stream.batches():
-        wide = target.read(rows, stream.like).double()
-        norm += float(wide.square().sum())
-        error += float((wide - transform(stream.read(rows)).double()).square().sum())
-    return error, norm
+        pair = target.read(rows, stream.like), transform(stream.read(rows))
+        for wanted, reached in zip(*pair, strict=True):
+            norms.append(float(wanted.double().square().sum()))
+            errors.append(float((wanted.double() - reached.double()).square().sum()))
+    return exact_sum(errors), exact_sum(norms)
+
+
+def exact_sum(values: Sequence[float]) -> float:
+    """The sum of float64 numbers, rounded once: it does not depend on their order. NaN where there is none."""
+    try:
+        return math.fsum(values)
+    except (OverflowError, ValueError):  # too large, or infinities of both signs: a broken model's numbers
+        return math.nan
 
 
 def relative_error(error_sq: float, norm_sq: float) -> float:

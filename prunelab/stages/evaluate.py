@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -43,7 +44,9 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
         seq_len = max(text.shape[1] for text in [*texts.values(), *streams.values()])
         say = steps(context, "blocks and perplexity", len(decoder.blocks) * len(streams) + len(texts))
         size = setting.batch_size(context.runtime, seq_len)
-        found = measure(decoder, partial(apply_state, decoder, state), texts, streams, size, say)
+        # in the model's own dtype, whatever walks that prune and repair store: a smaller one is not in this stage's key
+        placement = replace(setting.placement(context), dtype=None)
+        found = measure(decoder, partial(apply_state, decoder, state), texts, streams, size, say, placement)
         cost.tokens = sum(t.numel() for t in texts.values()) + 2 * sum(t.numel() for t in streams.values())
         scores = accuracies(identity, context, decoder, seq_len)
         integrity = check(decoder, state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from prunelab.evaluation.perplexity import perplexity
 from prunelab.evaluation.walk import measure
+from prunelab.models.activation import Placement
 from prunelab.models.decoder import Decoder
 from prunelab.models.random import random_decoder
 
@@ -93,3 +95,24 @@ def test_a_broken_block_is_inf(tokens: Tensor) -> None:
     got = measure(decoder, ruin, {"a": tokens}, {"calibration": tokens}, 2)
     assert got.errors == got.mse == {"calibration": math.inf}
     assert got.perplexity == {"a": math.inf}
+
+
+def test_no_digit_depends_on_the_batch(family_name: str) -> None:
+    tokens = torch.randint(3, 64, (17, 20), generator=torch.Generator().manual_seed(7))
+    measured = []
+    for size in (1, 3, 16):
+        decoder = random_decoder(family_name)
+        measured.append(measure(decoder, halving(decoder), {"t": tokens}, {"s": tokens}, size))
+    assert measured[0] == measured[1] == measured[2]
+
+
+@pytest.mark.parametrize("n_sequences", [3, 17])
+def test_where_states_wait_changes_no_digit(n_sequences: int, tmp_path: Path) -> None:
+    tokens = torch.randint(3, 64, (n_sequences, 20), generator=torch.Generator().manual_seed(7))
+    places = (None, Placement("disk", None, tmp_path), Placement("auto", 1e-9, tmp_path), Placement("ram"))
+    measured = []
+    for place in places:
+        decoder = random_decoder("opt")
+        measured.append(measure(decoder, halving(decoder), {}, {"s": tokens}, 2, placement=place))
+    assert all(one == measured[0] for one in measured)
+    assert not list(tmp_path.iterdir())
