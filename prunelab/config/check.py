@@ -16,6 +16,7 @@ from prunelab.config.field import ClassSource, read_class
 from prunelab.config.files import check_model_folder, input_widths, model_name, positions
 from prunelab.config.outside import stage_source
 from prunelab.config.tasks import check_tasks
+from prunelab.config.tracking import tracking_errors
 from prunelab.errors import ConfigError, PrunelabError, nearest
 from prunelab.pattern import (
     BEFORE,
@@ -75,6 +76,7 @@ def check_trial(
         errors += _across_groups(config)
     if not wrong & {"model", "calibration", "evaluation", "reconstruction", "reconstruction_data"}:
         errors += _about_files(config, corpora)
+    errors += tracking_errors(config)
     return config, corpora, errors
 
 
