@@ -64,8 +64,9 @@ def child(
             prune(decoder, method, tokens, [0.5], placement=placement, **common)
         else:
             spec = Tuning(
-                way, 1, window=1, stride=1, target="global", epochs=EPOCHS, min_updates=0, batch=8,
-                learning_rate=2e-4, beta1=0.9, beta2=0.95, patience=None,
+                way, 1, window=1, stride=1, masks="before", target="global", trains="all", epochs=EPOCHS, min_updates=0,
+                batch=8, part_tokens=BATCH_TOKENS, learning_rate=2e-4, beta1=0.9, beta2=0.95, clipping="none",
+                max_norm=1000.0, patience=None,
             )  # fmt: skip
             reconstruct(
                 decoder, open_state(state), tokens, spec, seed=0, batch_size=size, placement=placement,

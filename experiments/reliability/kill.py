@@ -31,7 +31,8 @@ SWEEPS = {
     "surgeon": ["+exp=surgeon_sweep", "-m"],
     "repair": [
         "study=repair", "method=sparsegpt", "sparsity=unstructured", "sparsity.ratio=0.5,0.6",
-        "reconstruction=block_gp,cross_block", "reconstruction.epochs=6", "reconstruction.min_updates=0",
+        "reconstruction=block_gp,cross_block", "reconstruction.masks=before,between", "reconstruction.epochs=6",
+        "reconstruction.min_updates=0",
         "reconstruction_data=self_generated_mix",
         "reconstruction_data.parts.self_generated=16", "reconstruction_data.batch=4", "reconstruction_data.text_len=128",
         "calibration.n_samples=16", "calibration.seq_len=64", "evaluation.corpora=[austen]", "evaluation.held_out=[kjv]",
