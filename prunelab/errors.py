@@ -50,6 +50,13 @@ class LaunchError(PrunelabError):
     """A launcher cannot start or follow its jobs."""
 
 
+def unknown(what: str, value: object, known: Iterable[str]) -> ModelError:
+    """The error for a ``what`` called ``value`` that is none of ``known``."""
+    names = sorted(known)
+    hint = nearest(str(value), names)
+    return ModelError(f"{what}={value!r} is unknown; allowed are {', '.join(names)}. {hint}".rstrip())
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the closest of ``known``, or an empty string."""
     names = [str(k) for k in known]

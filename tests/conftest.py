@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from prunelab.family import load_families
 from prunelab.models.decoder import Decoder
-from prunelab.models.family import load_families
 from prunelab.models.random import random_decoder
 
 FAMILY_NAMES = [family.name for family in load_families()]

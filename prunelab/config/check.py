@@ -13,7 +13,7 @@ from prunelab.config.contract import check_method, check_repair, method_facts
 from prunelab.config.corpora import check_own_files, check_roles, specs_of, with_paths
 from prunelab.config.data import SAME, check_parts, parts_of
 from prunelab.config.field import ClassSource, read_class
-from prunelab.config.files import check_model_folder, input_widths, model_name, positions
+from prunelab.config.files import check_family_file, check_model_folder, input_widths, model_name, positions
 from prunelab.config.outside import stage_source
 from prunelab.config.tasks import check_tasks
 from prunelab.config.tracking import tracking_errors
@@ -85,8 +85,9 @@ def _absolute(config: Config) -> None:
     calibration, model = config.get("calibration"), config.get("model")
     if isinstance(calibration, Mapping):
         config["calibration"] = _with_absolute(calibration, "path")
-    if isinstance(model, Mapping) and model.get("source") == "local":
-        config["model"] = _with_absolute(model, "id")
+    if isinstance(model, Mapping):
+        model = _with_absolute(model, "family")
+        config["model"] = _with_absolute(model, "id") if model.get("source") == "local" else model
 
 
 def _with_absolute(values: Mapping[str, Any], key: str) -> Config:
@@ -256,8 +257,11 @@ def _about_text(config: Config) -> Iterator[ConfigError]:
 
 def _about_files(config: Config, corpora: Mapping[str, Config]) -> Iterator[ConfigError]:
     try:
+        family = config["model"].get("family")
+        if family is not None:
+            check_family_file("model.family", family)
         if config["model"]["source"] == "local":
-            check_model_folder("model.id", config["model"]["id"])
+            check_model_folder("model.id", config["model"]["id"], family)
         check_own_files(config, corpora)
         yield from check_roles(config, corpora)
     except ConfigError as error:

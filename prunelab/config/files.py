@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import os
@@ -14,7 +13,8 @@ from typing import Any
 
 import platformdirs
 
-from prunelab.errors import ConfigError, StoreError, nearest
+from prunelab.errors import ConfigError, ModelError, StoreError, nearest
+from prunelab.family import load_families, read_family_file
 from prunelab.files import replace_file, sha256
 from prunelab.model_files import deciding_files
 from prunelab.text_row import wrong_row
@@ -107,8 +107,11 @@ def _check_npy(key: str, path: Path) -> None:
         )
 
 
-def check_model_folder(key: str, path: object) -> None:
-    """Raise ConfigError unless ``path`` is a folder with ``config.json`` and safetensors weights."""
+def check_model_folder(key: str, path: object, family: str | None = None) -> None:
+    """Raise ConfigError unless ``path`` is a folder with ``config.json`` and safetensors weights of a known family.
+
+    ``family``: file of a family of one's own.
+    """
     allowed = "a folder with config.json and *.safetensors"
     if not isinstance(path, str) or path == "???":
         raise ConfigError(key, path, allowed, f"Set it: {key}=/path/to/checkpoint")
@@ -131,7 +134,7 @@ def check_model_folder(key: str, path: object) -> None:
         raise ConfigError(key, path, allowed, f"config.json is no JSON: {error}.") from None
     if not isinstance(config, dict):
         raise ConfigError(key, path, allowed, f"config.json holds {type(config).__name__}, not an object.")
-    _check_architecture(key, path, config)
+    _check_architecture(key, path, config, family)
 
 
 # its classes name the same modules, but loading the text part of such a file leaves weights at random values, silently
@@ -143,31 +146,31 @@ TEXT_PART = (
 )
 
 
-@lru_cache(maxsize=1)
-def model_types() -> tuple[str, ...]:
-    """Return every ``model_type`` that a family can walk, read from the families' files without importing torch."""
-    kinds: list[str] = []
-    for file in sorted((Path(__file__).parents[1] / "models" / "families").glob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.keyword) and node.arg == "model_types":
-                kinds += ast.literal_eval(node.value)
-    return tuple(sorted(kinds))
+def check_family_file(key: str, path: str) -> None:
+    """Raise ConfigError unless ``path`` is a YAML file that describes a family."""
+    try:
+        read_family_file(path)
+    except ModelError as error:
+        raise ConfigError(key, path, "a YAML file with the fields of a family", str(error)) from None
 
 
-def _check_architecture(key: str, path: str, config: Mapping[str, Any]) -> None:
+def _check_architecture(key: str, path: str, config: Mapping[str, Any], family: str | None) -> None:
     """Raise ConfigError for a model that no family can walk: by its config.json, before a job finds out."""
     if config.get("quantization_config"):
         raise ConfigError(
             key, path, "float weights", "These are quantised; prune the checkpoint they were made from."
         )
-    kind, known = config.get("model_type"), model_types()
+    families = load_families() if family is None else (read_family_file(family),)
+    kind, known = config.get("model_type"), sorted({kind for one in families for kind in one.model_types})
     if kind in known:
         return
     text = config.get("text_config")
     if isinstance(text, Mapping) and text.get("model_type") in known:
         hint = f"It reads more than text. Save its text part and take that folder: {TEXT_PART.format(path)}"
     else:
-        hint = nearest(str(kind), known)
+        hint = (
+            nearest(str(kind), known) or "A family of your own is one YAML file: model.family=/path/mine.yaml"
+        )
     raise ConfigError(f"{key}: model_type", kind, ", ".join(known), hint)
 
 

@@ -45,6 +45,7 @@ class Model:
     dtype: Annotated[str, "float32 | bfloat16 | float16"]
     max_len: Annotated[int | None, "x >= 2"]
     trust_remote_code: bool
+    family: str | None = None  # YAML file of an architecture that prunelab/families.yaml lacks
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from prunelab.errors import ModelError, nearest
+from prunelab.errors import ModelError, nearest, unknown
+from prunelab.family import Family, family_of
 from prunelab.files import sha256
 from prunelab.model_files import DECIDING
-from prunelab.models.family import Family, family_of, unknown
 from prunelab.models.random import random_decoder
 from prunelab.models.wheel import wheel_folder
 
@@ -53,7 +53,7 @@ def open_weights(spec: Mapping[str, Any]) -> Weights:
     if spec["source"] == "random":
         return _resident_weights(spec, dtype)
     folder = checkpoint_folder(spec)
-    return open_folder(folder, read_family(folder), dtype)
+    return open_folder(folder, read_family(folder, spec.get("family")), dtype)
 
 
 def dtype_of(spec: Mapping[str, Any]) -> torch.dtype:
@@ -103,13 +103,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     return _read_json(path)
 
 
-def read_family(folder: Path) -> Family:
-    """The family that config.json's ``model_type`` names."""
+def read_family(folder: Path, file: str | None = None) -> Family:
+    """The family that config.json's ``model_type`` names, or that of ``file``, which must be for such models."""
     config = read_config(folder)
     if config.get("quantization_config"):
         raise ModelError(f"{folder} holds quantised weights; prune the original float checkpoint instead.")
     try:
-        return family_of(str(config.get("model_type")))
+        return family_of(str(config.get("model_type")), file)
     except ModelError as error:
         raise ModelError(f"{folder / 'config.json'}: {error}") from None
 

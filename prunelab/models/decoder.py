@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from prunelab.errors import ModelError, nearest
+from prunelab.family import Family
 from prunelab.models.block import LinearSite
-from prunelab.models.family import Family
 
 
 @dataclass(frozen=True, eq=False)

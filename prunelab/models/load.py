@@ -42,7 +42,7 @@ def load_decoder(spec: Mapping[str, Any], *, device: str | torch.device = "cpu")
         drawn = random_decoder(str(spec["id"]), dtype=dtype, device=device)
         return Decoder(drawn.model, drawn.family, str(spec["name"]), _max_len(spec, drawn.max_len))
     folder = checkpoint_folder(spec)
-    family = read_family(folder)
+    family = read_family(folder, spec.get("family"))
     trust = bool(spec["trust_remote_code"])
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)

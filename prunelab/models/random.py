@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from prunelab.family import family_named
 from prunelab.models.decoder import Decoder, freeze
-from prunelab.models.family import family_named
 
 
 def random_decoder(

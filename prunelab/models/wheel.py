@@ -21,10 +21,9 @@ from typing import Any
 
 from platformdirs import user_cache_dir
 
-from prunelab.errors import ModelError
+from prunelab.errors import ModelError, unknown
 from prunelab.files import sha256
 from prunelab.lock import locked
-from prunelab.models.family import unknown
 
 # Raise when the same wheel is converted differently: it is part of the cache folder's name.
 CONVERSION = 1

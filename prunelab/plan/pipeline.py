@@ -111,6 +111,8 @@ def model_identity(model: Config) -> dict[str, Any]:
     identity = {key: model[key] for key in _MODEL}
     if model["source"] == "local":
         identity |= {"id": None, "digest": content_digest(model["id"])}
+    if model.get("family") is not None:
+        identity["family"] = content_digest(model["family"])
     return identity
 
 

@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_automatic_config_search_path
 
+import prunelab
 from prunelab.config.compose import Composer
 from prunelab.config.field import Field, read_class
 from prunelab.config.place import conf_folder
@@ -61,7 +63,7 @@ WALKS = {
 SPLIT = "calibration.split={mask:validation,held_out:train,test:test}"
 # what a second value is where the type does not tell: a value, or with a space or '=' whole overrides
 SECOND = {
-    "model.source": "model=local model.id={0}/two", "model.revision": TAIL,
+    "model.family": "{0}/llama.yaml", "model.source": "model=local model.id={0}/two", "model.revision": TAIL,
     "model.digest": {"null": f"'{SHA[:32] * 2}'"}, "calibration.digest": {"null": f"'{SHA[:32] * 2}'"},
     "model.id": {"llama": "opt", "{0}/one": "{0}/two", "org/one": "org/two"},
     "calibration.source": {"text": "tokens", "tokens": "text",
@@ -123,6 +125,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / f"{name}.txt").write_text(f"some words of {name} " * 4000)
         np.save(root / f"{name}.npy", np.random.RandomState(number).randint(3, 2000, (200, 256)))
     (root / "every_key_stage.py").write_text(STAGE)
+    llama = yaml.safe_load((Path(prunelab.__file__).parent / "families.yaml").read_text())["llama"]
+    (root / "llama.yaml").write_text(yaml.safe_dump(llama))
     return root
 
 

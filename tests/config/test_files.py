@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prunelab.config.files import check_model_folder, check_text_file, model_types
+from prunelab.config.files import check_model_folder, check_text_file
 from prunelab.errors import ConfigError
-from prunelab.models.family import load_families
 
 MODELS = Path(__file__).resolve().parents[2] / "prunelab" / "data" / "models"
 
@@ -71,10 +70,6 @@ def test_a_model_that_cannot_be_used_is_told(model: Path, damage: Callable, said
         check_model_folder("model.id", str(model))
     for words in ("model.id", *said):
         assert words in str(caught.value)
-
-
-def test_the_known_model_types_are_those_of_the_families() -> None:
-    assert set(model_types()) == {kind for family in load_families() for kind in family.model_types}
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from prunelab.models.load import load_decoder
 from prunelab.models.wheel import WHEELS
 
 FILES = sorted((Path(__file__).parents[2] / "conf" / "model").glob("*.yaml"))
-KEYS = ["name", "source", "id", "revision", "digest", "dtype", "max_len", "trust_remote_code"]
+KEYS = ["name", "source", "id", "revision", "digest", "dtype", "max_len", "trust_remote_code", "family"]
 
 
 @pytest.fixture(params=FILES, ids=lambda path: path.stem)
@@ -32,7 +32,7 @@ def spec(file: Path) -> dict[str, Any]:
 
 def test_fields(file: Path, spec: dict[str, Any]) -> None:
     assert list(spec) == KEYS
-    assert spec["name"] == file.stem
+    assert spec["name"] in (file.stem, None)  # null: the folder's or the repository's
     assert spec["source"] in SOURCES
     assert spec["dtype"] in DTYPES
     assert spec["trust_remote_code"] is False

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from prunelab.errors import ModelError
+from prunelab.family import family_named, family_of, load_families
 from prunelab.models.decoder import Decoder
-from prunelab.models.family import family_named, family_of, load_families
 from prunelab.models.random import random_decoder
 from prunelab.models.stream import advance, open_stream
 

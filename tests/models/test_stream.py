@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from prunelab.errors import DataError
+from prunelab.family import Family
 from prunelab.models.activation import Placement, open_shelf
 from prunelab.models.decoder import Decoder, freeze
-from prunelab.models.family import Family
 from prunelab.models.random import random_decoder
 from prunelab.models.stream import Stream, advance, call_block, fork, head, open_stream, token_losses
 

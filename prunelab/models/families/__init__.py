@@ -1,1 +1,0 @@
-"""One small table of names per model family."""
