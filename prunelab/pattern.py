@@ -16,6 +16,7 @@ from prunelab.statistic import CLASSES, OUTPUT_GRADIENT, class_of
 Within = Literal["row", "matrix"]
 Propagation = Literal["pruned", "dense"]
 Rounding = Literal["exact", "published"]
+EXACT: Rounding = "exact"
 SCOPES = ("linear",)  # what a method decides about at a time, and a pass exists for
 UNIFORM, GLOBAL = "uniform", "global"
 BEFORE, BETWEEN, BY_PATTERN = (
@@ -116,7 +117,7 @@ class RowsColumns:
 
     group = None
     within = None
-    rounding = "exact"
+    rounding = EXACT
     fixed_ratio = None
     tag = ""
     label = "rows and columns"
@@ -144,7 +145,7 @@ class Unstructured:
     """Any single weights. ``rounding``: what a ratio means in whole weights, see :mod:`prunelab.sparsity.element`."""
 
     within: Within | None = None
-    rounding: Rounding = "exact"
+    rounding: Rounding = EXACT
 
     name: ClassVar[str] = "unstructured"
     functions: ClassVar[tuple[tuple[str, ...], ...]] = (("score",), ("prune",))
@@ -191,7 +192,7 @@ class NM:
     propagates: ClassVar[bool] = True
 
     within = None
-    rounding = "exact"
+    rounding = EXACT
 
     @property
     def group(self) -> tuple[int, int]:
