@@ -10,7 +10,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prunelab.api import Model, compact, load_model, load_tokens, perplexity, prune, ratios, repair, save
+    from prunelab.api import (
+        Model,
+        compact,
+        load_model,
+        load_tokens,
+        perplexity,
+        prune,
+        prune_and_repair,
+        ratios,
+        repair,
+        save,
+    )
 
 __all__ = [
     "Model",

@@ -27,7 +27,7 @@ from prunelab.calibration.collect import collect_tokens
 from prunelab.config.build import build
 from prunelab.config.field import read_class
 from prunelab.config.place import conf_folder
-from prunelab.errors import ConfigError, nearest
+from prunelab.errors import ConfigError, ModelError, nearest
 from prunelab.evaluation import perplexity as evaluate_perplexity
 from prunelab.evaluation.ratios import ratios as evaluate_ratios
 from prunelab.models.decoder import Decoder
@@ -39,6 +39,7 @@ from prunelab.plan.schedule import schedule
 from prunelab.reconstruction.walk import reconstruct, split_stopping
 from prunelab.structures.state import State, open_state, save_state
 from prunelab.structures.surgery import compact as compact_decoder
+from prunelab.structures.surgery import is_compact
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,7 +218,15 @@ def compact(model: Model, state: State) -> None:
 
 
 def save(model: Model, folder: str | Path) -> Path:
-    """Write an ordinary checkpoint (safetensors, config, tokenizer) that plain transformers loads; zeros stay zeros."""
+    """Write an ordinary checkpoint (safetensors, config, tokenizer) that plain transformers loads; zeros stay zeros.
+
+    Raises ModelError for a model that :func:`compact` made smaller, which no config describes.
+    """
+    if is_compact(model.decoder):
+        raise ModelError(
+            f"{model.decoder.name} is compacted: its layers have widths that no config.json can say, so nothing could "
+            "load it. Save it before compact(): the checkpoint then holds the same function, with zeros."
+        )
     place = Path(folder)
     model.decoder.model.save_pretrained(place)
     model.tokenizer.save_pretrained(place)

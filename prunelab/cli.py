@@ -1,4 +1,4 @@
-"""``prunelab status|attach|cancel|retry|logs|report|sync STUDY``: reads plans and the store; torch is never imported here.
+"""``prunelab status|attach|cancel|retry|logs|report|export|sync STUDY``: reads plans and the store; torch is never imported here.
 
 Sweeps themselves are started by ``python -m prunelab``, so that Hydra's overrides, help and completion apply.
 """
@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         "retry": "run what failed or is missing, from the study's plan, where it ran before",
         "logs": "the end of a job's log, or the last line of every job's",
         "report": "HTML, Markdown, CSV and PNG from what the store has",
+        "export": "a finished trial's model as an ordinary checkpoint with a model card",
         "sync": "send W&B what was tracked offline or broke off; a second call does nothing",
     }
     for name, what in words.items():
@@ -58,6 +59,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("study", help="a study's name, or its folder")
         if name in ("cancel", "logs"):
             command.add_argument("jobs", nargs="*", help="names of trials or jobs, as status shows them")
+        if name == "export":
+            command.add_argument("trial", help="name of a trial, as status shows it")
+            command.add_argument("folder", type=Path, help="where to write; a new or empty folder")
         command.add_argument(
             "--root", type=Path, default=None, help="where studies are (default: $PRUNELAB_HOME or ./outputs)"
         )
@@ -74,6 +78,8 @@ def _options(name: str, command: argparse.ArgumentParser) -> None:
         command.add_argument(
             "--out", type=Path, default=None, help="folder to write to (default: STUDY/report)"
         )
+    elif name == "export":
+        command.add_argument("--force", action="store_true", help="replace what is in the folder")
     elif name == "sync":
         command.add_argument(
             "--timeout", type=float, default=None, metavar="SECONDS",
@@ -198,6 +204,15 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _export(arguments: argparse.Namespace) -> int:
+    from prunelab.launch.command.export import export
+    from prunelab.plan.study import load_plan
+
+    plan = load_plan(study_folder(arguments.study, arguments.root))
+    print(export(plan, arguments.trial, arguments.folder.expanduser().absolute(), force=arguments.force))
+    return 0
+
+
 def _sync(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
@@ -229,7 +244,7 @@ def _retry(arguments: argparse.Namespace) -> int:
 
 _COMMANDS = {
     "status": _status, "attach": _attach, "cancel": _cancel, "retry": _retry, "logs": _logs, "report": _report,
-    "sync": _sync,
+    "export": _export, "sync": _sync,
 }  # fmt: skip
 
 

@@ -16,7 +16,6 @@ from prunelab.statistic import CLASSES, OUTPUT_GRADIENT, class_of
 Within = Literal["row", "matrix"]
 Propagation = Literal["pruned", "dense"]
 Rounding = Literal["exact", "published"]
-EXACT: Rounding = "exact"
 SCOPES = ("linear",)  # what a method decides about at a time, and a pass exists for
 UNIFORM, GLOBAL = "uniform", "global"
 BEFORE, BETWEEN, BY_PATTERN = (
@@ -117,10 +116,14 @@ class RowsColumns:
 
     group = None
     within = None
-    rounding = EXACT
     fixed_ratio = None
     tag = ""
     label = "rows and columns"
+
+    @property
+    def rounding(self) -> Rounding:
+        """Its counts are whole structures."""
+        return "exact"
 
     def identity(self) -> dict[str, Any]:
         """Return what of the pattern decides a result."""
@@ -145,7 +148,7 @@ class Unstructured:
     """Any single weights. ``rounding``: what a ratio means in whole weights, see :mod:`prunelab.sparsity.element`."""
 
     within: Within | None = None
-    rounding: Rounding = EXACT
+    rounding: Rounding = "exact"
 
     name: ClassVar[str] = "unstructured"
     functions: ClassVar[tuple[tuple[str, ...], ...]] = (("score",), ("prune",))
@@ -192,7 +195,6 @@ class NM:
     propagates: ClassVar[bool] = True
 
     within = None
-    rounding = EXACT
 
     @property
     def group(self) -> tuple[int, int]:
@@ -213,6 +215,11 @@ class NM:
     def label(self) -> str:
         """E.g. ``2:4``."""
         return f"{self.n}:{self.m}"
+
+    @property
+    def rounding(self) -> Rounding:
+        """Its counts are whole numbers."""
+        return "exact"
 
     def identity(self) -> dict[str, Any]:
         """Return what of the pattern decides a result."""

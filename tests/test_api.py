@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prunelab
 from prunelab.config.place import conf_folder
-from prunelab.errors import ConfigError
+from prunelab.errors import ConfigError, ModelError
 
 
 def test_the_six_lines(tmp_path: Path) -> None:
@@ -100,6 +100,9 @@ def test_compact_is_smaller_and_the_same(tmp_path: Path) -> None:
         prunelab.compact(model, state)
         assert model.decoder.n_parameters() < before
         torch.testing.assert_close(model.decoder.model(tokens).logits, masked, atol=1e-4, rtol=1e-5)
+    with pytest.raises(ModelError, match=r"compacted.*Save it before compact"):
+        prunelab.save(model, tmp_path / "small")
+    assert not (tmp_path / "small").exists()
 
 
 def test_mistakes(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from prunelab.errors import DataError
 from prunelab.evaluation.cost import metered
 from prunelab.evaluation.integrity import check
 from prunelab.evaluation.walk import measure
@@ -41,6 +42,7 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
                 streams[role] = calibrate.read(found.folder)
             elif role in _FITTED:
                 streams[_FITTED[role]] = calibrate.read(found.folder)[: identity["error_samples"]]
+        check_apart(context)
         seq_len = max(text.shape[1] for text in [*texts.values(), *streams.values()])
         say = steps(context, "blocks and perplexity", len(decoder.blocks) * len(streams) + len(texts))
         size = setting.batch_size(context.runtime, seq_len)
@@ -63,3 +65,20 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
         context.log({"event": "block", **row})
     context.log({"event": "evaluate", **metrics})
     return Result(metrics, {"blocks": blocks}, cost.values())
+
+
+def check_apart(context: Context) -> None:
+    """Raise DataError if a window that anything was fitted to is among those that judge, whatever the names are."""
+    rows = {
+        role: {row.numpy().tobytes() for row in calibrate.read(found.folder)}
+        for role, found in context.inputs.items()
+        if role in _FITTED or role.startswith(("test/", "held_out/"))
+    }
+    for fitted in (role for role in rows if role in _FITTED):
+        for judge in (role for role in rows if role not in _FITTED):
+            shared = len(rows[fitted] & rows[judge])
+            if shared:
+                raise DataError(
+                    f"{shared} windows of {judge} are among those of {fitted}, which masks or repairs were fitted to: "
+                    "such a number says nothing about other text. Take another corpus, or another split for one of both."
+                )

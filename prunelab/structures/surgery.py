@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ from transformers.activations import ACT2FN
 
 from prunelab.models.decoder import Decoder
 from prunelab.structures.state import StateReader, apply_state
+
+_COMPACTED: WeakSet[nn.Module] = WeakSet()
 
 
 class CompactLinear(nn.Module):
@@ -87,12 +90,18 @@ def compact(decoder: Decoder, state: StateReader) -> None:
     it: replaced layers are no longer what its family describes.
     """
     apply_state(decoder, state)
+    _COMPACTED.add(decoder.model)
     for index, block in enumerate(decoder.blocks):
         sites = decoder.sites(index)
         for path, plan in _plans(decoder, state, index).items():
             linear = next(site.linear for site in sites if site.path == path)
             parent, _, name = path.rpartition(".")
             setattr(block.get_submodule(parent), name, _smaller(linear, plan))
+
+
+def is_compact(decoder: Decoder) -> bool:
+    """Whether :func:`compact` has made this model smaller: its config no longer describes it."""
+    return decoder.model in _COMPACTED
 
 
 def compact_parameters(state: StateReader, decoder: Decoder) -> int:

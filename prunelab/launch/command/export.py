@@ -1,0 +1,164 @@
+"""``prunelab export STUDY TRIAL FOLDER``: a finished trial's model as a checkpoint with a card of where it comes from."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prunelab.errors import StoreError, nearest
+from prunelab.files import replace_file
+from prunelab.plan.kind import kind_of
+from prunelab.plan.stage import Stage
+from prunelab.plan.study import Plan, Trial
+from prunelab.store.artefact import verified_record
+from prunelab.store.layout import OUTPUTS, is_done, locate
+from prunelab.store.record import Record
+
+_STATE = "state.safetensors"
+_SHOWN = (
+    "ppl/",
+    "delta/ppl/",
+    "acc/",
+    "acc_norm/",
+    "error/",
+    "ratio/",
+    "parameters/",
+)  # on the card; the rest in the JSON
+CARD, FACTS = "README.md", "prunelab.json"
+
+
+def export(plan: Plan, name: str, folder: Path, *, force: bool) -> Path:
+    """Write the model of the trial called ``name`` to ``folder``; return it.
+
+    The folder appears when it is whole. Raises StoreError for a trial that is unknown, unfinished or damaged, and for
+    a folder that holds something, unless ``force`` says to replace it.
+    """
+    trial = _trial(plan, name)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
+        raise StoreError(f"{folder} is not empty; take another folder, or --force to replace what is there.")
+    stages = {role: plan.stages[key] for role, key in trial.stages.items()}
+    records = {
+        role: _record(plan, stage, trial)
+        for role, stage in stages.items()
+        if kind_of(stage.kind).home == "store"
+    }
+    last = [role for role, stage in stages.items() if kind_of(stage.kind).weights][-1]
+    state = _folder(plan, stages[last]) / OUTPUTS / _STATE
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        importlib.import_module("prunelab.stages.export").write(trial.config["model"], state, partial)
+        facts = _facts(plan, trial, records)
+        replace_file(partial / FACTS, json.dumps(facts, indent=1, sort_keys=True).encode("utf-8"))
+        replace_file(partial / CARD, card(facts).encode("utf-8"))
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.replace(folder)
+    except OSError as error:
+        raise StoreError(
+            f"{folder} cannot be written: {error.strerror or error}. Free space, or another place?"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _trial(plan: Plan, name: str) -> Trial:
+    known = {trial.name: trial for trial in plan.trials}
+    if name not in known:
+        names = ", ".join(list(known)[:8]) + (f", and {len(known) - 8} more" if len(known) > 8 else "")
+        raise StoreError(
+            f"{plan.study} has no trial {name!r}; it has {names}. {nearest(name, known)}".rstrip()
+        )
+    return known[name]
+
+
+def _folder(plan: Plan, stage: Stage) -> Path:
+    return locate(plan.store, stage.kind, stage.key, stage.folder)
+
+
+def _record(plan: Plan, stage: Stage, trial: Trial) -> Record:
+    folder = _folder(plan, stage)
+    if not is_done(folder):
+        raise StoreError(
+            f"{trial.name} is not finished: {stage.kind} is missing. prunelab status {plan.folder} says why; "
+            f"prunelab retry {plan.folder} goes on."
+        )
+    return verified_record(folder, stage.key)
+
+
+def _facts(plan: Plan, trial: Trial, records: Mapping[str, Record]) -> dict[str, Any]:
+    """Return all that is known of a trial, as JSON-ready data."""
+    config = {
+        key: value for key, value in trial.config.items() if key not in ("paths", "tracking", "runtime")
+    }
+    metrics = {
+        name: value
+        for role, record in records.items()
+        if kind_of(record.kind).of_trial or role == "dense"
+        for name, value in ((f"dense/{n}" if role == "dense" else n, v) for n, v in record.metrics.items())
+    }
+    return {
+        "study": plan.study, "trial": trial.name, "key": trial.key, "command": ["python", "-m", "prunelab", *plan.argv],
+        "config": config, "metrics": metrics,
+        "stages": {role: {"key": r.key, "identity": r.identity, "inputs": r.inputs} for role, r in records.items()},
+        "provenance": {role: record.provenance for role, record in records.items()},
+    }  # fmt: skip
+
+
+def card(facts: Mapping[str, Any]) -> str:
+    """Return the model card: what was done to which model, on which text, and what came out."""
+    config, metrics = facts["config"], facts["metrics"]
+    model, sparsity, method = config["model"], config["sparsity"], config["method"]
+    calibration, repair, evaluation = config["calibration"], config["reconstruction"], config["evaluation"]
+    base = model["id"] if model["source"] == "hub" else model["name"]
+    head = [
+        "---",
+        *([f"base_model: {base}"] if model["source"] == "hub" else []),
+        "tags: [pruned, prunelab]",
+        "---",
+    ]
+    versions = next(iter(facts["provenance"].values()), {}).get("versions", {})
+    fields = ", ".join(f"{k}={v}" for k, v in method.items() if k not in ("_target_", "name"))
+    rows = {
+        "base model": f"{base}, revision {model['revision'] or 'none'}, {model['dtype']}",
+        "method": f"{method['name']} ({fields})",
+        "sparsity": f"{sparsity['pattern']}, asked {sparsity['ratio']:.6g}, achieved {metrics['ratio/weights']:.6g}",
+        "allocation": config["allocation"]["name"],
+        "calibration": f"{calibration['name']}, {calibration['n_samples']} x {calibration['seq_len']} tokens, "
+        f"seed {config['seed']}",
+        "repair": repair["name"],
+        "perplexity": f"non-overlapping windows of {evaluation['seq_len']} tokens of the test split, no special tokens",
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
+    }
+    shown = {k: v for k, v in sorted(metrics.items()) if k.removeprefix("dense/").startswith(_SHOWN)}
+    lines = [
+        f"# {base}, pruned by {method['name']}",
+        "",
+        f"An ordinary checkpoint: removed weights are zeros. Its licence is that of {base}.",
+        f"`{FACTS}` holds every setting, key and number.",
+        "",
+        *_table("", "", rows),
+        *_table("metric", "value", {name: _number(value) for name, value in shown.items()}),
+        f"Made by `{' '.join(facts['command'])}`, trial `{facts['trial']}`, key `{facts['key']}`.",
+        "",
+    ]
+    return "\n".join([*head, "", *lines])
+
+
+def _table(left: str, right: str, rows: Mapping[str, str]) -> list[str]:
+    return [
+        f"| {left} | {right} |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in rows.items()),
+        "",
+    ]
+
+
+def _number(value: Any) -> str:
+    return f"{float(value):.6g}"
