@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -23,16 +25,27 @@ FRONT = {
     "markeredgecolor": INK,
     "linestyle": "none",
 }
-SCORES = {"mean/ppl": "perplexity, mean of test corpora", "acc/mean": "accuracy, mean of tasks"}
+SCORES = {
+    "mean/cost": "what pruning costs: perplexity ÷ dense − 1",
+    "mean/ppl": "perplexity, mean of test corpora",
+    "acc/mean": "accuracy, mean of tasks",
+}
 DENSE = {"color": GREY, "linewidth": 1.2, "linestyle": (0, (4, 3))}
 
 
-def tradeoff(study: Study, score: str = "mean/ppl") -> Figure:
-    """Mean perplexity, or ``score`` acc/mean, against the error on fitted (left) and held-out text (right), a row per
-    facet.
+def tradeoff(study: Study, score: str = "mean/cost") -> Figure:
+    """What pruning costs, or ``score`` acc/mean, against the error on fitted (left) and held-out text (right), a row
+    per facet.
+
+    The cost is the mean perplexity over the dense model's, minus one, on a logarithmic axis: so the best methods can
+    be told apart where others are in the thousands. Without a dense model it is the perplexity itself.
     """
+    if score == "mean/cost" and study.frame[score].isna().all():
+        score = "mean/ppl"
     key, circle = key_of(study), Line2D([], [], label="on the Pareto front", **FRONT)
-    figure, grid = panels(len(study.facets), 2, 3.7, groups=_with(key, [circle]), gap_x=0.3, sharey="row")
+    figure, grid = panels(
+        len(study.facets), 2, 3.7, groups=_with(key, [circle]), left=1.0, gap_x=0.3, sharey="row"
+    )
     cells = by_cell(study.frame, [score, "error/fitted", "mean/held_out"])
     near = fitted_name(study)
     for line, facet in zip(grid, study.facets, strict=True):
@@ -108,8 +121,13 @@ def _tradeoff_panel(
             ecolor=look["color"],
             elinewidth=1,
         )
-    if not accuracy:
+    if score == "mean/cost" and (cells[score] <= 0).any():  # a pruned model that beats the dense one
+        least = cells[score].abs().replace(0, float("nan")).min()
+        axes.set_yscale("symlog", linthresh=max(1e-3, float(least)))
+    elif not accuracy:
         log_axis(axes)
+    if score == "mean/cost":
+        percent_axis(axes, "y")
     axes.margins(x=0.07, y=0.07)
     known = cells[error].dropna()
     if known.min() > 0 and known.max() > 8 * known.min():  # a sweep's small errors would sit on one spot
@@ -117,7 +135,7 @@ def _tradeoff_panel(
 
 
 def _ratio_labels(axes: Axes, key: Key, cells: pd.DataFrame, error: str, perplexity: str) -> None:
-    """Name points by their ratio where the name lies neither on a point nor on another name."""
+    """Name points by their ratio where the name lies neither on a point, nor on a line, nor on another name."""
     known = cells[[error, perplexity]].apply(pd.to_numeric).replace([float("inf")], float("nan")).dropna()
     if known.empty or not axes.axison:
         return
@@ -125,9 +143,19 @@ def _ratio_labels(axes: Axes, key: Key, cells: pd.DataFrame, error: str, perplex
     points = cells.loc[known.index].sort_values(perplexity, ascending=False)
     pixels = axes.transData.transform(points[[error, perplexity]].to_numpy(dtype=float))
     unit = axes.get_figure().dpi / 72  # pixels in a typographic point
-    boxes = [(x, y, 5 * unit, 5 * unit) for x, y in pixels]
+    boxes = [(x, y, 6 * unit, 6 * unit) for x, y in pixels]
+    for variant in key.looks:  # lines are straight in pixels
+        own = (
+            points[points["variant"] == variant]
+            .sort_values("ratio")[[error, perplexity]]
+            .to_numpy(dtype=float)
+        )
+        corners = axes.transData.transform(own) if len(own) else own
+        for a, b in itertools.pairwise(corners):
+            steps = max(2, int(np.hypot(*(b - a)) // (3 * unit)))
+            boxes += [(x, y, unit, unit) for x, y in np.linspace(a, b, steps)]
     for row, (x, y) in zip(points.to_dict("records"), pixels, strict=True):
-        for dx, dy in ((15, -7), (-15, 7), (15, 7), (-15, -7), (0, -14), (0, 14)):
+        for dx, dy in ((16, -8), (-16, 8), (16, 8), (-16, -8), (0, -15), (0, 15), (22, 0), (-22, 0)):
             box = (x + dx * unit, y + dy * unit, 8 * unit, 4.5 * unit)
             if any(abs(box[0] - a) < box[2] + w and abs(box[1] - b) < box[3] + h for a, b, w, h in boxes):
                 continue

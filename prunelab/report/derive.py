@@ -16,12 +16,17 @@ FITTED = "fitted"
 
 
 def derived(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add to each trial ``mean/ppl`` (geometric), ``error/fitted``, ``mse/fitted``, the mean held-out errors and
-    the over-fitting indices: ``overfit/<corpus>``, and ``mean/overfit`` of the mean held-out error.
+    """Add to each trial ``mean/ppl`` (geometric), ``mean/cost`` (that over the dense model's, minus one), ``error/fitted``,
+    ``mse/fitted``, the mean held-out errors and the over-fitting indices: ``overfit/<corpus>``, and ``mean/overfit`` of
+    the mean held-out error.
     """
     ppl = [column for column in frame.columns if column.startswith("ppl/")]
     nothing = pd.Series(np.nan, index=frame.index)
-    new = {"mean/ppl": nothing}
+    new = {"mean/ppl": nothing, "mean/cost": nothing}
+    dense = [f"dense/{column}" for column in ppl]
+    if ppl and set(dense) <= set(frame.columns):
+        logs = [np.log(frame[columns].astype(float)).to_numpy() for columns in (ppl, dense)]
+        new["mean/cost"] = pd.Series(np.expm1((logs[0] - logs[1]).mean(axis=1)), index=frame.index)
     if ppl:
         new["mean/ppl"] = pd.Series(np.exp(np.log(frame[ppl].astype(float)).mean(axis=1, skipna=False)))
     for kind, mean in (("error", "mean/held_out"), ("mse", "mean/mse_held_out")):

@@ -151,7 +151,7 @@ def plain_number(value: float) -> str:
 def percent_axis(axes: Axes, which: str = "x") -> None:
     """Fractions shown as per cent."""
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{plain_number(100 * value)}%"))
 
 
 def empty(axes: Axes, why: str) -> None:

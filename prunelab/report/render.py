@@ -64,7 +64,7 @@ def draw(study: Study) -> list[Picture]:
     with styled():
         if frame["mean/ppl"].notna().any() and "error/fitted" in frame:
             points = AT_REPAIRS if key.factors and one_ratio else AT_RATIOS
-            score = "perplexity (geometric mean of the test corpora)"
+            score = "what pruning costs (geometric mean of the test perplexities over the dense model's, minus one)"
             caption = TRADEOFF.format(score=score, points=points)
             add("tradeoff", "Tradeoff", caption, lambda: curves.tradeoff(study))
             if len(study.corpora) > 1:

@@ -71,7 +71,7 @@ def test_a_reason_is_told_also_where_no_note_of_it_can_be_written(plan_of: MakeP
     (plan.folder / "failures").write_text("not a folder")
     what, values = told(plan)[-1]
     assert what == "failed"
-    assert "NotADirectoryError" in values["reason"]
+    assert "Not a directory" in values["reason"]
 
 
 def test_without_a_log_none_is_named(plan_of: MakePlan) -> None:

@@ -149,6 +149,7 @@ def test_what_does_not_fit_is_named(tokens: Tensor, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(StoreError, match="block-1"):
         norms.block(decoder, 1)
-    path = tmp_path / "nowhere" / "block-0.safetensors"
-    with pytest.raises(StoreError, match="cannot write statistics"):
+    (tmp_path / "file").write_text("no folder")
+    path = tmp_path / "file" / "block-0.safetensors"
+    with pytest.raises(StoreError, match=r"block-0.safetensors cannot be written"):
         save_block(decoder, 0, norms.block(decoder, 0), ("input_norm",), path)

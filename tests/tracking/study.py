@@ -121,6 +121,7 @@ def tracked(finished: Path, home: Path, **tracking: Any) -> Plan:
     folder = home / "studies" / "lab"
     folder.mkdir(parents=True)
     plan = json.loads((finished / "studies" / "lab" / "plan.json").read_text())
+    plan["store"] = str(finished / "store")
     for trial in plan["trials"]:
         trial["config"]["tracking"] |= {"name": "wandb", "finish_timeout": 60, **tracking}
     (folder / "plan.json").write_text(json.dumps(plan))
