@@ -34,7 +34,7 @@ def artefact_name(stage: Stage) -> str:
 
 
 def _artefact(stage: Stage, folder: Path, artifact: str) -> Artefact:
-    outputs = read_record(folder).outputs
+    outputs = read_record(folder, stage.key).outputs
     files = {name: folder / OUTPUTS / name for name in outputs}
     digests = {name: str(output["sha256"]) for name, output in outputs.items()}
     sizes = {name: int(output["bytes"]) for name, output in outputs.items()}

@@ -53,7 +53,7 @@ class Mirror:
         if key not in self._live:
             self._replay(key)
         self._told.add(key)
-        record = read_record(self._folder(key))
+        record = read_record(self._folder(key), key)
         prefix = metric_prefix(record.kind, self._keys()[key])
         self._summary |= {prefix + name: value for name, value in record.metrics.items()}
         self._summary |= {

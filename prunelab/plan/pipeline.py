@@ -9,9 +9,9 @@ from prunelab.config.check import method_source
 from prunelab.config.code import source_digest, with_source
 from prunelab.config.data import GENERATED, SAME, parts_of, recipe_of
 from prunelab.config.files import content_digest
+from prunelab.config.fingerprint import fingerprint
 from prunelab.config.outside import reads
 from prunelab.pattern import BETWEEN, pattern_of
-from prunelab.plan.fingerprint import fingerprint
 from prunelab.plan.schedule import schedule
 from prunelab.plan.stage import Stage
 

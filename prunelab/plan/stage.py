@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from prunelab.plan.fingerprint import fingerprint
+from prunelab.config.fingerprint import fingerprint
 
 
 @dataclass(frozen=True)

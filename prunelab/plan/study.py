@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from prunelab.config.fingerprint import fingerprint
 from prunelab.config.version import SCHEMA, other_schema
 from prunelab.errors import StoreError
 from prunelab.files import replace_file
-from prunelab.plan.fingerprint import fingerprint
 from prunelab.plan.name import trial_names
 from prunelab.plan.pipeline import tracking_stage, trial_stages
 from prunelab.plan.stage import Stage

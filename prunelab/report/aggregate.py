@@ -7,15 +7,22 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from prunelab.errors import StoreError
+
 SPREAD = "/spread"
 
 
 def by_cell(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """Mean of ``columns`` over seeds for each (facet, variant, ratio); ``<column>/spread`` is the sample
-    standard deviation (NaN for one seed). Rows without any value are left out; groups keep their order.
+    standard deviation (NaN for one seed), ``n`` the number of seeds. Rows without any value are left out; groups
+    keep their order. A trial that stands in a plan twice counts once.
+
+    Raises:
+        StoreError: two trials of one seed differ in nothing that a table shows. Their mean would be nobody's number.
     """
+    frame = frame.drop_duplicates("key") if "key" in frame else frame
     columns = [column for column in columns if column in frame]
-    data = frame[["facet", "variant", "ratio"]].copy()
+    data = frame[[name for name in ("facet", "variant", "ratio", "seed") if name in frame]].copy()
     if "ratio/weights" in frame:  # patterns without a nominal ratio, such as 2:4
         data["ratio"] = data["ratio"].where(data["ratio"].notna(), frame["ratio/weights"])
     data["ratio"] = pd.to_numeric(data["ratio"], errors="coerce")
@@ -24,6 +31,13 @@ def by_cell(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     groups = data.groupby(["facet", "variant", "ratio"], sort=False, dropna=False)
     cells = groups[columns].mean().join(groups[columns].std(ddof=1).add_suffix(SPREAD))
     cells["n"] = groups.size()
+    if "seed" in frame:
+        seeds = groups["seed"].nunique(dropna=False)
+        for cell in seeds[seeds < cells["n"]].index[:1]:
+            names = ", ".join(frame.loc[groups.groups[cell], "name"].astype(str))
+            raise StoreError(
+                f"Trials of one seed that differ in nothing shown: {names}. That is a fault of prunelab."
+            )
     return cells.reset_index()
 
 

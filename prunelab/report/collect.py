@@ -21,7 +21,8 @@ from prunelab.plan.kind import kind_of, metric_prefix
 from prunelab.plan.study import plan_place, store_place
 from prunelab.report.derive import derived, derived_blocks
 from prunelab.report.label import DATA, NO_REPAIR, REPAIR, label_trials
-from prunelab.store.layout import RECORD, index, is_done
+from prunelab.store.layout import index, is_done
+from prunelab.store.record import read_record
 
 DONE, FAILED, UNFINISHED = "done", "failed", "unfinished"
 
@@ -162,10 +163,15 @@ def _stage(
     kind, slug = str(planned["kind"]), str(planned.get("slug", ""))
     place = store / str(planned.get("folder") or f"{kind}/{slug}-{key[:16]}")
     folder = place if is_done(place) else made.get(key[:16], place)
-    record = _read_json(folder / RECORD) if is_done(folder) else None
-    failure = None if record else _read_json(study / "failures" / f"{key[:16]}.json")
+    record, damage = None, ""
+    if is_done(folder):
+        try:
+            record = asdict(read_record(folder, key))
+        except StoreError as error:
+            damage = str(error)
+    failure = None if record or damage else _read_json(study / "failures" / f"{key[:16]}.json")
     stage = {"key": key, "kind": kind, "slug": slug, "inputs": planned.get("inputs") or {}}
-    return stage | {"record": record, "failure": failure}
+    return stage | {"record": record, "failure": failure, "damage": damage}
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -180,7 +186,7 @@ def _row(trial: Mapping[str, Any], own: Mapping[str, Any], stages: Mapping[str, 
     config = trial["config"]
     status, reason, log = _status(own, stages)
     row: dict[str, Any] = {"number": trial["number"], "name": trial["name"], "key": trial["key"]}
-    row |= {"status": status, "reason": reason, "log": log, "model": _at(config, "model", "name")}
+    row |= {"status": status, "reason": reason, "log": log}
     row |= {
         "pattern": _at(config, "sparsity", "pattern"),
         "ratio": as_float(_at(config, "sparsity", "ratio")),
@@ -215,6 +221,8 @@ def _status(own: Mapping[str, Any], stages: Mapping[str, Any]) -> tuple[str, str
     if own and all(stage["record"] for stage in own.values()):
         return DONE, "", ""
     for stage in missing:
+        if stage["damage"]:
+            return UNFINISHED, f"{stage['kind']}: {' '.join(stage['damage'].split())}", ""
         if stage["failure"]:
             error = str(stage["failure"].get("reason") or "failed without words")
             log = str(stage["failure"].get("log") or "")

@@ -26,7 +26,7 @@ class Label:
 
     A variant's parts: ``mask`` (method, pattern and what else decides which weights stay), ``size`` of the
     calibration text (windows × tokens; empty unless it varies), ``repair`` and ``data`` that it fits to (empty:
-    the mask's tokens).
+    the mask's tokens). ``model``: its name, and what tells it from others of that name.
     """
 
     facet: str
@@ -35,6 +35,7 @@ class Label:
     size: str
     repair: str
     data: str
+    model: str
 
 
 def label_trials(configs: Sequence[Mapping[str, Any]]) -> list[Label]:
@@ -70,6 +71,7 @@ def label_trials(configs: Sequence[Mapping[str, Any]]) -> list[Label]:
                 told[2][index],
                 repairs[index],
                 data[index],
+                varying["model"][index] if "model" in varying else "",
             )
         )
     return labels

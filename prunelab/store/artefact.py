@@ -94,9 +94,7 @@ def verified_record(folder: Path, key: str) -> Record:
 
     Raises StoreError naming the file if a digest, a size or the key differs.
     """
-    record = read_record(folder)
-    if record.key != key:
-        raise StoreError(f"{folder} holds key {record.key[:16]}, asked was {key[:16]}.")
+    record = read_record(folder, key)
     for name, expected in record.outputs.items():
         path = folder / OUTPUTS / name
         if not path.is_file():

@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prunelab.config.fingerprint import fingerprint
 from prunelab.config.version import SCHEMA, other_schema
-from prunelab.errors import StoreError
+from prunelab.errors import ConfigError, StoreError
 from prunelab.store.layout import RECORD
 
 _LIMIT = 256 << 20  # bytes; a larger record is not one of ours
@@ -37,8 +38,15 @@ class Record:
         return json.dumps(_finite(asdict(self)), indent=1, sort_keys=True, allow_nan=False).encode("utf-8")
 
 
-def read_record(folder: Path) -> Record:
-    """Read the record of a stage's folder; raises StoreError if it is missing, damaged or of another schema."""
+def read_record(folder: Path, key: str | None = None) -> Record:
+    """Read the record of a stage's folder, which is made of what its key says, and of ``key`` if one is asked for.
+
+    Every reader comes here: a result that was put under a key by hand, or by another class than the one in the
+    key, is nobody's number.
+
+    Raises:
+        StoreError: the record is missing, damaged, of another schema, or under a key that is not its own.
+    """
     path = folder / RECORD
     try:
         if path.stat().st_size > _LIMIT:
@@ -47,11 +55,19 @@ def read_record(folder: Path) -> Record:
         if plain.get("schema") != SCHEMA:
             hint = "It stays as it is; run the study's command again, which makes results of this version beside it."
             raise StoreError(f"{other_schema(path, plain.get('schema'))} {hint}")
-        return Record(**plain)
+        record = Record(**plain)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise StoreError(
             f"{path} cannot be read: {error}. Delete its folder and run the study again."
         ) from error
+    try:
+        made = fingerprint(record.kind, record.identity, record.inputs)
+    except (ConfigError, TypeError, AttributeError) as error:
+        raise StoreError(f"{folder} holds a record that is none of ours: {error}") from error
+    asked = record.key if key is None else key
+    if made != asked:
+        raise StoreError(f"{folder} holds what belongs under key {made[:16]}, not under {asked[:16]}.")
+    return record
 
 
 def _finite(value: Any) -> Any:

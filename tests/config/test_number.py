@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from prunelab.config.compose import Composer
+from prunelab.config.fingerprint import canonical
 from prunelab.config.number import canonical_numbers
-from prunelab.plan.fingerprint import canonical
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from prunelab.config.fingerprint import fingerprint
 from prunelab.config.version import SCHEMA
 
 DENSE = {"austen": 21.4, "kjv": 14.9, "jargon": 48.7, "pydocs": 33.2}
@@ -35,7 +36,7 @@ class Fabricator:
         self.store, self.study, self.stages = root / "store", root / "study", dict[str, dict[str, Any]]()
 
     def stage(self, kind: str, slug: str, inputs: dict[str, str], record: dict[str, Any] | None) -> str:
-        key = hashlib.sha256(json.dumps([kind, slug, inputs]).encode()).hexdigest()
+        key = fingerprint(kind, {"slug": slug}, inputs)
         if key in self.stages:
             return key
         folder = f"{kind}/{slug}-{key[:16]}"
@@ -63,7 +64,7 @@ class Fabricator:
             "kind": kind,
             "key": key,
             "slug": slug,
-            "identity": {},
+            "identity": {"slug": slug},
             "inputs": inputs,
             "tables": {},
         }

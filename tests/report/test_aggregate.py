@@ -2,6 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from prunelab.errors import StoreError
 from prunelab.report.aggregate import at_ratio, best, by_cell, common_ratio, pareto
 
 
@@ -60,3 +61,16 @@ def test_best_is_what_prints_best():
     assert best([float("inf"), float("nan"), 5.0]) == [False, False, True]
     assert best([1.0]) == [False]
     assert best([float("inf"), float("inf")]) == [False, False]
+
+
+def test_n_is_the_number_of_seeds_and_a_trial_planned_twice_counts_once():
+    data = frame([("f", "m", 0.1, 1.0), ("f", "m", 0.1, 3.0), ("f", "m", 0.1, 3.0)])
+    cells = by_cell(data.assign(seed=[0, 1, 1], key=["a", "b", "b"], name=["x", "y", "y"]), ["ppl"])
+    assert cells["n"].tolist() == [2]
+    assert cells["ppl"].tolist() == [2.0]
+
+
+def test_trials_of_one_seed_that_differ_in_nothing_shown_are_not_averaged():
+    data = frame([("f", "m", 0.1, 1.0), ("f", "m", 0.1, 3.0)])
+    with pytest.raises(StoreError, match="nothing shown: x, y"):
+        by_cell(data.assign(seed=[0, 0], key=["a", "b"], name=["x", "y"]), ["ppl"])

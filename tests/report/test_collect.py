@@ -80,7 +80,19 @@ def test_torn_records_count_as_unfinished(fabricate):
     store = Path(json.loads((folder / "plan.json").read_text())["store"])
     (record,) = store.glob("evaluate/*/record.json")
     record.write_text(record.read_text()[:100])
-    assert collect(folder).frame["reason"].tolist() == ["evaluate is not finished"]
+    frame = collect(folder).frame
+    assert frame["status"].tolist() == ["unfinished"]
+    assert str(record) in frame["reason"].iloc[0]
+
+
+def test_a_number_under_a_key_that_is_not_its_own_is_not_shown(fabricate):
+    folder = fabricate(methods=("lobd",), ratios=(0.1,), sources=("austen",))
+    store = Path(json.loads((folder / "plan.json").read_text())["store"])
+    (path,) = store.glob("evaluate/*/record.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"identity": {"slug": "of another"}}))
+    frame = collect(folder).frame
+    assert frame["status"].tolist() == ["unfinished"]
+    assert "holds what belongs under key" in frame["reason"].iloc[0]
 
 
 @pytest.mark.parametrize(

@@ -76,3 +76,8 @@ def test_what_a_repair_fits_to_is_named_where_it_is_not_the_masks_own():
 
 def test_flatten_keeps_lists_whole():
     assert flatten({"a": {"b": 1, "c": [1, 2]}, "d": None}) == {"a.b": 1, "a.c": [1, 2], "d": None}
+
+
+def test_two_revisions_of_one_model_are_two_models():
+    labels = label_trials([config(model={"name": "hub", "revision": word * 40}) for word in "ab"])
+    assert len({label.facet for label in labels}) == len({label.model for label in labels}) == 2

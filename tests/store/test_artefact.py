@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from prunelab.config.fingerprint import fingerprint
 from prunelab.errors import StoreError
 from prunelab.store.artefact import begin, commit, quarantine, stage_lock, verified_record
 from prunelab.store.context import Context
 from prunelab.store.layout import DONE, METRICS, OUTPUTS, check_writable, index, is_done, locate
 from prunelab.store.record import Record, read_record
 
-KEY = "0123456789abcdef" * 4
+KEY = fingerprint("prune", {"a": 1}, {})
 
 
 def record(**changes: object) -> Record:

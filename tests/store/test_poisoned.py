@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from prunelab.config.fingerprint import fingerprint
 from prunelab.errors import StoreError
-from prunelab.launch.run.worker import _checked
-from prunelab.plan.fingerprint import fingerprint
-from prunelab.store.artefact import begin, commit
+from prunelab.store.artefact import begin, commit, verified_record
 from prunelab.store.record import Record
 
 IDENTITY = {"method": {"name": "magnitude", "ratio": 0.3}, "seeds": [0, 1]}
@@ -25,7 +24,7 @@ def stored(folder: Path, key: str, **changes: object) -> None:
 def test_a_record_is_served_under_the_key_of_what_made_it(tmp_path: Path) -> None:
     key = fingerprint("prune", IDENTITY, {"dense": "d"})
     stored(tmp_path / "s", key)
-    assert _checked(tmp_path / "s", key).identity == IDENTITY
+    assert verified_record(tmp_path / "s", key).identity == IDENTITY
 
 
 @pytest.mark.parametrize(
@@ -39,4 +38,4 @@ def test_what_another_identity_made_is_refused_under_this_key(
     key = fingerprint("prune", IDENTITY, {"dense": "d"})
     stored(tmp_path / "s", key, **poison)
     with pytest.raises(StoreError, match=rf"under key .*, not under {key[:16]}|none of ours"):
-        _checked(tmp_path / "s", key)
+        verified_record(tmp_path / "s", key)

@@ -8,13 +8,13 @@ import sys
 
 import pytest
 
+from prunelab.config.fingerprint import canonical, fingerprint
 from prunelab.errors import ConfigError
-from prunelab.plan.fingerprint import canonical, fingerprint
 
 
 def test_known_key_in_a_new_process() -> None:
     code = (
-        "from prunelab.plan.fingerprint import fingerprint;"
+        "from prunelab.config.fingerprint import fingerprint;"
         "print(fingerprint('prune', {'b': [1, 2.5, None], 'a': {'x': True}}, {'tokens': 'k'}))"
     )
     out = subprocess.run(
