@@ -11,7 +11,7 @@ from typing import Any
 
 from prunelab.errors import StoreError, nearest
 from prunelab.files import replace_file
-from prunelab.plan.kind import kind_of
+from prunelab.plan.kind import DENSE, kind_of
 from prunelab.plan.stage import Stage
 from prunelab.plan.study import Plan, Trial
 from prunelab.store.artefact import verified_record
@@ -100,8 +100,8 @@ def _facts(plan: Plan, trial: Trial, records: Mapping[str, Record]) -> dict[str,
     metrics = {
         name: value
         for role, record in records.items()
-        if kind_of(record.kind).of_trial or role == "dense"
-        for name, value in ((f"dense/{n}" if role == "dense" else n, v) for n, v in record.metrics.items())
+        if kind_of(record.kind).of_trial or role == DENSE
+        for name, value in ((f"{DENSE}/{n}" if role == DENSE else n, v) for n, v in record.metrics.items())
     }
     return {
         "study": plan.study, "trial": trial.name, "key": trial.key, "command": ["python", "-m", "prunelab", *plan.argv],
