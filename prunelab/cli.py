@@ -9,11 +9,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prunelab.config.place import settle_home
 from prunelab.errors import LaunchError, PrunelabError, StoreError, nearest
 from prunelab.files import file_name
 from prunelab.terminal import write_what_can_be_shown
+
+if TYPE_CHECKING:
+    from prunelab.plan.study import Plan
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except BrokenPipeError:
         return 0
+
+
+_OF_A_STORE = ("status", "report", "export", "sync")  # commands that read what is finished, wherever it lies
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,6 +72,14 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--root", type=Path, default=None, help="where studies are (default: $PRUNELAB_HOME or ./outputs)"
         )
+        if name in _OF_A_STORE:
+            command.add_argument(
+                "--store",
+                type=Path,
+                default=None,
+                metavar="FOLDER",
+                help="where the store is, if it was moved",
+            )
         _options(name, command)
     return parser
 
@@ -149,24 +164,29 @@ def study_folder(name: str, root: Path | None) -> Path:
     raise StoreError(f"No study {name!r} under {studies.absolute()}. {there} {nearest(name, known)}".rstrip())
 
 
+def _plan(arguments: argparse.Namespace) -> Plan:
+    """Return the plan of the study that was named; raises StoreError if there is none, or its store is not there."""
+    from prunelab.plan.study import load_plan, require_store
+
+    plan = load_plan(study_folder(arguments.study, arguments.root), getattr(arguments, "store", None))
+    require_store(plan.folder, plan.store)
+    return plan
+
+
 def _status(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from prunelab.launch.monitor.status import show_status
-    from prunelab.plan.study import load_plan
 
-    return show_status(
-        load_plan(study_folder(arguments.study, arguments.root)), Console(), whole=arguments.all
-    )
+    return show_status(_plan(arguments), Console(), whole=arguments.all)
 
 
 def _attach(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from prunelab.launch.slurm import command
-    from prunelab.plan.study import load_plan
 
-    return command.attach(load_plan(study_folder(arguments.study, arguments.root)), Console())
+    return command.attach(_plan(arguments), Console())
 
 
 def _cancel(arguments: argparse.Namespace) -> int:
@@ -198,18 +218,19 @@ def _logs(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    from prunelab.report.collect import collect
     from prunelab.report.render import render_report
 
-    print(render_report(study_folder(arguments.study, arguments.root), arguments.out))
+    study = collect(study_folder(arguments.study, arguments.root), arguments.store)
+    print(render_report(study, arguments.out))
     return 0
 
 
 def _export(arguments: argparse.Namespace) -> int:
     from prunelab.launch.command.export import export
-    from prunelab.plan.study import load_plan
 
-    plan = load_plan(study_folder(arguments.study, arguments.root))
-    print(export(plan, arguments.trial, arguments.folder.expanduser().absolute(), force=arguments.force))
+    folder = arguments.folder.expanduser().absolute()
+    print(export(_plan(arguments), arguments.trial, folder, force=arguments.force))
     return 0
 
 
@@ -217,9 +238,8 @@ def _sync(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from prunelab.launch.sync_view import show_sync
-    from prunelab.plan.study import load_plan
 
-    return show_sync(load_plan(study_folder(arguments.study, arguments.root)), Console(), arguments.timeout)
+    return show_sync(_plan(arguments), Console(), arguments.timeout)
 
 
 def _retry(arguments: argparse.Namespace) -> int:
@@ -230,9 +250,8 @@ def _retry(arguments: argparse.Namespace) -> int:
     from prunelab.launch.run.pool import Pool
     from prunelab.launch.slurm import command
     from prunelab.launch.slurm.settings import Settings
-    from prunelab.plan.study import load_plan
 
-    plan = load_plan(study_folder(arguments.study, arguments.root))
+    plan = _plan(arguments)
     if command.is_submitted(plan.folder) and not arguments.inline and not arguments.local:
         settings = Settings.load(plan.folder / "slurm").changed(
             mem_gib=arguments.mem, time_min=arguments.time, gpus=arguments.gpus, cpus=arguments.cpus,

@@ -37,7 +37,7 @@ def replacing(path: Path, *, sync: bool = True, refusals: tuple[type[Exception],
             flush(temporary)
         temporary.replace(path)
     except (OSError, *refusals) as error:
-        raise _refused(path, error) from error
+        raise refused(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -117,7 +117,8 @@ def file_name(text: str) -> str:
     return f"{plain[:_NAME]}-{digest}".lstrip("-")
 
 
-def _refused(path: Path, error: Exception) -> StoreError:
+def refused(path: Path, error: Exception) -> StoreError:
+    """Return what to say of a place where the file system refuses to write, and what to do about it."""
     return StoreError(
         f"{path} cannot be written: {getattr(error, 'strerror', None) or error}. "
         f"Free space in {path.parent} or see to its permissions, then run the command again."

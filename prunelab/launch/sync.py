@@ -115,6 +115,8 @@ class Sync:
         if not files.keys() <= known.keys():  # of a sweep that had this study's name before
             for path in sorted((self.plan.folder / "plans").glob("*.json")):
                 older = load_plan(path)
+                if not older.store.is_dir():  # it was moved together with the one that is known
+                    older = replace(older, store=self.plan.store)
                 known |= {run_id(t.key): (older, t) for t in older.trials if run_id(t.key) not in known}
         runs = []
         for name in dict.fromkeys([*known, *files]):

@@ -13,7 +13,7 @@ from typing import Any
 from prunelab.config.fingerprint import fingerprint
 from prunelab.config.version import SCHEMA, other_schema
 from prunelab.errors import StoreError
-from prunelab.files import replace_file
+from prunelab.files import make_folder, refused, replace_file
 from prunelab.plan.name import trial_names
 from prunelab.plan.pipeline import tracking_stage, trial_stages
 from prunelab.plan.stage import Stage
@@ -89,8 +89,13 @@ def _named(trials: Sequence[Trial]) -> tuple[Trial, ...]:
 def save_plan(plan: Plan) -> Path:
     """Write ``plan.json`` into the study's folder, and a copy under ``plans/`` that no later command changes.
 
-    Returns the copy's path: what queued jobs read, whatever is planned under the same name meanwhile.
+    The store is made first, so that a plan without one has lost it (`require_store`). Returns the copy's path: what
+    queued jobs read, whatever is planned under the same name meanwhile. Raises StoreError where nothing can be written.
     """
+    try:
+        make_folder(plan.store)
+    except OSError as error:
+        raise refused(plan.store, error) from error
     plain = {
         "schema": SCHEMA, "study": plan.study, "created": plan.created, "argv": list(plan.argv), "store": _kept_store(plan),
         "trials": [
@@ -115,14 +120,32 @@ def _kept_store(plan: Plan) -> str:
     return str(plan.store)
 
 
-def store_place(folder: Path, kept: str) -> Path:
-    """Return the store of the study in ``folder``: where its plan says, else the one beside the study, if there is one.
+def store_place(folder: Path, kept: str, store: Path | None = None) -> Path:
+    """Return the store of the study in ``folder``: ``store`` if somebody says so, else where its plan says (``kept``),
+    else the one beside the study, if there is one.
 
-    It need not exist: a study that has not run has no store yet.
+    It need not exist: `require_store` says so.
     """
+    if store is not None:
+        return store.expanduser().absolute()
     place = Path(os.path.normpath(folder.absolute() / kept))
     beside = folder.absolute().parent.parent / "store"
     return beside if not place.is_dir() and beside.is_dir() else place
+
+
+def require_store(folder: Path, store: Path) -> None:
+    """Raise StoreError if the study in ``folder`` has lost its store.
+
+    A study's command makes the store before it saves the plan: a study that waits for its first job has an empty one,
+    and a saved plan whose store is no folder has lost it (moved, not mounted here). It must not pass for a study of
+    which nothing is finished, which would be reported as such, or run again into a store made anew.
+    """
+    if not store.is_dir():
+        beside = folder.absolute().parent.parent / "store"
+        raise StoreError(
+            f"The store of {folder} is not there: {store}. Nothing was written; put the store there or beside the study, "
+            f"as {beside}, and ask again; `prunelab status`, `report`, `export` and `sync` take its place by --store FOLDER."
+        )
 
 
 def left_out(plan: Plan) -> int:
@@ -142,8 +165,11 @@ def plan_place(path: Path) -> tuple[Path, Path]:
     return (path.parent.parent if path.parent.name == "plans" else path.parent), path
 
 
-def load_plan(path: Path) -> Plan:
-    """Read the plan of a study's folder, or a plan's file; raises StoreError if there is none or it was changed."""
+def load_plan(path: Path, store: Path | None = None) -> Plan:
+    """Read the plan of a study's folder, or a plan's file; ``store``: where its store is, if not where it says.
+
+    Raises StoreError if there is none or it was changed; the store need not be there.
+    """
     folder, path = plan_place(path)
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
@@ -172,7 +198,7 @@ def load_plan(path: Path) -> Plan:
         ) from error
     return Plan(
         plain["study"],
-        store_place(folder, plain["store"]),
+        store_place(folder, plain["store"], store),
         folder,
         trials,
         stages,

@@ -18,7 +18,7 @@ import pandas as pd
 from prunelab.config.data import parts_of
 from prunelab.errors import StoreError
 from prunelab.plan.kind import kind_of, metric_prefix
-from prunelab.plan.study import plan_place, store_place
+from prunelab.plan.study import plan_place, require_store, store_place
 from prunelab.report.derive import derived, derived_blocks
 from prunelab.report.label import DATA, NO_REPAIR, REPAIR, label_trials
 from prunelab.store.layout import index, is_done
@@ -89,20 +89,18 @@ def suffixes(frame: pd.DataFrame, prefix: str) -> list[str]:
     return [str(column)[len(prefix) :] for column in frame.columns if str(column).startswith(prefix)]
 
 
-def collect(place: Path | str) -> Study:
+def collect(place: Path | str, store: Path | None = None) -> Study:
     """Read a plan, the one of a study's folder or the file that ``place`` names, and every record that it names.
 
+    ``store``: where the records are, if not where the plan says.
+
     Raises:
-        StoreError: the folder holds no readable plan.
+        StoreError: the folder holds no readable plan, or its store is not there.
     """
     folder, file = plan_place(Path(place))
     plan = _read_plan(file)
-    store = store_place(folder, str(plan["store"]))
-    if not store.is_dir():
-        raise StoreError(
-            f"The store of {folder} is not there: {store}. Nothing was written; put the store there or beside the study, "
-            f"as {folder.absolute().parent.parent / 'store'}, and report again."
-        )
+    store = store_place(folder, str(plan["store"]), store)
+    require_store(folder, store)
     made = index(store)
     stages = {
         key: _stage(folder, store, made, key, planned)

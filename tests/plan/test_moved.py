@@ -7,10 +7,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_automatic_config_search_path
 
+from prunelab import cli
+from prunelab.config.compose import Composer
+from prunelab.config.place import conf_folder
 from prunelab.config.version import SCHEMA
 from prunelab.errors import StoreError
-from prunelab.plan.study import Plan, load_plan, save_plan
+from prunelab.launch.command.study import plan_study
+from prunelab.plan.study import Plan, load_plan, require_store, save_plan
 from prunelab.report.collect import collect
 
 
@@ -19,6 +25,21 @@ def planned(root: Path, store: Path) -> Path:
     store.mkdir(parents=True)
     save_plan(Plan("lab", store, folder, (), {}))
     return folder
+
+
+def ran(root: Path, store: Path) -> Path:
+    """The folder of a study of one trial, of which nothing is finished."""
+    composer = Composer(ConfigLoaderImpl(create_automatic_config_search_path(None, None, str(conf_folder()))))
+    words = [
+        "study=lab",
+        f"paths.root={root}",
+        f"paths.store={store}",
+        "method=magnitude",
+        "sparsity.ratio=0.5",
+    ]
+    plan = plan_study(composer, [words], ["test"])
+    save_plan(plan)
+    return plan.folder
 
 
 def test_a_study_and_its_store_move_together(tmp_path: Path) -> None:
@@ -47,3 +68,63 @@ def test_a_report_whose_store_is_not_there_writes_nothing(tmp_path: Path) -> Non
     (folder / "plan.json").write_text(json.dumps(plan))
     with pytest.raises(StoreError, match=r"store of .*lab is not there: .*/x\. Nothing was written"):
         collect(folder)
+
+
+def tree(root: Path) -> set[Path]:
+    return set(root.rglob("*"))
+
+
+@pytest.mark.parametrize("command", ["status", "report", "sync", "retry", "attach"])
+def test_a_copied_study_whose_store_is_gone_is_none_of_which_nothing_is_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    folder = ran(tmp_path / "home", tmp_path / "elsewhere")
+    shutil.copytree(folder, tmp_path / "copy" / "studies" / "lab")
+    shutil.rmtree(tmp_path / "elsewhere")
+    before = tree(tmp_path)
+    assert cli.main([command, str(tmp_path / "copy" / "studies" / "lab")]) == 1
+    said = capsys.readouterr().err
+    assert f"lab is not there: {tmp_path / 'elsewhere'}. Nothing was written" in said
+    assert f"as {tmp_path / 'copy' / 'store'}, and ask again" in said
+    assert tree(tmp_path) == before
+
+
+def test_an_export_without_its_store_says_that_and_not_that_the_trial_is_unfinished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = ran(tmp_path, tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").rename(tmp_path / "moved")
+    assert cli.main(["export", str(folder), "a", str(tmp_path / "out")]) == 1
+    assert "is not there" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_place_of_a_store_is_taken_by_an_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = ran(tmp_path / "home", tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    for place in (str(tmp_path / "moved"), "moved"):
+        assert cli.main(["status", str(folder), "--store", place]) == 0
+        assert cli.main(["sync", str(folder), "--store", place]) == 0
+        assert cli.main(["report", str(folder), "--store", place, "--out", str(tmp_path / "out")]) == 0
+        assert load_plan(folder, Path(place)).store == tmp_path / "moved"
+        assert collect(folder, Path(place)).store == tmp_path / "moved"
+    capsys.readouterr()
+    assert cli.main(["status", str(folder), "--store", str(tmp_path / "nowhere")]) == 1
+    assert f"is not there: {tmp_path / 'nowhere'}." in capsys.readouterr().err
+
+
+def test_a_study_that_waits_for_its_first_job_has_an_empty_store(tmp_path: Path) -> None:
+    folder = tmp_path / "studies" / "lab"
+    save_plan(Plan("lab", tmp_path / "store", folder, (), {}))
+    require_store(folder, load_plan(folder).store)
+    assert not list((tmp_path / "store").iterdir())
+
+
+def test_a_plan_whose_store_cannot_be_made_is_not_saved(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="file/store cannot be written: Not a directory"):
+        save_plan(Plan("lab", tmp_path / "file" / "store", tmp_path / "studies" / "lab", (), {}))
+    assert not (tmp_path / "studies").exists()
