@@ -237,7 +237,7 @@ def _export(arguments: argparse.Namespace) -> int:
 def _sync(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from prunelab.launch.sync_view import show_sync
+    from prunelab.launch.track.sync_view import show_sync
 
     return show_sync(_plan(arguments), Console(), arguments.timeout)
 

@@ -59,7 +59,7 @@ _ROWS = (
     Kind(RECONSTRUCT, "prunelab.stages.reconstruct", Cost(3.0, 4.0), of_trial=True, artifact="model", weights=True),
     Kind(EVALUATE, "prunelab.stages.evaluate", Cost(1.6, 2.0), of_trial=True),
     OUTSIDE,
-    Kind(TRACK, "prunelab.launch.mirror", Cost(0.0, 0.0), home="study", mirrored=False),
+    Kind(TRACK, "prunelab.launch.track.mirror", Cost(0.0, 0.0), home="study", mirrored=False),
 )  # fmt: skip
 KINDS: Mapping[str, Kind] = {row.name: row for row in _ROWS if row.name}
 _GENERATION = Cost(1.6, 4.0)  # tokens that the dense model writes

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from prunelab.launch.mirror import Mirror
+from prunelab.launch.track.mirror import Mirror
 from prunelab.plan.study import load_plan
 from prunelab.tracking.base import Artefact
 

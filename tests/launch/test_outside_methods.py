@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from prunelab.launch.mirror import Mirror, run_info
+from prunelab.launch.track.mirror import Mirror, run_info
 from prunelab.plan.study import load_plan
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

@@ -29,21 +29,6 @@ def _load(name: str) -> ModuleType:
 
 Served = _load("served").Served
 Loopback = _load("loopback").Loopback
-study = _load("study")
-
-
-@pytest.fixture
-def lab() -> ModuleType:
-    """The module ``study``: sweep, sync, tracked, held, ..."""
-    return study
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home with a finished study that no tracker has seen."""
-    home = tmp_path_factory.mktemp("finished")
-    study.write_finished(home)
-    return home
 
 
 @pytest.fixture
@@ -86,6 +71,6 @@ def read_wandb():
 def _records(path: Path) -> list[Any]:
     from wandb.proto.wandb_internal_pb2 import Record
 
-    from prunelab.tracking.wandb_file import payloads
+    from prunelab.tracking.wandb.file import payloads
 
     return [Record.FromString(payload) for payload in payloads(path.read_bytes())]

@@ -7,11 +7,11 @@ from pathlib import Path
 from rich.console import Console
 
 from prunelab.errors import PrunelabError
-from prunelab.launch.mirror import untold, waiting_runs
 from prunelab.launch.monitor.preview import preview
 from prunelab.launch.monitor.view import View
 from prunelab.launch.run.base import Launcher
 from prunelab.launch.run.runner import finished, local_resources, run_study
+from prunelab.launch.track.mirror import untold, waiting_runs
 from prunelab.plan.graph import jobs
 from prunelab.plan.study import Plan, left_out
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prunelab.launch.mirror import is_told
 from prunelab.launch.run.base import Event, Launcher, Order, Resources
+from prunelab.launch.track.mirror import is_told
 from prunelab.plan.graph import jobs
 from prunelab.plan.kind import TRACK
 from prunelab.plan.study import Plan, save_plan

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from prunelab.errors import PrunelabError, StageError, StoreError
-from prunelab.launch.mirror import Mirror
 from prunelab.launch.run.failure import failure_path, keep_failure
 from prunelab.launch.run.log import log_path, log_to
+from prunelab.launch.track.mirror import Mirror
 from prunelab.plan.graph import Job
 from prunelab.plan.kind import EVALUATE, TRACK, kind_of, shares_sums
 from prunelab.plan.stage import Stage

@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 from prunelab.tracking.secret import without_secrets
-from prunelab.tracking.wandb_file import Fragment
-from prunelab.tracking.wandb_probe import Decision
-from prunelab.tracking.wandb_process import folder_variables
+from prunelab.tracking.wandb.file import Fragment
+from prunelab.tracking.wandb.probe import Decision
+from prunelab.tracking.wandb.process import folder_variables
 
 
 def send_folder(fragment: Fragment, decision: Decision, timeout_s: float) -> str:

@@ -24,7 +24,7 @@ from prunelab.store.layout import METRICS, OUTPUTS
 from prunelab.store.record import Record
 from prunelab.tracking.jsonl import JsonlWriter
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 # two trials that share a prune stage; one of them repairs it
 SWEEP = [
     "study=lab", "method=magnitude", "sparsity=unstructured", "sparsity.ratio=0.3", "reconstruction=none,layer",

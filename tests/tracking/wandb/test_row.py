@@ -1,6 +1,6 @@
 import numpy as np
 
-from prunelab.tracking.wandb_rows import axis_of, columns_and_data, flat_config, flat_row
+from prunelab.tracking.wandb.row import axis_of, columns_and_data, flat_config, flat_row
 
 
 def test_block_row_becomes_flat_names_on_its_own_axis():

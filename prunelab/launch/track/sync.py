@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from prunelab.errors import LaunchError
-from prunelab.launch.lineage import lineage
-from prunelab.launch.mirror import Mirror, run_info, tracking_folder
 from prunelab.launch.run.failure import read_failure
+from prunelab.launch.track.lineage import lineage
+from prunelab.launch.track.mirror import Mirror, run_info, tracking_folder
 from prunelab.lock import locked
 from prunelab.plan.kind import kind_of
 from prunelab.plan.study import Plan, Trial, load_plan
@@ -25,11 +25,11 @@ from prunelab.store.layout import is_done, locate
 from prunelab.tracking.base import run_id
 from prunelab.tracking.note import Note, is_live, read_note
 from prunelab.tracking.secret import one_line
-from prunelab.tracking.wandb_file import Fragment, read_fragment, run_files
-from prunelab.tracking.wandb_mirror import WandbTracker
-from prunelab.tracking.wandb_probe import Decision, decide
-from prunelab.tracking.wandb_server import Held, Server
-from prunelab.tracking.wandb_sync import send_folder
+from prunelab.tracking.wandb.file import Fragment, read_fragment, run_files
+from prunelab.tracking.wandb.mirror import WandbTracker
+from prunelab.tracking.wandb.probe import Decision, decide
+from prunelab.tracking.wandb.server import Held, Server
+from prunelab.tracking.wandb.sync import send_folder
 
 _AT_ONCE = 4
 

@@ -17,11 +17,11 @@ from prunelab.files import make_folder
 from prunelab.tracking.base import Artefact, NullTracker, RunInfo, Tracker
 from prunelab.tracking.note import Note, live_lock
 from prunelab.tracking.secret import one_line, without_secrets
-from prunelab.tracking.wandb_end import send_artefact, send_tables, within
-from prunelab.tracking.wandb_open import end_timeout, open_run
-from prunelab.tracking.wandb_probe import Decision, decide
-from prunelab.tracking.wandb_process import Folders, Preemption
-from prunelab.tracking.wandb_rows import as_number, axis_of, clean, flat_row
+from prunelab.tracking.wandb.end import send_artefact, send_tables, within
+from prunelab.tracking.wandb.opening import end_timeout, open_run
+from prunelab.tracking.wandb.probe import Decision, decide
+from prunelab.tracking.wandb.process import Folders, Preemption
+from prunelab.tracking.wandb.row import as_number, axis_of, clean, flat_row
 
 LOGGER = logging.getLogger(__name__)
 LIVE: set[int] = set()  # this process's trackers with a run, by id()

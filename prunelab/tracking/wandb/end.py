@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from prunelab.tracking.base import Artefact
-from prunelab.tracking.wandb_rows import clean, columns_and_data
+from prunelab.tracking.wandb.row import clean, columns_and_data
 
 Tables = Mapping[str, Sequence[Mapping[str, Any]]]
 _BLOCKS, _SHOTS = ("block", "error", "stream"), ("shot", "achieved", None)

@@ -8,7 +8,7 @@ from typing import Any
 
 from prunelab.errors import LaunchError
 from prunelab.tracking.secret import one_line
-from prunelab.tracking.wandb_probe import Decision
+from prunelab.tracking.wandb.probe import Decision
 
 _TIMEOUT_S = 20
 

@@ -17,7 +17,7 @@ import pytest
 
 from prunelab.errors import ConfigError
 from prunelab.tracking.base import NullTracker, RunInfo, run_id
-from prunelab.tracking.wandb_mirror import WandbTracker, open_tracker
+from prunelab.tracking.wandb.mirror import WandbTracker, open_tracker
 
 CONFIG = {
     "name": "wandb",
@@ -88,7 +88,7 @@ def test_offline_without_a_key_loses_nothing(wandb_env: Path, read_wandb):
     tracker = open_tracker(CONFIG, info(wandb_env))
     assert isinstance(tracker, WandbTracker)
     assert tracker.mode == "offline"
-    assert time.monotonic() - start < 6  # the decision itself is bounded in test_wandb_probe
+    assert time.monotonic() - start < 6  # the decision itself is bounded in wandb/test_probe
     use(tracker)
     (path,) = wandb_env.rglob("*.wandb")
     records = read_wandb(path)
@@ -152,7 +152,7 @@ TRIAL = """
 import time
 from pathlib import Path
 from prunelab.tracking.base import RunInfo
-from prunelab.tracking.wandb_mirror import open_tracker
+from prunelab.tracking.wandb.mirror import open_tracker
 
 tracker = open_tracker({"name": "wandb"}, RunInfo("c" * 16, "n", "g", "trial", (), {}, Path(FOLDER)))
 tracker.log({"event": "shot", "shot": 1, "achieved": 0.5})

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from prunelab.errors import ConfigError
-from prunelab.tracking import wandb_probe
-from prunelab.tracking.wandb_probe import decide, has_key, reachable
+from prunelab.tracking.wandb import probe
+from prunelab.tracking.wandb.probe import decide, has_key, reachable
 
 
 def test_without_a_key_offline_at_once(wandb_env: Path):
@@ -32,7 +32,7 @@ def test_hanging_name_lookup_is_bounded(wandb_env: Path, monkeypatch: pytest.Mon
         time.sleep(1.5)
         raise OSError("no such host")
 
-    monkeypatch.setattr(wandb_probe.urllib.request, "urlopen", hang)
+    monkeypatch.setattr(probe.urllib.request, "urlopen", hang)
     start = time.monotonic()
     assert not reachable("https://nowhere.invalid", timeout_s=0.2)
     assert time.monotonic() - start < 1

@@ -6,7 +6,7 @@ from collections import Counter
 
 from rich.console import Console
 
-from prunelab.launch.sync import Sent, Sync
+from prunelab.launch.track.sync import Sent, Sync
 from prunelab.plan.study import Plan
 
 _STYLES = {"sent": "green", "failed": "red", "torn": "yellow", "live": "cyan"}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from prunelab.launch.lineage import lineage
+from prunelab.launch.track.lineage import lineage
 from prunelab.plan.kind import TRACK, kind_of, metric_prefix
 from prunelab.plan.study import Plan, Trial
 from prunelab.store.layout import METRICS, is_done, locate
@@ -18,8 +18,8 @@ from prunelab.store.record import read_record
 from prunelab.tracking.base import NullTracker, RunInfo, Tracker, run_id
 from prunelab.tracking.jsonl import read_jsonl
 from prunelab.tracking.note import read_note
-from prunelab.tracking.wandb_mirror import open_tracker
-from prunelab.tracking.wandb_probe import is_wanted
+from prunelab.tracking.wandb.mirror import open_tracker
+from prunelab.tracking.wandb.probe import is_wanted
 
 
 class Mirror:

@@ -12,8 +12,8 @@ from typing import Any
 
 from prunelab.tracking.base import RunInfo
 from prunelab.tracking.secret import one_line
-from prunelab.tracking.wandb_probe import Decision
-from prunelab.tracking.wandb_rows import flat_config
+from prunelab.tracking.wandb.probe import Decision
+from prunelab.tracking.wandb.row import flat_config
 
 INIT_TIMEOUT_S = (10.0, 30.0)  # least and most; a server that does not answer at all is known before
 FLUSH_S = 0.5

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from prunelab.launch.mirror import Mirror, tracking_folder
 from prunelab.launch.run.failure import failure_path
-from prunelab.launch.sync_view import show_sync
+from prunelab.launch.track.mirror import Mirror, tracking_folder
+from prunelab.launch.track.sync_view import show_sync
 from prunelab.plan.study import Plan
 from prunelab.tracking.base import run_id
 from prunelab.tracking.note import live_lock, read_note
-from prunelab.tracking.wandb_file import read_fragment, run_files
+from prunelab.tracking.wandb.file import read_fragment, run_files
 
 
 def tell(plan: Plan, *numbers: int) -> None:
@@ -95,7 +95,7 @@ def test_a_killed_start_and_another_are_one_run_online(loopback, lab, finished, 
 def killed(plan: Plan, environment: dict[str, str], until=None) -> None:
     """Tell the first trial without its end in a process that is killed, as a node that fails would."""
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom prunelab.launch.mirror import Mirror\n"
+        "import sys, time\nfrom pathlib import Path\nfrom prunelab.launch.track.mirror import Mirror\n"
         "from prunelab.plan.study import load_plan\nplan = load_plan(Path(sys.argv[1]))\n"
         "mirror = Mirror(plan, plan.trials[0], own=())\nprint('told', flush=True)\ntime.sleep(60)\n"
     )
@@ -210,7 +210,7 @@ def test_without_key_or_server_it_says_so_at_once(
     assert f"{loopback.url} did not answer within 2 s" in done.stderr
     assert (
         seconds < 10
-    )  # an interpreter's start on a busy machine; the decision is bounded in test_wandb_probe
+    )  # an interpreter's start on a busy machine; the decision is bounded in wandb/test_probe
 
 
 def test_a_run_that_lives_is_left_alone_and_an_untracked_study_says_so(loopback, lab, finished, tmp_path):
