@@ -10,13 +10,15 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from prunelab.errors import StoreError
 
 _NAME = 120  # characters of a file's name; file systems allow 255 bytes, and suffixes come after it
+_ROOM = 1 << 20  # bytes; a disk with less is full
 
 
 @contextmanager
@@ -99,6 +101,16 @@ def share(path: Path) -> None:
         path.chmod(stat.S_IMODE(here.st_mode) | wanted)
 
 
+def open_shared(path: Path) -> IO[str]:
+    """Open a text file to add to it; it and its folder are made where they are missing, and shared as ``share`` does."""
+    make_folder(path.parent)
+    new = not path.exists()
+    file = path.open("a", encoding="utf-8")
+    if new:
+        share(path)
+    return file
+
+
 def sha256(path: Path) -> str:
     """Return the sha256 of a file's bytes."""
     with path.open("rb") as file:
@@ -119,7 +131,36 @@ def file_name(text: str) -> str:
 
 def refused(path: Path, error: Exception) -> StoreError:
     """Return what to say of a place where the file system refuses to write, and what to do about it."""
-    return StoreError(
-        f"{path} cannot be written: {getattr(error, 'strerror', None) or error}. "
-        f"Free space in {path.parent} or see to its permissions, then run the command again."
-    )
+    folder = path if path.is_dir() else path.parent
+    hint = f"Free space in {folder}" + ("" if is_full(error) else " or see to its permissions")
+    words = getattr(error, "strerror", None) or error
+    return StoreError(f"{path} cannot be written: {words}. {hint}, then run the command again.")
+
+
+def is_full(error: BaseException) -> bool:
+    """Say whether a write failed because a disk is full or a quota used up."""
+    number = getattr(error, "errno", None)
+    if number is None and (
+        told := re.search(r"\(os error (\d+)\)", str(error))
+    ):  # Rust's words, of safetensors
+        number = int(told[1])
+    return number in (errno.ENOSPC, errno.EDQUOT)
+
+
+def full_place(error: OSError, candidates: Iterable[Path]) -> Path:
+    """Return where there was no room: the file that the error names, else the first candidate that has no space left.
+
+    A write to an open file names none. A quota shows nowhere: then it is the first candidate.
+    """
+    if isinstance(error.filename, str):
+        return Path(error.filename)
+    places = list(candidates)
+    return next((place for place in places if _free(place) < _ROOM), places[0])
+
+
+def _free(place: Path) -> float:
+    try:
+        space = os.statvfs(place)
+    except OSError:
+        return float("inf")
+    return space.f_bavail * space.f_frsize

@@ -15,6 +15,7 @@ from prunelab.calibration.generated import COUNTS, Recipe, Writer, enough, inter
 from prunelab.calibration.tokens import TokenSet, build_token_set, load_tokens, save_tokens
 from prunelab.errors import DataError
 from prunelab.evaluation.cost import metered
+from prunelab.files import replacing
 from prunelab.models.load import checkpoint_folder, load_decoder, load_tokenizer
 from prunelab.stages import setting
 from prunelab.store.context import Context, Result
@@ -77,7 +78,8 @@ def _generated(identity: Mapping[str, Any], context: Context) -> Result:
         windows = [np.load(context.work / f"chunk-{i}.npy", allow_pickle=False) for i in range(done)]
         while not enough(counts, n_samples, recipe.batch):
             chunk = writer.write(done)
-            np.save(context.work / f"chunk-{done}.npy", chunk.windows, allow_pickle=False)
+            with replacing(context.work / f"chunk-{done}.npy") as temporary, temporary.open("wb") as file:
+                np.save(file, chunk.windows, allow_pickle=False)
             windows.append(chunk.windows)
             counts = {name: counts[name] + chunk.counts[name] for name in COUNTS}
             context.log({"event": "generate", "chunk": done, **chunk.counts})

@@ -16,6 +16,7 @@ METRICS = "metrics.jsonl"
 WORK = "work"
 OUTPUTS = "outputs"
 _OTHER = ("locks", "quarantine")
+_SMALL = 1 << 16  # bytes: a study's plan and notes
 
 
 def is_done(folder: Path) -> bool:
@@ -55,8 +56,8 @@ def check_writable(folder: Path, key: str) -> None:
     """Raise StoreError unless files can be made in ``folder`` (which is created)."""
     try:
         make_folder(folder)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_SMALL))  # a full disk takes a file's name still
     except OSError as error:
         raise StoreError(
             f"{key}={folder} cannot be written: {error.strerror or error}. "

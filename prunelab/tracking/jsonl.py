@@ -9,28 +9,41 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from prunelab.files import open_shared, refused
+
 
 class JsonlWriter:
-    """Appends rows to ``path``; each row is flushed and fsynced. Usable as a context manager."""
+    """Appends rows to ``path``; each row is flushed and fsynced. Usable as a context manager.
+
+    The file and its folder are made, and shared as their folder is. Raises StoreError where they cannot be written.
+    """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        _cut_torn_tail(self.path)
-        self._file = self.path.open("a", encoding="utf-8")
+        try:
+            _cut_torn_tail(self.path)
+            self._file = open_shared(self.path)
+        except OSError as error:
+            raise refused(self.path, error) from error
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one row. Values that JSON does not know (paths, NumPy scalars) become numbers or text."""
-        self._file.write(json.dumps(dict(row), default=_plain, ensure_ascii=False) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        line = json.dumps(dict(row), default=_plain, ensure_ascii=False) + "\n"
+        try:
+            self._file.write(line)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise refused(self.path, error) from error
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # every row was flushed; what a full disk did not take was told by ``write``
+            self._file.close()
 
     def __enter__(self) -> JsonlWriter:
         return self

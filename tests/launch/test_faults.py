@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -16,12 +17,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from prunelab.launch.run.base import Event, Launcher, Order
+from prunelab.errors import StoreError
+from prunelab.launch.run import pool, worker
+from prunelab.launch.run.base import Event, Launcher, Order, Resources
 from prunelab.launch.run.drive import drive
 from prunelab.launch.run.failure import failure_path
-from prunelab.launch.run.log import log_path
-from prunelab.launch.run.worker import run_job, worker_environment
+from prunelab.launch.run.log import log_path, opened_log
+from prunelab.launch.run.queue import Queue
+from prunelab.launch.run.worker import Runner, reason_of, run_job, worker_environment
 from prunelab.plan.graph import jobs
+from prunelab.plan.stage import Stage
 from prunelab.plan.study import Plan, save_plan
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -72,6 +77,60 @@ def test_a_reason_is_told_also_where_no_note_of_it_can_be_written(plan_of: MakeP
     what, values = told(plan)[-1]
     assert what == "failed"
     assert "Not a directory" in values["reason"]
+
+
+def test_a_reason_is_sent_before_it_is_noted_and_told_to_a_tracker(
+    plan_of: MakePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = []
+    monkeypatch.setattr(worker, "keep_failure", lambda plan, note: order.append("noted"))
+    plan = failing(plan_of("method=magnitude"))
+    run_job(plan, jobs(plan, set())[0], {"threads": 1}, lambda what, values: order.append(what))
+    assert order == ["started", "failed", "noted"]
+
+
+def test_a_full_disk_is_told_with_its_place_also_where_the_error_names_none(
+    plan_of: MakePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Runner, stage: Stage, folder: Path, inputs: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as a write to an open file does
+
+    monkeypatch.setattr(Runner, "_run", full)
+    plan = plan_of("method=magnitude")
+    values = told(plan)[-1][1]
+    stage = plan.stages[jobs(plan, set())[0].stages[0]]
+    assert values["reason"].startswith(
+        f"{plan.store / str(stage.folder)} cannot be written: No space left on"
+    )
+    assert "Free space in" in values["reason"]
+    assert "permissions" not in values["reason"]
+    quota = OSError(errno.EDQUOT, "Disk quota exceeded", "/some/file")
+    assert reason_of(quota, [plan.store]).startswith(
+        "/some/file cannot be written: Disk quota exceeded. Free"
+    )
+
+
+def test_a_worker_that_dies_after_its_job_failed_takes_the_reason_from_nobody(plan_of: MakePlan) -> None:
+    plan = plan_of("method=magnitude")
+    (job, *_) = todo = jobs(plan, set())
+    process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"], text=True)
+    one = pool.Worker(0, process, job)
+    order, queue = Order(plan, plan.folder, todo, Resources(1, 1)), Queue(todo)
+    assert queue.take() is job
+    failed = {"what": "failed", "job": job.name, "values": {"reason": "no space"}}
+    events = list(pool.told(order, queue, [one], one, failed))
+    assert one.job is job  # it may be writing a note
+    events += list(pool.told(order, queue, [one], one, None))
+    assert [event.values["reason"] for event in events if event.what == "failed"] == ["no space"]
+    one.told = False
+    assert [event.what for event in pool.told(order, queue, [one], one, {"what": "idle"})] == []
+    assert one.job is None
+
+
+def test_a_log_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    (tmp_path / "logs").touch()
+    with pytest.raises(StoreError, match=r"logs/x\.log cannot be written: Not a directory"):
+        opened_log(tmp_path / "logs" / "x.log")
 
 
 def test_without_a_log_none_is_named(plan_of: MakePlan) -> None:

@@ -32,7 +32,6 @@ def keep_failure(plan: Plan, note: Mapping[str, Any]) -> None:
     """Write the note of the stage ``note["key"]``; that it cannot be written hides no reason, it is only said."""
     path = failure_path(plan, note["key"])
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, json.dumps(note, indent=1).encode("utf-8"))
     except (OSError, StoreError) as error:
         with suppress(OSError):

@@ -8,8 +8,9 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
-from prunelab.files import file_name
+from prunelab.files import file_name, open_shared, refused
 from prunelab.plan.study import Plan
 
 _TAIL = 4000  # bytes
@@ -20,13 +21,20 @@ def log_path(plan: Plan, job: str) -> Path:
     return plan.folder / "logs" / f"{file_name(job)}.log"
 
 
+def opened_log(path: Path) -> IO[str]:
+    """Open a log to add to it, made and shared as its folder is; StoreError where that is impossible."""
+    try:
+        return open_shared(path)
+    except OSError as error:
+        raise refused(path, error) from error
+
+
 def log_to(path: Path, what: str) -> None:
-    """Send all that this process and its libraries print to a job's log, from now on."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Send all that this process and its libraries print to a job's log, from now on; StoreError if there can be none."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # the log before this one is on a full disk
             stream.flush()
-    with path.open("a", encoding="utf-8") as file:
+    with opened_log(path) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     with suppress(OSError):

@@ -21,7 +21,7 @@ from typing import Any
 
 from prunelab.errors import LaunchError
 from prunelab.launch.run.base import Event, Launcher, Order
-from prunelab.launch.run.log import last_line, log_path
+from prunelab.launch.run.log import last_line, log_path, opened_log
 from prunelab.launch.run.queue import Queue
 from prunelab.launch.run.worker import worker_environment
 from prunelab.plan.graph import Job
@@ -30,10 +30,15 @@ _GRACE_S = 5.0
 
 
 @dataclass
-class _Worker:
+class Worker:
+    """A process of the pool."""
+
     number: int
     process: subprocess.Popen[str]
-    job: Job | None = None
+    job: Job | None = (
+        None  # until it is idle again: after the last event it may write a note, or tell a tracker
+    )
+    told: bool = False  # how the job ended
 
 
 class Pool(Launcher):
@@ -42,21 +47,21 @@ class Pool(Launcher):
     def run(self, order: Order, listen: Callable[[Event], None]) -> None:
         """Run the order's jobs; returns when all are over. Ctrl-C stops the workers and travels on."""
         jobs = Queue(order.jobs)
-        news: queue.Queue[tuple[_Worker, dict[str, Any] | None]] = queue.Queue()
+        news: queue.Queue[tuple[Worker, dict[str, Any] | None]] = queue.Queue()
         workers = order.resources.workers or 1
         with _processes() as processes:
-            while not jobs.finished:
+            while not jobs.finished or any(process.job for process in processes):
                 _hand_out(order, jobs, processes, min(workers, len(order.jobs)), news)
                 if not any(process.job for process in processes):
                     raise LaunchError(
                         f"jobs that wait for each other: {', '.join(jobs.waiting)}. Please report this plan."
                     )
                 worker, message = news.get()
-                for event in _told(order, jobs, processes, worker, message):
+                for event in told(order, jobs, processes, worker, message):
                     listen(event)
 
 
-def _hand_out(order: Order, jobs: Queue, workers: list[_Worker], limit: int, news: queue.Queue[Any]) -> None:
+def _hand_out(order: Order, jobs: Queue, workers: list[Worker], limit: int, news: queue.Queue[Any]) -> None:
     while True:
         idle = next((worker for worker in workers if worker.job is None), None)
         if idle is None and len(workers) >= limit:
@@ -68,7 +73,7 @@ def _hand_out(order: Order, jobs: Queue, workers: list[_Worker], limit: int, new
             number = next(n for n in range(limit) if n not in {worker.number for worker in workers})
             idle = _start(order, number, news)
             workers.append(idle)
-        idle.job = job
+        idle.job, idle.told = job, False
         runtime = {"threads": order.resources.threads}
         message = {
             "plan": str(order.plan_file),
@@ -85,19 +90,23 @@ def _hand_out(order: Order, jobs: Queue, workers: list[_Worker], limit: int, new
             pass  # it died; the end of its stdout says so
 
 
-def _told(
-    order: Order, jobs: Queue, workers: list[_Worker], worker: _Worker, message: dict[str, Any] | None
+def told(
+    order: Order, jobs: Queue, workers: list[Worker], worker: Worker, message: dict[str, Any] | None
 ) -> Iterator[Event]:
+    """Yield what a worker's message means for the study; None: its stdout ended, and the worker with it."""
+    if message is not None and message["what"] == "idle":
+        worker.job = None
+        return
     if message is not None:
         event = Event(message["what"], message["job"], message["values"])
         yield event
         if event.what in ("done", "failed"):
-            worker.job = None
+            worker.told = True
             yield from jobs.over(event.job, event.what == "done")
         return
     workers.remove(worker)  # its stdout ended
     code = worker.process.wait()
-    if worker.job is not None:
+    if worker.job is not None and not worker.told:
         name = worker.job.name
         logs = (log_path(order.plan, name), _worker_log(order, worker.number))
         log = next((path for path in logs if path.is_file()), logs[1])  # it may not have come to the job's
@@ -117,27 +126,25 @@ def _why_dead(code: int, log: Path) -> str:
     return f"the worker ended with exit code {code}: {last_line([log]) or 'it said nothing'}"
 
 
-def _start(order: Order, number: int, news: queue.Queue[Any]) -> _Worker:
+def _start(order: Order, number: int, news: queue.Queue[Any]) -> Worker:
     environment = os.environ | worker_environment(order.resources.threads or 1)
     if (order.resources.gpus or 0) > 1:
         seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         environment["CUDA_VISIBLE_DEVICES"] = (
             seen[number] if len(seen) > number and seen[number] else str(number)
         )
-    log = _worker_log(order, number)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as stderr:
+    with opened_log(_worker_log(order, number)) as stderr:
         # its own session: Ctrl-C reaches the driver alone, which then stops its workers in order
         process = subprocess.Popen(
             [sys.executable, "-m", "prunelab.launch.run.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=stderr, text=True, env=environment, start_new_session=True,
         )  # fmt: skip
-    worker = _Worker(number, process)
+    worker = Worker(number, process)
     threading.Thread(target=_listen, args=(worker, news), daemon=True).start()
     return worker
 
 
-def _listen(worker: _Worker, news: queue.Queue[Any]) -> None:
+def _listen(worker: Worker, news: queue.Queue[Any]) -> None:
     assert worker.process.stdout is not None
     for line in worker.process.stdout:
         news.put((worker, json.loads(line)))
@@ -145,8 +152,8 @@ def _listen(worker: _Worker, news: queue.Queue[Any]) -> None:
 
 
 @contextmanager
-def _processes() -> Iterator[list[_Worker]]:
-    workers: list[_Worker] = []
+def _processes() -> Iterator[list[Worker]]:
+    workers: list[Worker] = []
     try:
         yield workers
     finally:

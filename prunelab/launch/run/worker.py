@@ -1,7 +1,8 @@
 """Inside a job: run stages, resume them, write their records. The one place that catches everything.
 
 As a program (``python -m prunelab.launch.run.worker``) it is a long-lived process of the local pool: jobs come
-as JSON lines on stdin, events go as JSON lines to stdout, and all that libraries print goes to the job's log.
+as JSON lines on stdin, events go as JSON lines to stdout (``idle`` once it could take another job), and all that
+libraries print goes to the job's log.
 When stdin closes, its driver is gone and so is the worker, at once: what is finished is in the store.
 """
 
@@ -12,16 +13,18 @@ import json
 import os
 import socket
 import sys
+import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from prunelab.errors import PrunelabError, StageError, StoreError
+from prunelab.files import full_place, is_full, refused
 from prunelab.launch.run.failure import failure_path, keep_failure
 from prunelab.launch.run.log import log_path, log_to
 from prunelab.launch.track.mirror import Mirror
@@ -193,6 +196,7 @@ def run_job(
 ) -> bool:  # fmt: skip
     """Run a job's stages in order; report ``done``, or ``failed`` with the reason. Returns whether it succeeded.
 
+    A reason is sent before it is noted in the study and told to the tracker: what cannot be written hides it from nobody.
     ``log``: the file that this process's prints go to, None if that is the terminal. Raises Interrupted
     at the next safe point once ``interrupted()`` says so.
     """
@@ -217,18 +221,32 @@ def run_job(
     except Exception as error:  # whatever it is, it is recorded, and other jobs go on
         with suppress(OSError):  # nothing here may hide the reason, a full disk least of all
             traceback.print_exc()
-        reason = " ".join(str(error).split()) or repr(error)
-        if not isinstance(error, PrunelabError):
-            reason = f"{type(error).__name__}: {reason}"
+        reason = reason_of(error, _places(plan, key))
         note = {"key": key, "job": job.name, "stage": plan.stages[key].kind, "reason": reason,
                 "traceback": traceback.format_exc(), "time": time.time(), **logged}  # fmt: skip
+        # first of all: what is written below may meet the same full disk
+        send("failed", {"reason": reason, "stage": plan.stages[key].kind, **logged})
         keep_failure(plan, note)
         if mirror:
             mirror.failed(reason)
-        send("failed", {"reason": reason, "stage": plan.stages[key].kind, **logged})
         return False
     send("done", {})
     return True
+
+
+def reason_of(error: Exception, places: Sequence[Path]) -> str:
+    """Return what to tell of an error, in one line; ``places``: where there may be no room if the error names no file."""
+    if isinstance(error, OSError) and is_full(error):
+        error = refused(full_place(error, places), error)
+    reason = " ".join(str(error).split()) or repr(error)
+    return reason if isinstance(error, PrunelabError) else f"{type(error).__name__}: {reason}"
+
+
+def _places(plan: Plan, key: str) -> list[Path]:
+    """Return where a stage writes: its folder, the study, and what libraries take for their own."""
+    stage = plan.stages[key]
+    own = [locate(plan.store, stage.kind, key, stage.folder)] if kind_of(stage.kind).home == "store" else []
+    return [*own, plan.folder, Path(tempfile.gettempdir()), Path.home()]
 
 
 def worker_environment(threads: int) -> dict[str, str]:
@@ -260,8 +278,13 @@ def main() -> int:
             events.write(json.dumps({"what": what, "job": name, "values": dict(values)}) + "\n")
 
         log = log_path(plan, job.name)
-        log_to(log, f"pid {os.getpid()}")
-        run_job(plan, job, order["runtime"], send, log=log)
+        try:
+            log_to(log, f"pid {os.getpid()}")
+        except StoreError as error:
+            send("failed", {"reason": str(error)})
+        else:
+            run_job(plan, job, order["runtime"], send, log=log)
+        send("idle", {})
     return 0
 
 

@@ -19,11 +19,13 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from prunelab.files import replace_file
+from prunelab.errors import StoreError
+from prunelab.files import open_shared, replace_file
 from prunelab.launch.run.log import log_path, log_to
 from prunelab.launch.run.worker import run_job
 from prunelab.launch.slurm import scheduler
@@ -64,11 +66,15 @@ class Note:
         if what == "progress" and now - self._spoken < _PROGRESS_S:
             return
         self._spoken = now if what == "progress" else self._spoken
-        with self._events.open("a", encoding="utf-8") as file:
+        with (
+            suppress(OSError),
+            open_shared(self._events) as file,
+        ):  # a full disk: the log and SLURM say the rest
             file.write(json.dumps({"what": what, "values": dict(values)}) + "\n")
 
     def _save(self) -> None:
-        replace_file(self._path, json.dumps(self._values).encode("utf-8"))
+        with suppress(StoreError):
+            replace_file(self._path, json.dumps(self._values).encode("utf-8"))
 
 
 class Signals:
