@@ -14,14 +14,15 @@ from prunelab.files import replace_file
 from prunelab.lock import is_locked, locked
 
 SUFFIX = ".run.json"
+UNOPENED = "none"
 
 
 @dataclass(frozen=True)
 class Note:
-    """``mode`` online or offline; ``ended`` open, ok or failed; ``rows`` of history, told or known to the server.
+    """``mode`` online, offline or UNOPENED; ``ended`` open, ok or failed; ``rows`` of history, told or known to the server.
 
     ``whole``: the run's folder tells all there is; ``sent``: the server has all of it; ``reason`` says in one
-    clause why not, or why the run is offline.
+    clause why not, or why the run is offline. ``refused``: W&B did not open the run as it is.
     """
 
     id: str
@@ -31,6 +32,7 @@ class Note:
     sent: bool = False
     rows: int = 0
     reason: str = ""
+    refused: bool = False
 
     def save(self, folder: Path) -> None:
         """Write the note into the study's tracking folder, by rename."""

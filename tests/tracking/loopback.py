@@ -18,12 +18,16 @@ class _Server(ThreadingHTTPServer):
 
 
 class Loopback:
-    """Runs, artefacts and blobs in ``held``; ``operations`` in order; ``fault`` is "", "500" or "hang"."""
+    """Runs, artefacts and blobs in ``held``; ``operations`` in order; ``fault`` is "", "500" or "hang".
+
+    ``refused`` names operations, and "file_stream", that this user may not do.
+    """
 
     def __init__(self, served: Any) -> None:
         self.operations: list[str] = []
         self.unknown: list[str] = []
         self.fault = ""
+        self.refused: set[str] = set()
         self.requests = 0
         self._released = threading.Event()
         self._lock = threading.Lock()
@@ -58,6 +62,8 @@ class Loopback:
         match = re.search(r"(?:query|mutation)\s+(\w+)", query)
         name = match.group(1) if match else query[:40]
         self.operations.append(name)
+        if name in self.refused:
+            return {"data": None, "errors": [{"message": "permission denied"}]}
         answer = self.held.answer(name, variables)
         if answer is None:
             self.unknown.append(name)
@@ -80,6 +86,8 @@ class Loopback:
                         answer = loopback.graphql(asked["query"], asked.get("variables") or {})
                     return self._send(200, answer)
                 if match := re.fullmatch(r"/files/[^/]+/([^/]+)/([^/]+)/file_stream", self.path):
+                    if "file_stream" in loopback.refused:
+                        return self._send(403, {"error": "permission denied"})
                     with loopback._lock:
                         loopback.held.run(match[2], match[1]).stream(json.loads(raw))
                     return self._send(200, {"exitcode": None, "limits": {}})

@@ -9,6 +9,7 @@ from prunelab.launch.run.failure import read_failure
 from prunelab.launch.run.log import log_path
 from prunelab.launch.run.runner import finished
 from prunelab.launch.slurm import command
+from prunelab.launch.track.loss import show_losses
 from prunelab.lock import is_locked
 from prunelab.plan.graph import jobs
 from prunelab.plan.study import Plan
@@ -24,6 +25,7 @@ def show_status(plan: Plan, console: Console, *, whole: bool) -> int:
         views = local_views(plan, done)
     found = lines(plan, views, done)
     console.print(table(plan, found, whole=whole, note=note))
+    show_losses(plan, console)
     return 1 if any(line.state in ("failed", "skipped") for line in found) else 0
 
 

@@ -11,7 +11,7 @@ from prunelab.launch.monitor.preview import preview
 from prunelab.launch.monitor.view import View
 from prunelab.launch.run.base import Launcher
 from prunelab.launch.run.runner import finished, local_resources, run_study
-from prunelab.launch.track.mirror import untold, waiting_runs
+from prunelab.launch.track.loss import show_losses
 from prunelab.plan.graph import jobs
 from prunelab.plan.study import Plan, left_out
 
@@ -52,16 +52,7 @@ def drive(plan: Plan, launcher: Launcher, console: Console, *, dry_run: bool, re
     console.print(f"ran {ran} in {outcome.seconds:.1f} s", highlight=False)
     if report:
         _report(outcome.plan_file, console)
-    lost = untold(plan, finished(plan))
-    if lost:
-        names = ", ".join(trial.name for trial in lost[:3]) + (", ..." if len(lost) > 3 else "")
-        words = f"{len(lost)} finished trials were not tracked ({names}): their logs say why."
-        words += f" Try again with: prunelab retry {plan.folder}"
-        console.print(words, style="yellow", highlight=False, soft_wrap=True, markup=False)
-    waiting = waiting_runs(plan)
-    if waiting:
-        words = f"W&B lacks {waiting} of the runs; send them with: prunelab sync {plan.folder}"
-        console.print(words, highlight=False, soft_wrap=True, markup=False)
+    show_losses(plan, console)
     for job, values in {**outcome.failed, **outcome.skipped}.items():
         console.print(
             f"{job}: {values['reason']}", style="red", markup=False, highlight=False, soft_wrap=True

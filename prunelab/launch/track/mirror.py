@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prunelab.launch.track.lineage import lineage
-from prunelab.plan.kind import TRACK, kind_of, metric_prefix
+from prunelab.plan.kind import kind_of, metric_prefix
 from prunelab.plan.study import Plan, Trial
 from prunelab.store.layout import METRICS, is_done, locate
 from prunelab.store.record import read_record
@@ -109,19 +109,11 @@ def is_told(plan: Plan, trial: Trial) -> bool:
     return note is not None and note.ended == "ok"
 
 
-def untold(plan: Plan, done: Collection[str]) -> list[Trial]:
-    """Return the trials that are finished but for telling their trackers of them."""
-    return [
-        trial
-        for trial in plan.trials
-        if TRACK in trial.stages and set(trial.stages.values()) - set(done) == {trial.stages[TRACK]}
-    ]
-
-
-def waiting_runs(plan: Plan) -> int:
-    """Return how many of a plan's trials have told a tracker on disk more than a server knows."""
-    notes = (read_note(tracking_folder(plan), run_id(trial.key)) for trial in plan.trials)
-    return sum(note is not None and note.ended != "open" and not note.sent for note in notes)
+def is_finished(plan: Plan, trial: Trial) -> bool:
+    """Say whether the store has all of a trial's stages, whatever its tracker was told."""
+    stages = [plan.stages[key] for key in trial.stages.values()]
+    stages = [stage for stage in stages if kind_of(stage.kind).home == "store"]
+    return all(is_done(locate(plan.store, stage.kind, stage.key, stage.folder)) for stage in stages)
 
 
 def run_info(plan: Plan, trial: Trial) -> RunInfo:

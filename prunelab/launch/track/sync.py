@@ -14,20 +14,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from prunelab.errors import LaunchError
+from prunelab.errors import LaunchError, PrunelabError
 from prunelab.launch.run.failure import read_failure
 from prunelab.launch.track.lineage import lineage
-from prunelab.launch.track.mirror import Mirror, run_info, tracking_folder
+from prunelab.launch.track.mirror import Mirror, is_finished, run_info, tracking_folder
 from prunelab.lock import locked
-from prunelab.plan.kind import kind_of
 from prunelab.plan.study import Plan, Trial, load_plan
-from prunelab.store.layout import is_done, locate
 from prunelab.tracking.base import run_id
-from prunelab.tracking.note import Note, is_live, read_note
+from prunelab.tracking.note import UNOPENED, Note, is_live, read_note
 from prunelab.tracking.secret import one_line
 from prunelab.tracking.wandb.file import Fragment, read_fragment, run_files
 from prunelab.tracking.wandb.mirror import WandbTracker
-from prunelab.tracking.wandb.probe import Decision, decide
+from prunelab.tracking.wandb.probe import Decision, decide, is_wanted
 from prunelab.tracking.wandb.server import Held, Server
 from prunelab.tracking.wandb.sync import send_folder
 
@@ -122,7 +120,9 @@ class Sync:
         for name in dict.fromkeys([*known, *files]):
             plan, trial = known.get(name, (self.plan, None))
             note = read_note(self._folder, name)
-            if name in files or note is not None:
+            # a finished trial without either was to be tracked, and no run could be opened
+            lost = trial and is_wanted(trial.config["tracking"]) and is_finished(plan, trial)
+            if name in files or note is not None or lost:
                 runs.append(_Run(name, plan, trial, note, files.get(name, [])))
         return runs
 
@@ -138,13 +138,17 @@ class Sync:
             }
             for job in as_completed(jobs):
                 run = jobs[job]
-                reason = job.result() or _lacks(run, server.held(run.id), run.whole.rows if run.whole else 0)
+                rows = run.whole.rows if run.whole else 0
+                unsent = job.result()
+                there = server.held(run.id) if unsent else server.settled(run.id, rows)
+                reason = unsent or _lacks(run, there, rows)
                 if not reason:
                     yield self._done(run, "its folder")
-                elif run.trial is not None and server.held(run.id).over:
-                    again.append(run)  # it is there, and something is missing
+                elif run.trial is not None and (there.over or (unsent and not there.rows)):
+                    # a part is missing; or all, and a folder keeps the names it was made with
+                    again.append(run)
                 else:
-                    yield Sent(run.name, "failed", reason, run.torn)
+                    yield self._failed(run, reason)
         for run in again:
             yield self._again(run, server, decision, held[run.id])
 
@@ -155,18 +159,28 @@ class Sync:
             if run.torn and run.whole is None:
                 return Sent(run.name, "torn", "no plan of this study knows the run", run.torn)
             reason = f"the server has {held.rows} rows of it, and no plan of this study knows the rest"
-            return Sent(run.name, "failed", reason, run.torn)
+            return self._failed(run, reason)
         try:
-            rows = tell(run.plan, run.trial, {**self._config, "finish_timeout": self._seconds}, decision)
-            reason = _lacks(run, server.held(run.id), rows)
+            # tags: run_info has the trial's own
+            config = {**self._config, "tags": (), "finish_timeout": self._seconds}
+            rows = tell(run.plan, run.trial, config, decision)
+            reason = _lacks(run, server.settled(run.id, rows), rows)
+        except PrunelabError as error:
+            reason = str(error)
         except Exception as error:  # a third party's: the other runs go on
-            reason = one_line(error)
-        return Sent(run.name, "failed", reason, run.torn) if reason else self._done(run, "the store")
+            return self._failed(run, one_line(error), refused=True)
+        return self._failed(run, reason) if reason else self._done(run, "the store")
 
     def _done(self, run: _Run, source: str) -> Sent:
         note = read_note(self._folder, run.id) or Note(run.id, "offline", "ok", whole=True)
         replace(note, sent=True).save(self._folder)
         return Sent(run.name, "sent", f"from {source}", run.torn)
+
+    def _failed(self, run: _Run, reason: str, *, refused: bool = False) -> Sent:
+        if run.trial is not None:  # what the study says of its losses is the last that was heard
+            note = read_note(self._folder, run.id) or Note(run.id, UNOPENED)
+            replace(note, sent=False, reason=reason, refused=refused).save(self._folder)
+        return Sent(run.name, "failed", reason, run.torn)
 
     @property
     def _seconds(self) -> float:
@@ -178,7 +192,7 @@ def tell(plan: Plan, trial: Trial, config: Mapping[str, Any], decision: Decision
     tracker = WandbTracker(config, run_info(plan, trial), decision, strict=True)
     mirror = Mirror(plan, trial, own=(), tracker=tracker)
     mirror.unfinished()
-    if _finished(plan, trial):
+    if is_finished(plan, trial):
         mirror.finish(True)
     elif failure := next(filter(None, (read_failure(plan, key) for key in trial.stages.values())), None):
         mirror.failed(failure.reason)
@@ -191,21 +205,12 @@ def tell(plan: Plan, trial: Trial, config: Mapping[str, Any], decision: Decision
 
 def _lacks(run: _Run, held: Held, rows: int) -> str:
     """Return what the server lacks of a run that was sent, "" if nothing."""
-    if held.rows < rows:
-        return f"the server has {held.rows} of {rows} rows"
-    if not held.over:
-        return "the server has not seen its end"
-    if run.trial is None or not _finished(run.plan, run.trial):
-        return ""
+    lack = held.lack(rows)
+    if lack or run.trial is None or not is_finished(run.plan, run.trial):
+        return lack
     inputs = {item.name for item, used in lineage(run.plan, run.trial) if used}
     lacking = sorted(inputs - held.inputs)
     return f"the server does not link it to {', '.join(lacking)}" if lacking else ""
-
-
-def _finished(plan: Plan, trial: Trial) -> bool:
-    stages = [plan.stages[key] for key in trial.stages.values()]
-    stages = [stage for stage in stages if kind_of(stage.kind).home == "store"]
-    return all(is_done(locate(plan.store, stage.kind, stage.key, stage.folder)) for stage in stages)
 
 
 def _marked(run: _Run) -> bool:

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from prunelab.launch.track.sync import Sent, Sync
 from prunelab.plan.study import Plan
+from prunelab.tracking.wandb.probe import is_wanted
 
 _STYLES = {"sent": "green", "failed": "red", "torn": "yellow", "live": "cyan"}
 
@@ -25,7 +26,10 @@ def show_sync(plan: Plan, console: Console, timeout_s: float | None) -> int:
     if torn:
         parts.append(f"{torn} torn {'file' if torn == 1 else 'files'} skipped")
     if not parts:
-        parts = ["no W&B runs here; tracking=wandb makes them"]
+        wanted = any(is_wanted(trial.config["tracking"]) for trial in plan.trials)
+        parts = ["no trial has anything to tell W&B yet"]
+        if not wanted:
+            parts = ["no W&B runs here; tracking=wandb makes them"]
     elif not counts["sent"] and not counts["failed"]:
         parts.append("nothing to do")
     console.print(f"{plan.study}: {', '.join(parts)}", markup=False, highlight=False)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from prunelab.tracking.base import Artefact
+from prunelab.tracking.secret import one_line
 from prunelab.tracking.wandb.row import clean, columns_and_data
 
 Tables = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -44,10 +45,11 @@ def _plot(wandb: Any, name: str, columns: list[str], data: list[list[Any]]) -> A
     return wandb.plot.line(table, x=x, y=y, stroke=stroke, title=f"{y} by {x}")
 
 
-def send_artefact(run: Any, item: Artefact, *, used: bool) -> None:
+def send_artefact(run: Any, item: Artefact, *, used: bool) -> Any:
     """Log an artefact whose files stay where they are: a manifest of URIs, sizes and digests is all that is sent.
 
-    The manifest's digest is the MD5 that W&B checks on download; the store's sha256 stands beside it.
+    The manifest's digest is the MD5 that W&B checks on download; the store's sha256 stands beside it. Returns the
+    SDK's artifact, whose ``wait`` raises what the server refuses.
     """
     import wandb
 
@@ -58,31 +60,24 @@ def send_artefact(run: Any, item: Artefact, *, used: bool) -> None:
     if used:
         # What `use_artifact` does with a new artefact, except that this neither waits for the server nor refuses
         # to work offline: the use is in the transaction log, and a later sync tells it. No run has made it.
-        run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
-    else:
-        run.log_artifact(artifact)
+        return run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
+    return run.log_artifact(artifact)
 
 
-def within(seconds: float, call: Callable[[], None]) -> str:
-    """Run ``call`` in a thread and wait at most ``seconds``; return "" or why it did not come to its end.
+def within(seconds: float, what: str, call: Callable[[], str]) -> str:
+    """Run ``call`` in a thread and wait at most ``seconds``; return what it returns, or why it did not come to its end.
 
     The SDK asks the server about each artefact before it logs it, and waits 20 s for one that hangs.
     """
-    failed: list[BaseException] = []
+    said: list[str] = []
 
     def run() -> None:
         try:
-            call()
+            said.append(call())
         except Exception as error:  # a third party's, told by its caller
-            failed.append(error)
+            said.append(one_line(error))
 
     thread = threading.Thread(target=run, daemon=True, name="prunelab-wandb-end")
     thread.start()
     thread.join(seconds)
-    if thread.is_alive():
-        return f"tables and artefacts took longer than {seconds:g} s"
-    if failed:
-        from prunelab.tracking.secret import one_line
-
-        return one_line(failed[0])
-    return ""
+    return said[0] if said else f"{what} took longer than {seconds:g} s"

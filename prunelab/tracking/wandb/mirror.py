@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
 
 from prunelab.errors import ConfigError, StoreError, nearest
 from prunelab.files import make_folder
 from prunelab.tracking.base import Artefact, NullTracker, RunInfo, Tracker
-from prunelab.tracking.note import Note, live_lock
+from prunelab.tracking.note import UNOPENED, Note, live_lock
 from prunelab.tracking.secret import one_line, without_secrets
 from prunelab.tracking.wandb.end import send_artefact, send_tables, within
 from prunelab.tracking.wandb.opening import end_timeout, open_run
 from prunelab.tracking.wandb.probe import Decision, decide
 from prunelab.tracking.wandb.process import Folders, Preemption
 from prunelab.tracking.wandb.row import as_number, axis_of, clean, flat_row
+from prunelab.tracking.wandb.server import Server
 
 LOGGER = logging.getLogger(__name__)
 LIVE: set[int] = set()  # this process's trackers with a run, by id()
@@ -30,7 +31,7 @@ LIVE: set[int] = set()  # this process's trackers with a run, by id()
 def open_tracker(tracking_config: Mapping[str, Any], run: RunInfo) -> Tracker:
     """The tracker that ``conf/tracking/*.yaml`` names. Takes at most two seconds to choose online or offline.
 
-    Whatever goes wrong with W&B itself is one warning and a ``NullTracker``.
+    Whatever goes wrong with W&B itself is one warning, a note beside the runs, and a ``NullTracker``.
 
     Raises:
         ConfigError: the tracker's name or mode is unknown.
@@ -47,6 +48,8 @@ def open_tracker(tracking_config: Mapping[str, Any], run: RunInfo) -> Tracker:
         return WandbTracker(tracking_config, run, decision)
     except Exception as error:  # the trial outlives its tracker, whatever a third party raises
         LOGGER.warning("W&B is left out of %s: %s", run.name, one_line(error))
+        with suppress(OSError, StoreError):  # the warning says it too
+            Note(run.id, UNOPENED, reason=one_line(error), refused=True).save(run.folder)
         return NullTracker()
 
 
@@ -60,6 +63,7 @@ class WandbTracker:
         self._artefacts: list[tuple[Artefact, bool]] = []
         self._axes: set[str] = set()
         self._rows, self._broken = 0, ""
+        self._config, self._decision = config, decision
         self._end_s, self._folder = end_timeout(config), run.folder
         make_folder(run.folder)
         self._lock = ExitStack()
@@ -77,7 +81,8 @@ class WandbTracker:
             self._lock.close()
             raise
         self._known = int(self._run.starting_step or 0)  # rows the server has from an earlier start
-        self.note = Note(run.id, self.mode, reason=self.reason if self.mode == "offline" else "")
+        reason = self.reason if self.mode == "offline" else ""
+        self.note = Note(run.id, self.mode, reason=reason, refused=self.mode != decision.mode)
         self.note.save(run.folder)
         self._signal = Preemption(self._run)
         LIVE.add(id(self))
@@ -141,22 +146,34 @@ class WandbTracker:
             return self.note.ended == "ok"
         before = self._broken  # told when it happened
         if ok:
-            self._broken = self._broken or within(self._end_s, lambda: self._send_end(run))
+            self._broken = self._broken or within(
+                self._end_s, "tables and artefacts", lambda: self._send_end(run)
+            )
         try:
             run.finish(exit_code=0 if ok else 1)
         except TimeoutError:
             self._broken = f"the server did not take the rest within {self._end_s:g} s"
         except Exception as error:  # the trial outlives its tracker, whatever a third party raises
             self._broken = self._broken or one_line(error)
+        if self.mode == "online" and not self._broken:
+            self._broken = within(self._end_s, "asking what has arrived", lambda: self._lack(run))
         if self._broken and not before:
             LOGGER.warning("W&B has not all of it (prunelab sync sends the rest): %s", self._broken)
         self._close(ok)
         return True
 
-    def _send_end(self, run: Any) -> None:
+    def _send_end(self, run: Any) -> str:
         send_tables(run, self._tables)
-        for item, used in self._artefacts:
-            send_artefact(run, item, used=used)
+        sent = [send_artefact(run, item, used=used) for item, used in self._artefacts]
+        if self.mode == "online":  # the SDK raises what the server refuses only for those who wait
+            for artifact in sent:
+                artifact.wait()
+        return ""
+
+    def _lack(self, run: Any) -> str:
+        """Return what the server has not of the ended run: that it refused rows, the SDK says to a terminal only."""
+        server = Server({**self._config, "entity": run.entity, "project": run.project}, self._decision)
+        return server.settled(run.id, self._rows).lack(self._rows)
 
     def _close(self, ok: bool) -> None:
         """Note how it ended and give back lock, variables and SIGTERM.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from prunelab.tracking.secret import one_line
 from prunelab.tracking.wandb.probe import Decision
 
 _TIMEOUT_S = 20
+LAG_S = 5.0  # a server may count rows a little after it took them
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,12 @@ class Held:
     rows: int
     over: bool
     inputs: frozenset[str]
+
+    def lack(self, rows: int) -> str:
+        """Return what there is not of a run that told ``rows`` and its end, "" if nothing."""
+        if self.rows < rows:
+            return f"the server has {self.rows} of {rows} rows"
+        return "" if self.over else "the server has not seen its end"
 
 
 class Server:
@@ -49,6 +57,13 @@ class Server:
             ):  # the SDK's words in 0.31: it has no class of its own for it
                 return Held(0, False, frozenset())
             raise self._refused(error) from error
+
+    def settled(self, run_id: str, rows: int) -> Held:
+        """Return what there is of a run that was told to its end: as soon as nothing lacks, or after LAG_S seconds."""
+        end = time.monotonic() + LAG_S
+        while (held := self.held(run_id)).lack(rows) and time.monotonic() < end:
+            time.sleep(0.5)
+        return held
 
     def _refused(self, error: Exception) -> LaunchError:
         return LaunchError(

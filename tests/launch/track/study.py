@@ -94,6 +94,7 @@ def _write_stage(plan: Plan, stage: Stage) -> None:
 QUICK = """_target_: prunelab.reconstruction.exact.LeastSquares
 name: layer
 revision: 1
+masks: before
 target: local
 solver: gradient
 damping: 1.0e-4

@@ -184,11 +184,8 @@ def test_a_failed_trial_alerts_without_secrets_and_keeps_its_rows(
     loopback.forget()
     code, text = say(plan)
     assert code == 0, text  # without its note, and without the server's memory
-    assert (len(loopback.run.history) >= rows, loopback.run.exitcode, len(loopback.run.alerts)) == (
-        True,
-        1,
-        1,
-    )
+    run = loopback.held.runs[run_id(trial.key)]
+    assert (len(run.history) >= rows, run.exitcode, len(run.alerts)) == (True, 1, 1)
 
 
 def test_without_key_or_server_it_says_so_at_once(
@@ -214,15 +211,17 @@ def test_without_key_or_server_it_says_so_at_once(
 
 
 def test_a_run_that_lives_is_left_alone_and_an_untracked_study_says_so(loopback, lab, finished, tmp_path):
+    none = lab.tracked(finished, tmp_path / "none", name="none")
+    assert say(none) == (0, "lab: no W&B runs here; tracking=wandb makes them\n")
     plan = lab.tracked(finished, tmp_path / "off", mode="offline")
-    assert say(plan) == (0, "lab: no W&B runs here; tracking=wandb makes them\n")
     tell(plan, 0)
+    names = [trial.name for trial in plan.trials]
     with live_lock(tracking_folder(plan), run_id(plan.trials[0].key)):
         code, text = say(plan)
     assert code == 0
-    assert (
-        text
-        == f"live: {plan.trials[0].name}  its trial is running\nlab: 1 running, left alone, nothing to do\n"
+    assert text == (
+        f"live: {names[0]}  its trial is running\nsent: {names[1]}  from the store\n"
+        "lab: 1 sent, 1 running, left alone\n"
     )
 
 
@@ -243,4 +242,4 @@ def test_what_the_sdk_refuses_is_failed_with_its_reason(loopback, lab, finished,
         "failed: feedfeedfeedfeed  the server has 1 rows of it, and no plan of this study knows the rest"
         in text
     )
-    assert "lab: 1 sent, 1 failed" in text
+    assert "lab: 2 sent, 1 failed" in text
