@@ -8,7 +8,7 @@ from typing import Any
 
 from prunelab.tracking.base import Artefact
 from prunelab.tracking.secret import one_line
-from prunelab.tracking.wandb.row import clean, columns_and_data
+from prunelab.tracking.wandb.row import clean, columns_and_data, short
 
 Tables = Mapping[str, Sequence[Mapping[str, Any]]]
 _BLOCKS, _SHOTS = ("block", "error", "stream"), ("shot", "achieved", None)
@@ -30,10 +30,12 @@ def send_tables(run: Any, tables: Tables) -> None:
         if not data:
             continue
         # the summary, not the history: a run that is told again keeps one of them
-        run.summary[f"table/{clean(name)}"] = wandb.Table(columns=columns, data=data, allow_mixed_types=True)
+        run.summary[f"table/{short(clean(name))}"] = wandb.Table(
+            columns=columns, data=data, allow_mixed_types=True
+        )
         plot = _plot(wandb, name, columns, data)
         if plot is not None:
-            run.log({f"plot/{clean(name)}": plot})
+            run.log({f"plot/{short(clean(name))}": plot})
 
 
 def _plot(wandb: Any, name: str, columns: list[str], data: list[list[Any]]) -> Any:

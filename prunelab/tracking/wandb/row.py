@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+LONGEST_TABLE = 64
 AXES = ("shot", "block", "step", "tokens")
 
 
@@ -44,6 +46,13 @@ def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
 def clean(name: object) -> str:
     """A metric or config name without dots, which W&B would read as nesting."""
     return str(name).replace(".", "_")
+
+
+def short(name: str) -> str:
+    """``name``, or its start and a digest of all of it: W&B makes a table an artefact, whose name has 128 characters."""
+    if len(name) <= LONGEST_TABLE:
+        return name
+    return f"{name[: LONGEST_TABLE - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def as_number(value: Any) -> float | int | None:

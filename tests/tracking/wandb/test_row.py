@@ -1,6 +1,6 @@
 import numpy as np
 
-from prunelab.tracking.wandb.row import axis_of, columns_and_data, flat_config, flat_row
+from prunelab.tracking.wandb.row import axis_of, columns_and_data, flat_config, flat_row, short
 
 
 def test_block_row_becomes_flat_names_on_its_own_axis():
@@ -27,3 +27,10 @@ def test_names_have_no_dots():
 def test_table_holds_every_column_and_no_infinities():
     columns, data = columns_and_data([{"a": 1, "b": float("inf")}, {"a": 2, "c": "x"}])
     assert (columns, data) == (["a", "b", "c"], [[1, None, None], [2, None, "x"]])
+
+
+def test_long_names_of_tables_are_short_and_distinct():
+    assert short("sites") == "sites"
+    first, second = short("t" * 200), short("t" * 201)
+    assert (len(first), len(second)) == (64, 64)
+    assert first != second
