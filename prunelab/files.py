@@ -33,7 +33,12 @@ def replacing(path: Path, *, sync: bool = True, refusals: tuple[type[Exception],
     temporary = path.with_name(f".{path.name[:_NAME]}.{os.getpid()}.tmp")
     try:
         make_folder(path.parent)
+        temporary.touch()
+        usual = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
+        mode = stat.S_IMODE(temporary.stat().st_mode)
+        if usual & ~mode:  # safetensors closes its files to all others, whatever the umask
+            temporary.chmod(mode | usual)
         share(temporary)
         if sync:
             flush(temporary)
@@ -93,10 +98,11 @@ def share(path: Path) -> None:
         wanted = group | (above.st_mode & stat.S_ISGID if group else 0)
     else:
         wanted = group & (stat.S_IRGRP | stat.S_IWGRP)
-    if here.st_uid != os.geteuid() or not wanted & ~here.st_mode:
+    foreign = here.st_gid != above.st_gid
+    if here.st_uid != os.geteuid() or not wanted or not (foreign or wanted & ~here.st_mode):
         return
     with suppress(PermissionError):
-        if here.st_gid != above.st_gid:
+        if foreign:  # the folder lacks the setgid bit; rights that are there already would be another group's
             os.chown(path, -1, above.st_gid)
         path.chmod(stat.S_IMODE(here.st_mode) | wanted)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, SoftFileLease, Timeout
 
 from prunelab.errors import ConfigError, StoreError
-from prunelab.files import group_bits, make_folder, replace_file
+from prunelab.files import group_bits, make_folder, replace_file, share
 
 LEASE_S = 60.0
 SETTING = "PRUNELAB_LOCKS"
@@ -114,12 +114,20 @@ def _first_try(path: Path) -> tuple[BaseFileLock, bool]:
     if setting == "auto":
         lock = FileLock(path, mode=mode, fallback_to_soft=False)
         try:
-            return lock, _try(lock, 0.0)
+            return lock, _shared(path, _try(lock, 0.0))
         except OSError as error:
             if error.errno not in _NO_FLOCK:
                 raise
     lease = SoftFileLease(_lease_path(path), mode=mode, lease_duration=LEASE_S)
-    return lease, _try(lease, 0.0)
+    return lease, _shared(_lease_path(path), _try(lease, 0.0))
+
+
+def _shared(path: Path, held: bool) -> bool:
+    """Give a lock that is held to the group of its folder; return ``held``."""
+    if held:
+        with suppress(FileNotFoundError):
+            share(path)
+    return held
 
 
 def _try(lock: BaseFileLock, patience: float) -> bool:

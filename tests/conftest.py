@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,6 +17,7 @@ from prunelab.family import load_families
 from prunelab.models.decoder import Decoder
 from prunelab.models.random import random_decoder
 
+ROOT = Path(__file__).resolve().parents[1]
 FAMILY_NAMES = [family.name for family in load_families()]
 
 
@@ -36,3 +45,72 @@ def tokens() -> torch.Tensor:
     windows of 8.
     """
     return torch.randint(3, 64, (5, 20), generator=torch.Generator().manual_seed(7))
+
+
+class People:
+    """Users A and B, who share nothing but group ``lab``, and a folder ``place`` that both can reach."""
+
+    lab, ids = 58000, {"A": 58001, "B": 58002}
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        for user, number in self.ids.items():
+            self.folder(user, 0o755, number, number)
+
+    def folder(self, name: str, mode: int, user: int = 0, group: int | None = None) -> Path:
+        """Make a folder of root and the lab, or of whom it is said."""
+        folder = self.place / name
+        folder.mkdir()
+        os.chown(folder, user, self.lab if group is None else group)
+        folder.chmod(mode)
+        return folder
+
+    def python(
+        self, user: str, *words: str, umask: int = 0o022, member: bool = True, **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run Python as a user, in that user's folder. A member's own group is not the lab: that comes second."""
+        number = self.ids[user]
+        groups = ["--groups", str(self.lab)] if member else ["--clear-groups"]
+        identity = ["setpriv", f"--reuid={number}", f"--regid={number}", *groups]
+        command = f'umask {umask:o}; {_opened(Path(sys.base_prefix), ROOT)} cd "$HOME"; exec "$@"'
+        home = self.place / user
+        variables = {"HOME": str(home), "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+                     "USER": user, "PYTHONDONTWRITEBYTECODE": "1"}  # fmt: skip
+        return subprocess.run(
+            ["unshare", "--mount", "sh", "-ec", command, "sh", *identity, sys.executable, *words],
+            env=variables | env, capture_output=True, text=True, timeout=240, check=False,
+        )  # fmt: skip
+
+
+def _opened(*needed: Path) -> str:
+    """Return commands that let everybody reach ``needed`` in the mounts of one process, be they below a closed home."""
+    words = []
+    for path in needed:
+        closed = next((p for p in reversed(path.parents) if not p.stat().st_mode & 0o001), None)
+        if closed is not None:
+            words.append(
+                f'kept=$(mktemp -d); mount --bind "{path}" "$kept"; mount -t tmpfs -o mode=755 tmpfs "{closed}"; '
+                f'mkdir -p -m 755 "{path}"; mount --bind "$kept" "{path}"; umount "$kept"; rmdir "$kept";'
+            )
+    return "(umask 022;" + " ".join(words) + ");" if words else ""
+
+
+@pytest.fixture
+def people() -> Iterator[People]:
+    """Two real users; skipped where the test may not be somebody else."""
+    if (
+        sys.platform != "linux"
+        or os.geteuid() != 0
+        or not (shutil.which("setpriv") and shutil.which("unshare"))
+    ):
+        pytest.skip("root on Linux may be other users; this is not root")
+    place = Path(tempfile.mkdtemp(prefix="people-"))  # pytest's own folders are closed to others
+    place.chmod(0o755)
+    try:
+        lab = People(place)
+        tried = lab.python("A", "-c", "import prunelab.cli")
+        if tried.returncode:
+            pytest.skip(f"another user cannot run prunelab here: {tried.stderr[-300:]}")
+        yield lab
+    finally:
+        shutil.rmtree(place)

@@ -80,6 +80,17 @@ def test_what_is_made_has_the_groups_rights_of_its_folder(tmp_path: Path, strict
     assert mode(tmp_path / "a" / "file") == 0o660
 
 
+def test_a_file_that_a_library_closes_to_others_has_the_rights_of_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        with replacing(tmp_path / "file") as temporary:
+            temporary.unlink()
+            temporary.touch(mode=0o600)
+    finally:
+        os.umask(before)
+    assert mode(tmp_path / "file") & 0o644 == 0o644
+
+
 def test_a_private_folder_and_one_of_everybody_share_nothing(tmp_path: Path, strict_umask: None) -> None:
     for folder_mode in (0o700, 0o1777):
         folder = tmp_path / f"{folder_mode:o}"

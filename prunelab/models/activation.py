@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from prunelab.errors import ConfigError, StoreError
+from prunelab.files import make_folder, share
 
 GIB = 2**30
 FILES = "activations-"  # what the folders of a shelf's files begin with
@@ -172,6 +173,8 @@ def open_shelf(placement: Placement, dtype: torch.dtype, device: torch.device) -
             "runtime.activation_dtype", str(placement.dtype or dtype), "float32 | bfloat16 | float16"
         )
     if placement.folder is not None:
-        placement.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(placement.folder)
     with tempfile.TemporaryDirectory(prefix=FILES, dir=placement.folder) as folder:
+        if placement.folder is not None:
+            share(Path(folder))  # whoever goes on after a kill deletes what was left
         yield Shelf(placement, dtype, device, Path(folder))

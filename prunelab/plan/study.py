@@ -148,6 +148,17 @@ def require_store(folder: Path, store: Path) -> None:
         )
 
 
+def is_saved(plan: Plan) -> bool:
+    """Say whether the study's folder holds a plan of the same trials."""
+    try:
+        saved = load_plan(plan.folder)
+    except StoreError:
+        return False
+    return [(t.name, t.key, t.stages) for t in saved.trials] == [
+        (t.name, t.key, t.stages) for t in plan.trials
+    ]
+
+
 def left_out(plan: Plan) -> int:
     """Return how many trials of the plan that this one replaces, if any, are not in it."""
     try:

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from prunelab.errors import StoreError
-from prunelab.files import replace_file
+from prunelab.files import make_folder, replace_file
 from prunelab.report import amount, curves, layers, repairs
 from prunelab.report.aggregate import by_cell
 from prunelab.report.collect import Study, collect
@@ -42,12 +42,14 @@ def render_report(study: Study | Path, out: Path | None = None) -> Path:
     contents["report.md"] = markdown(study, pictures).encode("utf-8")
     contents["index.html"] = page(study, pictures).encode("utf-8")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for name, data in contents.items():
             replace_file(folder / name, data, sync=False)
-    except OSError as error:
+    except (OSError, StoreError) as error:
+        cause = error.__cause__ or error
         raise StoreError(
-            f"{folder} cannot be written: {error.strerror or error}. Choose another place."
+            f"{folder} cannot be written: {getattr(cause, 'strerror', None) or cause}. Choose another place: "
+            f"prunelab report {study.folder} --out FOLDER."
         ) from error
     return folder / "index.html"
 

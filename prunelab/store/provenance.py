@@ -54,7 +54,13 @@ def _commit() -> str | None:
 
 def _git(root: Path, *words: str) -> str:
     return subprocess.run(
-        ["git", *words], cwd=root, capture_output=True, text=True, check=True, timeout=10
+        # the checkout may be a colleague's, whose code runs here anyway; git would refuse to say its commit
+        ["git", "-c", f"safe.directory={root}", *words],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=10,
     ).stdout.strip()
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
@@ -21,7 +23,8 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from rich.console import Console
 
 from prunelab.config.compose import Composer
-from prunelab.errors import ConfigError
+from prunelab.errors import ConfigError, StoreError
+from prunelab.files import replace_file
 from prunelab.launch.command.study import plan_study
 from prunelab.launch.run import drive
 from prunelab.launch.run.base import Launcher
@@ -36,6 +39,7 @@ _PLUGINS = Plugins.instance()
 BasicSweeper = importlib.import_module("hydra._internal.core_plugins.basic_sweeper").BasicSweeper
 
 _MODULE = "hydra_plugins.prunelab"
+_SWEEP = "multirun.yaml"  # what Hydra writes of a sweep
 
 
 class PrunelabSweeper(BasicSweeper):
@@ -49,10 +53,18 @@ class PrunelabSweeper(BasicSweeper):
                 "paths.root", paths.root, "a folder", "Leave it away for $PRUNELAB_HOME or ./outputs."
             )
         folder = Path(hydra.sweep.dir).expanduser()
-        check_writable(folder, "paths.study")
-        with read_write(hydra):
-            hydra.sweep.dir = str(folder)
-        return super().sweep(arguments)
+        with ExitStack() as stack:
+            try:
+                check_writable(folder, "paths.study")
+                replace_file(folder / _SWEEP, b"")  # Hydra writes into it, and could not into somebody else's
+            except StoreError:
+                if not (folder / "plan.json").is_file():
+                    raise
+                # somebody else's study: if all of it is finished it is only read, and `run_study` knows
+                folder = Path(stack.enter_context(TemporaryDirectory()))
+            with read_write(hydra):
+                hydra.sweep.dir = str(folder)
+            return super().sweep(arguments)
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Do nothing: the launcher composes and checks all of them at once, and much faster."""

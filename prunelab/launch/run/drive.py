@@ -69,11 +69,19 @@ def _report(plan_file: Path, console: Console) -> None:
     from prunelab.report.collect import collect
     from prunelab.report.render import render_report
 
+    page, reason = None, ""
     try:
         study = collect(plan_file)
-        page = render_report(study)
     except (PrunelabError, OSError) as error:
-        console.print(f"no report: {error}", style="red", markup=False)
+        console.print(f"no report: {error}", style="red", markup=False, soft_wrap=True)
         return
+    try:
+        page = render_report(study)
+    except (
+        PrunelabError,
+        OSError,
+    ) as error:  # a full disk, or somebody else's study: the table needs no place
+        reason = str(error)
     console.print(closing(study))
-    console.print(f"report {page}", highlight=False, soft_wrap=True, markup=False)
+    words, style = (f"report {page}", "") if page else (f"no report: {reason}", "red")
+    console.print(words, style=style, highlight=False, soft_wrap=True, markup=False)

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prunelab.errors import StoreError
 from prunelab.launch.run.base import Event, Launcher, Order, Resources
 from prunelab.launch.track.mirror import is_told
 from prunelab.plan.graph import jobs
 from prunelab.plan.kind import TRACK
-from prunelab.plan.study import Plan, save_plan
+from prunelab.plan.study import Plan, is_saved, save_plan
 from prunelab.store.layout import check_writable, index, is_done
 
 
@@ -44,12 +45,14 @@ def finished(plan: Plan) -> set[str]:
 def run_study(
     plan: Plan, launcher: Launcher, resources: Resources, listen: Callable[[Event], None]
 ) -> Outcome:
-    """Save the plan and run what the store lacks. Raises StoreError, before anything runs, if it cannot be written."""
+    """Save the plan and run what the store lacks. Raises StoreError, before anything runs, if it cannot be written.
+
+    A study and a store of somebody else that have everything are only read.
+    """
     todo = jobs(plan, finished(plan))
-    if todo:  # a store of somebody else that has everything is only read
+    if todo:
         check_writable(plan.store, "paths.store")
-    check_writable(plan.folder, "paths.study")
-    outcome, started = Outcome(save_plan(plan)), time.perf_counter()
+    outcome, started = Outcome(_saved(plan, needed=bool(todo))), time.perf_counter()
     order = Order(plan, outcome.plan_file, todo, resources)
 
     def note(event: Event) -> None:
@@ -66,6 +69,17 @@ def run_study(
         launcher.run(order, note)
     outcome.seconds = time.perf_counter() - started
     return outcome
+
+
+def _saved(plan: Plan, *, needed: bool) -> Path:
+    """Save the plan and return its file; where nothing is ``needed``, the same one that is there may be somebody else's."""
+    try:
+        check_writable(plan.folder, "paths.study")
+    except StoreError:
+        if needed or not is_saved(plan):
+            raise
+        return plan.folder / "plan.json"
+    return save_plan(plan)
 
 
 def local_resources(runtime: Mapping[str, Any]) -> Resources:

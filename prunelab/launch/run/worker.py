@@ -243,10 +243,10 @@ def reason_of(error: Exception, places: Sequence[Path]) -> str:
 
 
 def _places(plan: Plan, key: str) -> list[Path]:
-    """Return where a stage writes: its folder, the study, and what libraries take for their own."""
+    """Return where a stage writes: its folder, the study, and where libraries put what is for the moment."""
     stage = plan.stages[key]
     own = [locate(plan.store, stage.kind, key, stage.folder)] if kind_of(stage.kind).home == "store" else []
-    return [*own, plan.folder, Path(tempfile.gettempdir()), Path.home()]
+    return [*own, plan.folder, Path(tempfile.gettempdir())]
 
 
 def worker_environment(threads: int) -> dict[str, str]:

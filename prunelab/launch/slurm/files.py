@@ -48,7 +48,7 @@ class Files:
     def intend(self, uid: str, plan_file: Path, jobs: Sequence[Job], need: Need, now: float) -> Path:
         """Write down what is going to be submitted; return the file that the tasks read."""
         make_folder(self.jobs)
-        self.folder(uid).mkdir(parents=True)
+        make_folder(self.folder(uid))
         tasks = [{"name": job.name, "stages": job.stages, "trial": job.trial} for job in jobs]
         plain = {"plan": str(plan_file), "need": asdict(need), "jobs": tasks}
         replace_file(self.folder(uid) / "jobs.json", json.dumps(plain, indent=1).encode("utf-8"))

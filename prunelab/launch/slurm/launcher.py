@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from prunelab.files import make_folder
 from prunelab.launch.monitor.job_table import JobView
 from prunelab.launch.run.base import Event, Launcher, Order
 from prunelab.launch.run.runner import finished
@@ -34,7 +35,7 @@ class Slurm(Launcher):
     def run(self, order: Order, listen: Callable[[Event], None]) -> None:
         """Submit under the study's lock, so that of two drivers the second finds the first one's jobs; then follow."""
         plan, files = order.plan, Files(order.plan.folder)
-        files.slurm.mkdir(parents=True, exist_ok=True)
+        make_folder(files.slurm)
         with locked(files.slurm / "lock", f"submitting {plan.study}", timeout=_LOCK_S):
             done = finished(plan)
             todo = jobs(plan, done)
