@@ -13,6 +13,12 @@ from prunelab.config.place import conf_folder
 from prunelab.errors import ConfigError, ModelError
 
 
+@pytest.fixture(scope="module")
+def tokens() -> torch.Tensor:
+    """Tokens of kjv (4, 32) for embedded_opt: to take any, all of a split is tokenized."""
+    return prunelab.load_tokens(prunelab.load_model("embedded_opt"), "kjv", n_samples=4, seq_len=32)
+
+
 def test_the_six_lines(tmp_path: Path) -> None:
     model = prunelab.load_model("embedded_llama")
     tokens = prunelab.load_tokens(model, "austen", n_samples=4, seq_len=32)
@@ -36,27 +42,24 @@ PATTERNS = {
 }  # fmt: skip
 
 
-def test_every_method_of_the_command_line_prunes_here() -> None:
+def test_every_method_of_the_command_line_prunes_here(tokens: torch.Tensor) -> None:
     assert set(PATTERNS) == {path.stem for path in (conf_folder() / "method").glob("*.yaml")}
     for method, pattern in PATTERNS.items():
         model = prunelab.load_model("embedded_opt")
-        tokens = prunelab.load_tokens(model, "kjv", n_samples=2, seq_len=32)
-        step = {"step": None} if method == "surgeon" else {}
-        state = prunelab.prune(model, tokens, method=method, pattern=pattern, ratio=0.5, **step)
+        step = {"step": None} if pattern == "rows_columns" else {}
+        state = prunelab.prune(model, tokens[:2], method=method, pattern=pattern, ratio=0.5, **step)
         assert prunelab.ratios(model, state)["ratio/weights"] == pytest.approx(0.5, abs=2e-3)
 
 
 @pytest.mark.parametrize("allocation", ["global", "owl"])
-def test_allocations_by_name(allocation: str) -> None:
-    model = prunelab.load_model("embedded_llama")
-    tokens = prunelab.load_tokens(model, "kjv", n_samples=2, seq_len=32)
-    prunelab.prune(model, tokens, method="wanda", ratio=0.7, allocation=allocation, propagation="dense")
+def test_allocations_by_name(allocation: str, tokens: torch.Tensor) -> None:
+    model = prunelab.load_model("embedded_opt")
+    prunelab.prune(model, tokens[:2], method="wanda", ratio=0.7, allocation=allocation, propagation="dense")
 
 
 @pytest.mark.parametrize("repair", ["layer", "block", "block_gp", "cross_block"])
-def test_every_repair_lowers_the_error_it_fits(repair: str) -> None:
+def test_every_repair_lowers_the_error_it_fits(repair: str, tokens: torch.Tensor) -> None:
     model = prunelab.load_model("embedded_opt")
-    tokens = prunelab.load_tokens(model, "kjv", n_samples=4, seq_len=32)
     dense = model.decoder.model(tokens, output_hidden_states=True).hidden_states[-1]
     pruned = prunelab.prune(model, tokens, method="wanda", ratio=0.6)
 
@@ -65,18 +68,18 @@ def test_every_repair_lowers_the_error_it_fits(repair: str) -> None:
         return float((hidden - dense).square().sum())
 
     before, removed = error(), {name: site.mask.removed for name, site in pruned.sites()}
-    short = {} if repair == "layer" else {"epochs": 2, "min_updates": 0, "batch": 2, "learning_rate": 1e-3}
+    tuned = {"epochs": 2, "min_updates": 0, "batch": 2, "learning_rate": 1e-3}
+    short = {"tolerance": 1e-2} if repair == "layer" else tuned
     repaired = prunelab.repair(model, pruned, tokens, method=repair, **short)
     assert error() < before
     assert {name: site.mask.removed for name, site in repaired.sites()} == removed
 
 
-def test_masks_between_repairs() -> None:
-    tokens, states = None, {}
-    short = {"epochs": 2, "min_updates": 0, "batch": 2, "learning_rate": 1e-3}
+def test_masks_between_repairs(tokens: torch.Tensor) -> None:
+    states = {}
+    short = {"epochs": 1, "min_updates": 0, "batch": 2, "learning_rate": 1e-3}
     for way in ("before", "between"):
         model = prunelab.load_model("embedded_opt")
-        tokens = prunelab.load_tokens(model, "kjv", n_samples=4, seq_len=32)
         if way == "before":
             state = prunelab.prune(model, tokens, method="wanda", ratio=0.5)
             states[way] = prunelab.repair(model, state, tokens, **short)
@@ -91,9 +94,8 @@ def test_masks_between_repairs() -> None:
         prunelab.repair(model, states["before"], tokens, masks="between")
 
 
-def test_compact_is_smaller_and_the_same(tmp_path: Path) -> None:
+def test_compact_is_smaller_and_the_same(tmp_path: Path, tokens: torch.Tensor) -> None:
     model = prunelab.load_model("embedded_opt")
-    tokens = prunelab.load_tokens(model, "kjv", n_samples=2, seq_len=32)
     state = prunelab.prune(model, tokens, method="kobd", ratio=0.3, step=None)
     with torch.no_grad():
         masked, before = model.decoder.model(tokens).logits, model.decoder.n_parameters()
@@ -105,15 +107,14 @@ def test_compact_is_smaller_and_the_same(tmp_path: Path) -> None:
     assert not (tmp_path / "small").exists()
 
 
-def test_mistakes(tmp_path: Path) -> None:
+def test_mistakes(tmp_path: Path, tokens: torch.Tensor) -> None:
     with pytest.raises(ConfigError, match=r"model='embeded_llama'.*Did you mean 'embedded_llama'"):
         prunelab.load_model("embeded_llama")
     with pytest.raises(ConfigError, match="revision"):
         prunelab.load_model("meta-llama/Llama-2-7b-hf")
-    model = prunelab.load_model("embedded_llama")
+    model = prunelab.load_model("embedded_opt")
     with pytest.raises(ConfigError, match="corpus"):
         prunelab.load_tokens(model, "austin")
-    tokens = prunelab.load_tokens(model, "austen", n_samples=1, seq_len=8)
     with pytest.raises(ConfigError, match=r"ratio=1\.5"):
         prunelab.prune(model, tokens, ratio=1.5)
     with pytest.raises(ConfigError, match="method"):

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prunelab.plan.study import load_plan
+from prunelab.plan.study import Plan, load_plan
 from prunelab.stages.calibrate import read
 from prunelab.store.layout import locate
 from prunelab.store.record import read_record
@@ -23,8 +24,28 @@ STUDIES = {
     "single": ["method=wanda,sparsegpt", "sparsity=2of4"],
     "repaired": ["model=embedded_opt", "method=wanda", "sparsity=unstructured", "reconstruction=block",
                  "reconstruction.min_updates=2", "reconstruction.epochs=1"],
-    "lines": ["model=embedded_opt", "method=kobd", "sparsity.ratio=0.2", "model.dtype=bfloat16"],
+    "lines": ["model=embedded_opt", "method=kobd", "sparsity.ratio=0.2", "method.step=0.2",
+              "model.dtype=bfloat16"],
 }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the studies lie."""
+    return tmp_path_factory.mktemp("export")
+
+
+@pytest.fixture(scope="module")
+def plan_of(run_in: Run, folder: Path) -> Callable[[str], Plan]:
+    """``plan_of(study)`` is the plan of one of STUDIES that has run."""
+
+    @cache
+    def plan(study: str) -> Plan:
+        done = run_in(folder, f"study={study}", *STUDIES[study], "-m")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return load_plan(folder / "home" / "studies" / study)
+
+    return plan
 
 
 def perplexity(folder: Path, tokens: torch.Tensor) -> float:
@@ -38,52 +59,55 @@ def perplexity(folder: Path, tokens: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_plain_transformers_gives_the_numbers_of_the_record(
-    study: str, prunelab: Run, home: Path, tmp_path: Path
+    study: str, run_in: Run, folder: Path, plan_of: Callable[[str], Plan], tmp_path: Path
 ) -> None:
-    done = prunelab(f"study={study}", *STUDIES[study], "runtime.threads=1", "-m")
-    assert done.returncode == 0, done.stdout + done.stderr
-    plan = load_plan(home / "studies" / study)
+    plan = plan_of(study)
     for trial in plan.trials:
-        folder = tmp_path / "out" / trial.name
-        exported = prunelab("export", study, trial.name, str(folder), module="prunelab.cli")
+        out = tmp_path / "out" / trial.name
+        exported = run_in(folder, "export", study, trial.name, str(out), module="prunelab.cli")
         assert exported.returncode == 0, exported.stderr
         folders = {role: locate(plan.store, plan.stages[key].kind, key) for role, key in trial.stages.items()}
         recorded = read_record(folders["evaluate"]).metrics["ppl/austen"]
-        assert perplexity(folder, read(folders["test/austen"] / "outputs")) == pytest.approx(
-            recorded, rel=1e-6
-        )
-        assert AutoTokenizer.from_pretrained(folder)("some text")["input_ids"]
-        facts = json.loads((folder / "prunelab.json").read_text())
+        assert perplexity(out, read(folders["test/austen"] / "outputs")) == pytest.approx(recorded, rel=1e-6)
+        assert AutoTokenizer.from_pretrained(out)("some text")["input_ids"]
+        facts = json.loads((out / "prunelab.json").read_text())
         assert facts["trial"] == trial.name
         assert facts["metrics"]["ppl/austen"] == recorded
-        card = (folder / "README.md").read_text()
+        card = (out / "README.md").read_text()
         assert f"pruned by {trial.config['method']['name']}" in card
         assert f"| ppl/austen | {recorded:.6g} |" in card
-        weight = next(iter(AutoModelForCausalLM.from_pretrained(folder).model.parameters()))
+        weight = next(iter(AutoModelForCausalLM.from_pretrained(out).model.parameters()))
         assert weight.dtype == getattr(torch, trial.config["model"]["dtype"])
 
 
-def test_what_cannot_be_exported_is_said(prunelab: Run, home: Path, tmp_path: Path) -> None:
-    assert prunelab("study=s", "method=magnitude", "runtime.threads=1").returncode == 0
-    plan = load_plan(home / "studies" / "s")
+def test_what_cannot_be_exported_is_said(
+    run_in: Run, prunelab: Run, folder: Path, plan_of: Callable[[str], Plan], tmp_path: Path
+) -> None:
+    plan = plan_of("repaired")
     (trial,) = plan.trials
-
-    def export(name: str, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
-        return prunelab("export", "s", name, str(folder), *more, module="prunelab.cli")
-
-    wrong = export(trial.name.replace("magnitude", "magnitud"), tmp_path / "x")
+    words = ("export", str(plan.folder), trial.name.replace("wanda", "wand"), str(tmp_path / "x"))
+    wrong = prunelab(*words, module="prunelab.cli")
     assert wrong.returncode == 1
     assert f"Did you mean {trial.name!r}?" in wrong.stderr
+
+    def export(to: Path, *more: str) -> subprocess.CompletedProcess[str]:
+        return run_in(folder, "export", "repaired", trial.name, str(to), *more, module="prunelab.cli")
+
     full = tmp_path / "full"
     full.mkdir()
     (full / "mine.txt").write_text("keep me")
-    refused = export(trial.name, full)
+    refused = export(full)
     assert "is not empty" in refused.stderr
     assert (full / "mine.txt").read_text() == "keep me"
-    assert export(trial.name, full, "--force").returncode == 0
+    assert export(full, "--force").returncode == 0
     assert (full / "model.safetensors").is_file()
     evaluate = plan.stages[trial.stages["evaluate"]]
-    (locate(plan.store, evaluate.kind, evaluate.key) / "DONE").unlink()
-    unfinished = export(trial.name, tmp_path / "y")
+    done = locate(plan.store, evaluate.kind, evaluate.key) / "DONE"
+    text = done.read_bytes()
+    done.unlink()
+    try:
+        unfinished = export(tmp_path / "y")
+    finally:
+        done.write_bytes(text)
     assert "is not finished: evaluate is missing" in unfinished.stderr
     assert not (tmp_path / "y").exists()
