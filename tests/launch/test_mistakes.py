@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -143,6 +144,45 @@ def test_a_mistake_hides_no_other_and_makes_up_none(place: Path, capsys: pytest.
     assert capsys.readouterr().err.startswith("1 mistake in 1 trial")
 
 
+SOON_S = 2.0  # of the processor, not of a clock: the machine may be busy
+SOON = [
+    ("prunelab", ["method=surgeonn"], "Did you mean 'surgeon'?"),
+    ("prunelab", ["methd=surgeon"], "Did you mean 'method'?"),
+    ("prunelab", ["method=surgeon,kobd", "sparsity.ratio=0.1,0.2,1.5", "-m"], "(trials 2, 5)"),
+    ("prunelab", ["calibration=text", "calibration.path=nowhere.txt"], "No file at"),
+    ("prunelab", ["model=local", "model.id={0}/pickled_model"], "never loaded"),
+    ("prunelab", ["sparsity=2of4", "method=wanda", "allocation=owl"], "allocation='owl'"),
+    ("prunelab", ["hydra/launcher=slrm"], "slrm"),
+    ("prunelab.cli", ["status", "nothing"], "No study 'nothing'"),
+    ("prunelab.cli", ["retry", "nothing"], "No study 'nothing'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("module", "words", "said"), SOON, ids=lambda value: str(value)[:40])
+def test_told_in_less_than_two_seconds(module: str, words: list[str], said: str, place: Path) -> None:
+    words = [word.replace("{0}", str(place)) for word in words]
+    seconds = min(
+        _told(module, words, said, place) for _ in range(2)
+    )  # the first may compile what it imports
+    assert seconds < SOON_S
+
+
+def _told(module: str, words: list[str], said: str, place: Path) -> float:
+    """Return the seconds of the processor that a mistake took to tell, in a process of its own."""
+    root = Path(__file__).resolve().parents[2]
+    with (place / "said").open("w+") as err:
+        child = subprocess.Popen(
+            [sys.executable, "-m", module, *words], cwd=place, env={**os.environ, "PYTHONPATH": str(root)}, stderr=err,
+        )  # fmt: skip
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        err.seek(0)
+        text = err.read()
+    assert child.returncode == 1, text
+    assert said in text
+    return usage.ru_utime + usage.ru_stime
+
+
 # mistakes that only the data show: the trial fails, with the reason, and nothing else is lost
 LATE = [
     (["calibration=text", "calibration.path={0}/short.txt"], ["split 'train' is empty", "longer text"]),
@@ -191,8 +231,6 @@ def test_keys_of_swept_groups_reach_the_trials() -> None:
 
 
 def test_planning_imports_no_torch(place: Path) -> None:
-    import subprocess
-
     root = Path(__file__).resolve().parents[2]
     code = (
         "import sys; from prunelab.launch.command.entry import run; code = run(['prunelab', 'hydra.launcher.dry_run=true',"

@@ -82,3 +82,26 @@ def test_who_may_only_read_reads_and_is_told_so_when_something_is_to_be_written(
     done = people.python("B", "-c", STAGE, str(store), "one", "finish", member=False)
     assert "StoreError" in done.stderr
     assert "Permission denied. See to the permissions of" in done.stderr
+
+
+LEASE = """
+import os, signal, sys
+from pathlib import Path
+from prunelab import lock
+
+lock.LEASE_S, lock._SAID_S = 3.0, (0.5, 60.0)
+with lock.locked(Path(sys.argv[1]), "a stage"):
+    print("held")
+    if sys.argv[2] == "die":
+        sys.stdout.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_lease_of_a_dead_colleague_is_taken_over(people: Any) -> None:
+    path = people.folder("store", 0o2775) / "locks" / "x.lock"
+    dead = people.python("A", "-c", LEASE, str(path), "die", umask=0o077, PRUNELAB_LOCKS="lease")
+    assert dead.stdout == "held\n"
+    for user in ("B", "A"):
+        said = ok(people.python(user, "-c", LEASE, str(path), "end", umask=0o077, PRUNELAB_LOCKS="lease"))
+        assert said.endswith("held\n")
