@@ -1,4 +1,6 @@
-"""Facts that stand in one table stand nowhere else: a literal of a stage kind outside its table is a second table."""
+"""Facts that stand in one table stand nowhere else: a literal of a stage kind, or the name of a metric's numbers, outside its
+table is a second table.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from prunelab.metric import METRICS
 from prunelab.plan.kind import KINDS
 
 PACKAGE = Path(__file__).resolve().parents[1] / "prunelab"
@@ -42,3 +45,27 @@ def test_no_literal_of_a_stage_kind_outside_its_table(kind: str) -> None:
         if text == kind and (path.relative_to(PACKAGE).as_posix(), text) not in OTHER_MEANINGS
     ]
     assert not found, f"{kind!r} is a literal of {found}; import it from prunelab.plan.kind"
+
+
+def test_no_name_of_a_metrics_numbers_outside_its_table() -> None:
+    """``ppl/`` in a text that is not a docstring builds or takes apart a name; ``PPL.at``, ``found`` and ``rest`` do that."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path == PACKAGE / "metric.py":
+            continue
+        for line, text in names(path):
+            parts = text.split("/")
+            heads = {"/".join(parts[:end]) for end in range(1, len(parts))} | set(parts[1:-1])
+            if heads & set(METRICS) and " " not in text:
+                found.append(f"{path.relative_to(PACKAGE)}:{line}: {text!r}")
+    assert not found, "\n".join(found)
+
+
+def names(path: Path) -> list[tuple[int, str]]:
+    """Return the string constants of a file that are no docstrings, with their lines."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    bodies = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    documented = [node.body[0] for node in ast.walk(tree) if isinstance(node, bodies) and node.body]
+    told = {id(first.value) for first in documented if isinstance(first, ast.Expr)}
+    constants = (n for n in ast.walk(tree) if isinstance(n, ast.Constant) and id(n) not in told)
+    return [(n.lineno, n.value) for n in constants if isinstance(n.value, str)]

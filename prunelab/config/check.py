@@ -14,7 +14,7 @@ from prunelab.config.corpora import check_own_files, check_roles, specs_of, with
 from prunelab.config.data import SAME, check_parts, parts_of
 from prunelab.config.field import ClassSource, read_class
 from prunelab.config.files import check_family_file, check_model_folder, input_widths, model_name, positions
-from prunelab.config.outside import stage_source
+from prunelab.config.outside import OWN_METRICS, STAGES, check_metric, outside_source
 from prunelab.config.tasks import check_tasks
 from prunelab.config.tracking import tracking_errors
 from prunelab.errors import ConfigError, PrunelabError, nearest
@@ -60,7 +60,7 @@ def check_trial(
         pattern = PATTERNS.get(str(config["sparsity"].get("pattern")))
         config["allocation"] = {"name": pattern.default_allocation if pattern else UNIFORM}
     if isinstance(config.get("stages"), Mapping):
-        config["stages"] = _check_stages(config["stages"], errors)
+        config["stages"] = _check_outside(STAGES, config["stages"], errors)
     if isinstance(config.get("reconstruction"), Mapping) and config["reconstruction"].get("name") == "none":
         config["reconstruction_data"] = {
             "name": SAME
@@ -68,6 +68,10 @@ def check_trial(
     brought: dict[str, Config] = {}
     if isinstance(config.get("evaluation"), Mapping):
         config["evaluation"], brought = with_paths(config["evaluation"], composer)
+        if isinstance(own := config["evaluation"].get("metrics"), Mapping):
+            for name, option in own.items():
+                errors += check_metric(str(name), option)
+            config["evaluation"]["metrics"] = _check_outside(OWN_METRICS, own, errors)
     corpora = _corpora(config, composer, brought, errors)
     _exact_ratio(config)
     wrong = {error.key.partition(".")[0] for error in errors}
@@ -187,16 +191,18 @@ def _check_method(config: Config, errors: list[ConfigError]) -> Config:
     return _checked("method", method, source, errors)
 
 
-def _check_stages(stages: Mapping[str, Any], errors: list[ConfigError]) -> Config:
-    """Check the fields of stages from outside the package; that they are stages at all is their kinds' to say."""
+def _check_outside(group: str, options: Mapping[str, Any], errors: list[ConfigError]) -> Config:
+    """Check the fields of classes from outside the package; what such a class has to be is said elsewhere."""
     checked: Config = {}
-    for name, option in stages.items():
+    for name, option in options.items():
         checked[name] = option
         if isinstance(option, Mapping) and "_target_" in option:
             try:
-                checked[name] = _checked(f"stages.{name}", option, stage_source(name, option), errors)
-            except ConfigError as error:
-                errors.append(error)
+                checked[name] = _checked(
+                    f"{group}.{name}", option, outside_source(group, str(name), option), errors
+                )
+            except ConfigError:
+                continue  # told by the check of the class
     return checked
 
 

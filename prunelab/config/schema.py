@@ -123,7 +123,8 @@ class Evaluation:
     """Corpora for perplexity (test split) and for reconstruction error on text held out (validation split); tasks.
 
     ``tasks``: zero-shot tasks of lm-evaluation-harness by name, or ``continuation_<embedded corpus>``;
-    ``task_limit``: documents of each, null = all.
+    ``task_limit``: documents of each, null = all. ``metrics``: more to measure on the test corpora, by classes of one's
+    own, name -> class and fields; see prunelab/stages/measured.py.
     """
 
     name: str
@@ -134,6 +135,7 @@ class Evaluation:
     error_samples: Annotated[int, "x >= 1"]
     tasks: list
     task_limit: Annotated[int | None, "x >= 1"]
+    metrics: dict
 
 
 @dataclass(frozen=True)

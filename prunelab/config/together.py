@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from prunelab.config.compose import Problem
+from prunelab.config.outside import OWN_METRICS, STAGES
 from prunelab.errors import ConfigError
 
 _ONE_PER_STUDY = ("study", "paths.root", "paths.store", "paths.study")
@@ -76,14 +77,17 @@ def _one_class_per_name(configs: Sequence[Mapping[str, Any]]) -> Iterator[Proble
 
 
 def _classes(config: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield (group, name, class) of every option that brings a class; stages bear their names as keys."""
-    stages = config.get("stages")
+    """Yield (group, name, class) of every option that brings a class; those from outside bear their names as keys."""
     named = [
         (group, option.get("name"), option) for group, option in config.items() if isinstance(option, Mapping)
     ]
-    named += (
-        [("stages", name, option) for name, option in stages.items()] if isinstance(stages, Mapping) else []
-    )
+    for group in (STAGES, OWN_METRICS):
+        options = _at(config, group)
+        named += (
+            [(group, name, option) for name, option in options.items()]
+            if isinstance(options, Mapping)
+            else []
+        )
     for group, name, option in named:
         if isinstance(option, Mapping) and "_target_" in option:
             yield group, str(name), str(option["_target_"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from prunelab.errors import ModelError
+from prunelab.metric import INTEGRITY, MASKED, VIOLATIONS
 from prunelab.models.decoder import Decoder
 from prunelab.sparsity.mask import violations
 from prunelab.structures.state import StateReader
@@ -41,4 +42,4 @@ def check(decoder: Decoder, state: StateReader) -> dict[str, int]:
             f"{decoder.name} does not hold its pruned state: {'; '.join(faults[:5])}{more}. "
             "Apply the state again (structures.state.apply_state); if it stays, run the prune stage again."
         )
-    return {"integrity/layers": len(decoder.sites()), "integrity/masked": masked, "integrity/violations": 0}
+    return {INTEGRITY.at("layers"): len(decoder.sites()), MASKED: masked, VIOLATIONS: 0}

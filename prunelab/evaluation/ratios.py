@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from prunelab.metric import OF_PARAMETERS, OF_UNITS, OF_WEIGHTS
 from prunelab.models.decoder import Decoder
 from prunelab.structures.state import StateReader
 from prunelab.structures.surgery import compact_parameters
@@ -20,7 +21,7 @@ def ratios(state: StateReader, decoder: Decoder) -> dict[str, float]:
     in_blocks = sum(parameter.numel() for parameter in decoder.blocks.parameters())
     saved = decoder.n_parameters() - compact_parameters(state, decoder)
     return {
-        "ratio/weights": sum(mask.removed for mask in masks) / sum(mask.total for mask in masks),
-        "ratio/parameters": saved / in_blocks,
-        "ratio/units": removed_units / units if units else 0.0,
+        OF_WEIGHTS: sum(mask.removed for mask in masks) / sum(mask.total for mask in masks),
+        OF_PARAMETERS: saved / in_blocks,
+        OF_UNITS: removed_units / units if units else 0.0,
     }

@@ -11,6 +11,7 @@ are kept, since papers print either.
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from prunelab.errors import DataError
 from prunelab.models.decoder import Decoder
 
 PREFIX = "continuation_"
+HARNESS = f"lm-eval {importlib.metadata.version('lm_eval')}"
 VERSION = 1  # of the continuation tasks: raise it when their documents change
 _CONTEXT, _CHOICE, _CHOICES, _DOCUMENTS = 48, 12, 4, 200  # words, words, spans, documents
 

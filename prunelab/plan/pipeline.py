@@ -40,9 +40,9 @@ def trial_stages(config: Config, corpora: Mapping[str, Config]) -> dict[str, Sta
     tests = {role: stage.key for role, stage in stages.items() if role.startswith("test/")}
     errors = {role: stage.key for role, stage in stages.items() if role.startswith("held_out/")}
     model = model_identity(config["model"])
-    tasks = _tasks(config)
+    asked = _tasks(config) | _own_metrics(config)
     stages["dense"] = Stage(
-        "dense", {"model": model} | tasks, tests, _runtime(config), config["model"]["name"]
+        "dense", {"model": model} | asked, tests, _runtime(config), config["model"]["name"]
     )
     stages |= _statistics(config, stages["calibrate"])
     last, pruning = "prune", _prune(config, stages)
@@ -56,7 +56,7 @@ def trial_stages(config: Config, corpora: Mapping[str, Config]) -> dict[str, Sta
             errors["reconstruction"] = stages["reconstruction"].key
     stages["evaluate"] = Stage(
         "evaluate",
-        {"model": model, "error_samples": evaluation["error_samples"]} | tasks,
+        {"model": model, "error_samples": evaluation["error_samples"]} | asked,
         {"dense": stages["dense"].key, last: stages[last].key, "calibrate": stages["calibrate"].key}
         | tests
         | errors,
@@ -104,6 +104,12 @@ def _tasks(config: Config) -> dict[str, Any]:
     return {
         "tasks": sorted(evaluation["tasks"]), "task_limit": evaluation["task_limit"], "max_len": config["model"]["max_len"],
     }  # fmt: skip
+
+
+def _own_metrics(config: Config) -> dict[str, Any]:
+    """Return the metrics from outside the package, with the digests of their sources; nothing without one."""
+    own = {name: with_source(option) for name, option in sorted(config["evaluation"]["metrics"].items())}
+    return {"metrics": own} if own else {}
 
 
 def model_identity(model: Config) -> dict[str, Any]:

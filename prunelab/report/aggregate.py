@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from prunelab.errors import StoreError
+from prunelab.metric import OF_WEIGHTS
 
 SPREAD = "/spread"
 
@@ -23,8 +24,8 @@ def by_cell(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     frame = frame.drop_duplicates("key") if "key" in frame else frame
     columns = [column for column in columns if column in frame]
     data = frame[[name for name in ("facet", "variant", "ratio", "seed") if name in frame]].copy()
-    if "ratio/weights" in frame:  # patterns without a nominal ratio, such as 2:4
-        data["ratio"] = data["ratio"].where(data["ratio"].notna(), frame["ratio/weights"])
+    if OF_WEIGHTS in frame:  # patterns without a nominal ratio, such as 2:4
+        data["ratio"] = data["ratio"].where(data["ratio"].notna(), frame[OF_WEIGHTS])
     data["ratio"] = pd.to_numeric(data["ratio"], errors="coerce")
     data[columns] = frame[columns].apply(pd.to_numeric, errors="coerce")
     data = data.dropna(subset=columns, how="all") if columns else data
@@ -68,12 +69,3 @@ def common_ratio(cells: pd.DataFrame) -> float | None:
 def at_ratio(frame: pd.DataFrame, ratio: float) -> pd.DataFrame:
     """Rows whose ratio is ``ratio`` up to rounding."""
     return frame[np.isclose(frame["ratio"].astype(float), ratio, rtol=0, atol=1e-9)]
-
-
-def best(values: Sequence[float], digits: int = 2) -> list[bool]:
-    """Which values are smallest as printed with ``digits`` decimals; ties share it, infinity never wins."""
-    finite = [value for value in values if np.isfinite(value)]
-    if len(values) < 2 or not finite:
-        return [False] * len(values)
-    low = round(min(finite), digits)
-    return [bool(np.isfinite(value)) and round(value, digits) == low for value in values]

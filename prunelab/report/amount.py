@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from prunelab.config.data import GENERATED, RECIPE, SAME
+from prunelab.metric import MEAN_ACC, MEAN_HELD_OUT, MEAN_OVERFIT, MEAN_PPL, ON_FITTED, metric_of
 from prunelab.report.aggregate import at_ratio
 from prunelab.report.collect import Study, suffixes
 from prunelab.report.curves import DENSE, fitted_name
@@ -26,7 +27,7 @@ from prunelab.report.label import DATA, NO_REPAIR
 
 _SAME = f"{DATA}/{SAME}"
 _OF_MASK = "of_mask"  # windows of the mask that a repair fits to: a count, or "all"
-MEASURED = ("error/fitted", "mean/held_out", "mean/overfit", "mean/ppl", "acc/mean")
+MEASURED = (ON_FITTED, MEAN_HELD_OUT.name, MEAN_OVERFIT.name, MEAN_PPL.name, MEAN_ACC)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,8 +127,8 @@ def over_amount(study: Study, amount: Amount) -> Figure:
     figure, grid = panels(
         len(facets), max(1, len(measured)), 2.3, groups=factors.groups, left=0.6, gap_x=0.5, gap_y=0.75
     )
-    titles = {"error/fitted": f"error, {fitted_name(study).split()[0]}", "mean/held_out": "error, held-out"}
-    titles |= {"mean/overfit": "over-fitting index", "mean/ppl": "perplexity", "acc/mean": "accuracy"}
+    titles = {ON_FITTED: f"error, {fitted_name(study).split()[0]}", MEAN_HELD_OUT.name: "error, held-out"}
+    titles |= {MEAN_OVERFIT.name: "over-fitting index", MEAN_PPL.name: "perplexity", MEAN_ACC: "accuracy"}
     values = sorted(rows["amount"].unique())
     for line, facet in zip(grid, facets, strict=True):
         for axes, column in zip(line, measured, strict=False):
@@ -152,14 +153,19 @@ def _lines(axes: Axes, rows: pd.DataFrame, column: str, values: Sequence[float],
             at, points["mean"], yerr=points["std"].fillna(0), fmt="none", ecolor=look["color"], elinewidth=1
         )
     axes.set_xlim(-0.3, len(values) - 0.7)
-    if column == "mean/overfit":
+    if column == MEAN_OVERFIT.name:
         axes.axhline(1, **DENSE)
         low, high = cells["value"].min(), cells["value"].max()
         if 0 < low < high / 5 and np.isfinite(high):  # else the small ones would lie on one line
             log_axis(axes)
-    elif column != "acc/mean" and (cells["value"] > 0).all() and np.isfinite(cells["value"]).all():
+    elif _logarithmic(column) and (cells["value"] > 0).all() and np.isfinite(cells["value"]).all():
         log_axis(axes)
     return None
+
+
+def _logarithmic(column: str) -> bool:
+    metric = metric_of(column)
+    return metric is not None and metric.axis == "log"
 
 
 def _same_height(line: Sequence[Axes]) -> None:

@@ -12,11 +12,11 @@ from rich.text import Text
 from prunelab.report.collect import FAILED, Study, collect
 from prunelab.report.finding import integrity, missing
 from prunelab.report.label import in_words
-from prunelab.report.table import ACCURACY, PERPLEXITY, ResultTable, result_tables
+from prunelab.report.table import ResultTable, result_tables
 
 
 def closing(study: Study | Path | str) -> RenderableType:
-    """Perplexities and accuracies by method and ratio for each calibration, then what failed, why, and where its log is.
+    """Perplexities and other scores by method and ratio for each calibration, then what failed, why, and where its log is.
 
     Names are shown literally: brackets in them are no markup.
     """
@@ -33,7 +33,7 @@ def closing(study: Study | Path | str) -> RenderableType:
 
 
 def _results(table: ResultTable) -> Table:
-    scores = [(title, count) for title, count in table.groups if title in (PERPLEXITY, ACCURACY)]
+    scores = [(title, count) for title, count in table.groups if title in table.scores]
     last = 2 + sum(count for _, count in scores)
     made = Table(
         title=Text(f"{' and '.join(title for title, _ in scores)}, {in_words(table.facet)}", style="bold"),

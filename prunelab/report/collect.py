@@ -7,7 +7,7 @@ Reads JSON only and works while the study runs: a trial without its last record 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pandas as pd
 
 from prunelab.config.data import parts_of
 from prunelab.errors import StoreError
+from prunelab.metric import ACC, COST, HELD_OUT_ERROR, MEAN_ACC, PPL, Metric, digest_of, metric_of
 from prunelab.plan.kind import kind_of, metric_prefix
 from prunelab.plan.study import plan_place, require_store, store_place
 from prunelab.report.derive import derived, derived_blocks
@@ -31,6 +32,8 @@ TABLES = {  # tables of the records, and the columns that they have even when th
     "repair": ("number", "block", "error_before", "error"),
     "sites": ("number", "site", "block", "path", "removed", "total"),
 }
+# of the long table: whose number (``stage`` is a role of the trial, ``dense`` the unpruned model), which, how measured
+LONG = ("number", "name", "seed", "stage", "metric", "of", "value", "unit", "better", "protocol")
 _NUMBERS = ("block", "error", "error_before", "mse", "mse_before")
 
 
@@ -41,7 +44,9 @@ class Study:
     ``frame``: a row per trial (number, name, key, status, reason, log, axes, the fields of its label, metrics,
     costs). ``blocks``: number, block, stream, error, mse, and what `derived_blocks` adds. ``repairs``: number,
     block, stream, error_before, error. ``sites``: number, site, block, path, removed, total. ``stages``: a row
-    per stage of the plan: key, kind, slug, status, seconds, peak_gib.
+    per stage of the plan: key, kind, slug, status, seconds, peak_gib. ``long``: a row per number of a trial, with the columns
+    LONG; the metrics in ``frame`` are these. ``protocols``: digest -> how the numbers with it were measured. ``rows``: metrics
+    from outside the package by name.
     ``trials``: number -> {config, overrides, stages, key} as planned.
     """
 
@@ -55,23 +60,26 @@ class Study:
     repairs: pd.DataFrame
     sites: pd.DataFrame
     stages: pd.DataFrame
+    long: pd.DataFrame
+    protocols: Mapping[str, Mapping[str, Any]]
+    rows: Mapping[str, Metric]
     trials: Mapping[int, Mapping[str, Any]]
     versions: Mapping[str, str]
 
     @property
     def corpora(self) -> list[str]:
         """Test corpora with a perplexity, in order of appearance."""
-        return suffixes(self.frame, "ppl/")
+        return PPL.found(self.frame)
 
     @property
     def tasks(self) -> list[str]:
         """Zero-shot tasks with an accuracy, in order of appearance."""
-        return [name for name in suffixes(self.frame, "acc/") if name != "mean"]
+        return [task for task in ACC.found(self.frame) if ACC.at(task) != MEAN_ACC]
 
     @property
     def held_out(self) -> list[str]:
         """Corpora of the held-out error streams."""
-        return suffixes(self.frame, "error/held_out/")
+        return HELD_OUT_ERROR.found(self.frame)
 
     @property
     def facets(self) -> list[str]:
@@ -109,11 +117,25 @@ def collect(place: Path | str, store: Path | None = None) -> Study:
     }
     trials = sorted(plan["trials"], key=lambda trial: trial["number"])
     labels = label_trials([trial["config"] for trial in trials])
-    rows, found = [], {name: list[dict[str, Any]]() for name in TABLES}
+    outside = _outside_rows(stages.values())
+    rows, long, protocols, found = (
+        [],
+        list[dict[str, Any]](),
+        dict[str, Mapping[str, Any]](),
+        {name: list[dict[str, Any]]() for name in TABLES},
+    )
     for trial, label in zip(trials, labels, strict=True):
         number = trial["number"]
         own = {role: stages[key] for role, key in trial["stages"].items() if key in stages}
-        rows.append(_row(trial, own, stages) | asdict(label))
+        numbers = list(_numbers(own))
+        rows.append(
+            _row(trial, own, stages)
+            | {n.column: n.value for n in numbers}
+            | _cost(own, stages)
+            | asdict(label)
+        )
+        protocols |= {digest_of(n.protocol): n.protocol for n in numbers if n.protocol}
+        long += [_long_row(trial, n, outside) for n in numbers if kind_of(n.kind).mirrored]
         tables = _tables(own)
         for name, into in found.items():
             into += [{"number": number, **row} for row in tables.get(name, ())]
@@ -130,6 +152,9 @@ def collect(place: Path | str, store: Path | None = None) -> Study:
         repairs=tables["repair"],
         sites=tables["sites"],
         stages=pd.DataFrame([_stage_row(stage) for stage in stages.values()]),
+        long=pd.DataFrame(long, columns=list(LONG), dtype=object),
+        protocols=protocols,
+        rows=outside,
         trials={trial["number"]: trial for trial in trials},
         versions=_versions(stages.values()),
     )
@@ -196,21 +221,65 @@ def _row(trial: Mapping[str, Any], own: Mapping[str, Any], stages: Mapping[str, 
     if row[REPAIR] not in (None, NO_REPAIR) and isinstance(config.get(DATA), Mapping):
         row[DATA] = config[DATA].get("name")
         row |= {f"{DATA}/{part}": count for part, count in parts_of(config).items()}
+    return row
+
+
+@dataclass(frozen=True)
+class _Number:
+    """A metric of a record: of which role and kind, its name there and among all of a trial, how it was measured."""
+
+    role: str
+    kind: str
+    name: str
+    column: str
+    value: Any
+    protocol: Mapping[str, Any] | None
+
+
+def _numbers(own: Mapping[str, Any]) -> Iterator[_Number]:
     for role, stage in own.items():
         record = stage["record"] or {}
-        prefix = metric_prefix(stage["kind"], role)
-        row |= {prefix + name: number_or_text(value) for name, value in (record.get("metrics") or {}).items()}
+        prefix, protocols = metric_prefix(stage["kind"], role), record.get("protocols") or {}
+        for name, value in (record.get("metrics") or {}).items():
+            yield _Number(
+                role, stage["kind"], name, prefix + name, number_or_text(value), protocols.get(name)
+            )
+
+
+def _long_row(trial: Mapping[str, Any], number: _Number, outside: Mapping[str, Metric]) -> dict[str, Any]:
+    metric = metric_of(number.name, outside) or Metric(
+        number.name, number.name
+    )  # of a kind of stage from outside
+    protocol = digest_of(number.protocol) if number.protocol else ""
+    of = metric.rest(number.name) if number.name != metric.name else ""
+    whose = (trial["number"], trial["name"], trial["config"].get("seed"), number.role)
+    values = (*whose, metric.name, of, number.value, metric.unit, metric.better, protocol)
+    return dict(zip(LONG, values, strict=True))
+
+
+def _outside_rows(stages: Iterable[Mapping[str, Any]]) -> dict[str, Metric]:
+    """Metrics from outside the package, as the records of the stages that measured them say."""
+    found: dict[str, Metric] = {}
+    for stage in stages:
+        for name, row in ((stage["record"] or {}).get("rows") or {}).items():
+            found[name] = Metric(**row)
+    return found
+
+
+def _cost(own: Mapping[str, Any], stages: Mapping[str, Any]) -> dict[str, Any]:
+    """What each stage of a trial took and where it ran, and the seconds of all that it stands on."""
+    row: dict[str, Any] = {}
     for role, stage in own.items():
         record = stage["record"] or {}
         for name, value in (record.get("cost") or {}).items():
-            row[f"cost/{role}/{name}"] = number_or_text(value)
+            row[COST.at(f"{role}/{name}")] = number_or_text(value)
         host = (record.get("provenance") or {}).get("host")
         if host is not None:
-            row[f"cost/{role}/host"] = str(host)
-    line = {stage["key"]: stage for stage in _closure(own.values(), stages)}
-    seconds = [as_float((stage["record"] or {}).get("cost", {}).get("seconds")) for stage in line.values()]
-    row["cost/seconds"] = float(np.nansum(seconds)) if status == DONE else float("nan")
-    return row
+            row[COST.at(f"{role}/host")] = str(host)
+    line = _closure(own.values(), stages)
+    seconds = [as_float((stage["record"] or {}).get("cost", {}).get("seconds")) for stage in line]
+    done = bool(own) and all(stage["record"] for stage in own.values())
+    return row | {COST.at("seconds"): float(np.nansum(seconds)) if done else float("nan")}
 
 
 def _status(own: Mapping[str, Any], stages: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -12,8 +12,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from prunelab.metric import (
+    MEAN_COST,
+    MEAN_HELD_OUT,
+    MEAN_PPL,
+    ON_FITTED,
+    ON_OWN_TEXT,
+    OVERFIT,
+    PPL,
+    metric_of,
+)  # fmt: skip
 from prunelab.report.aggregate import SPREAD, by_cell, pareto
 from prunelab.report.collect import Study
+from prunelab.report.derive import of_dense
 from prunelab.report.figure import GREY, INK, Group, empty, literal, log_axis, panels, percent_axis
 from prunelab.report.key import Key, Look, key_of, tracks
 from prunelab.report.label import in_words
@@ -25,32 +36,27 @@ FRONT = {
     "markeredgecolor": INK,
     "linestyle": "none",
 }
-SCORES = {
-    "mean/cost": "what pruning costs: perplexity ÷ dense − 1",
-    "mean/ppl": "perplexity, mean of test corpora",
-    "acc/mean": "accuracy, mean of tasks",
-}
 DENSE = {"color": GREY, "linewidth": 1.2, "linestyle": (0, (4, 3))}
 
 
-def tradeoff(study: Study, score: str = "mean/cost") -> Figure:
+def tradeoff(study: Study, score: str = MEAN_COST.name) -> Figure:
     """What pruning costs, or ``score`` acc/mean, against the error on fitted (left) and held-out text (right), a row
     per facet.
 
     The cost is the mean perplexity over the dense model's, minus one, on a logarithmic axis: so the best methods can
     be told apart where others are in the thousands. Without a dense model it is the perplexity itself.
     """
-    if score == "mean/cost" and study.frame[score].isna().all():
-        score = "mean/ppl"
+    if score == MEAN_COST.name and study.frame[score].isna().all():
+        score = MEAN_PPL.name
     key, circle = key_of(study), Line2D([], [], label="on the Pareto front", **FRONT)
     figure, grid = panels(
         len(study.facets), 2, 3.7, groups=_with(key, [circle]), left=1.0, gap_x=0.3, sharey="row"
     )
-    cells = by_cell(study.frame, [score, "error/fitted", "mean/held_out"])
+    cells = by_cell(study.frame, [score, ON_FITTED, MEAN_HELD_OUT.name])
     near = fitted_name(study)
     for line, facet in zip(grid, study.facets, strict=True):
         part = cells[cells["facet"] == facet]
-        sides = list(zip(line, ("error/fitted", "mean/held_out"), (near, "held-out text"), strict=True))
+        sides = list(zip(line, (ON_FITTED, MEAN_HELD_OUT.name), (near, "held-out text"), strict=True))
         for axes, error, text in sides:
             _tradeoff_panel(axes, key, tracks(study, key), part, error, score)
             axes.set_title(f"{literal(in_words(facet))}: error on {text}")
@@ -58,13 +64,19 @@ def tradeoff(study: Study, score: str = "mean/cost") -> Figure:
         if cells["ratio"].nunique() > 1:
             for axes, error, _ in sides:  # after both: they share their height
                 _ratio_labels(axes, key, part, error, score)
-        line[0].set_ylabel(SCORES[score])
+        line[0].set_ylabel(title(score))
     return figure
 
 
 def fitted_name(study: Study) -> str:
     """What the text that was fitted is called: a repair may have fitted other text than the mask's."""
-    return "fitted text" if "error/reconstruction" in study.frame else "calibration text"
+    return "fitted text" if ON_OWN_TEXT in study.frame else "calibration text"
+
+
+def title(name: str) -> str:
+    """What a number is called on an axis."""
+    metric = metric_of(name)
+    return metric.title if metric else name
 
 
 def _with(key: Key, extra: Sequence[Line2D]) -> list[Group]:
@@ -79,10 +91,10 @@ def tradeoff_corpora(study: Study) -> Figure:
     figure, grid = panels(len(study.facets), len(study.corpora), 2.4, groups=key.groups)
     for line, facet in zip(grid, study.facets, strict=True):
         for axes, corpus in zip(line, study.corpora, strict=True):
-            cells = by_cell(study.frame, [f"ppl/{corpus}", "error/fitted"])
+            cells = by_cell(study.frame, [PPL.at(corpus), ON_FITTED])
             part = cells[cells["facet"] == facet]
             lines = tracks(study, key)
-            _tradeoff_panel(axes, key, lines, part, "error/fitted", f"ppl/{corpus}", front=False)
+            _tradeoff_panel(axes, key, lines, part, ON_FITTED, PPL.at(corpus), front=False)
             axes.set_title(literal(f"{facet} → {corpus}"))
             axes.set_xlabel(f"error on {fitted_name(study)}")
         line[0].set_ylabel("perplexity")
@@ -100,9 +112,10 @@ def _tradeoff_panel(
 ) -> None:
     if error not in cells or score not in cells or cells[[error, score]].dropna().empty:
         return empty(axes, "no finished trial")
-    accuracy = score == "acc/mean"
+    metric = metric_of(score)
+    higher = metric is not None and metric.better == "higher"
     if front:
-        best = pareto(cells.assign(**{score: -cells[score]}) if accuracy else cells, error, score)
+        best = pareto(cells.assign(**{score: -cells[score]}) if higher else cells, error, score)
         axes.plot(cells[error][best], cells[score][best], zorder=1, **FRONT)
     if cells["ratio"].nunique() == 1:
         at = cells.set_index("variant")
@@ -121,12 +134,12 @@ def _tradeoff_panel(
             ecolor=look["color"],
             elinewidth=1,
         )
-    if score == "mean/cost" and (cells[score] <= 0).any():  # a pruned model that beats the dense one
+    if score == MEAN_COST.name and (cells[score] <= 0).any():  # a pruned model that beats the dense one
         least = cells[score].abs().replace(0, float("nan")).min()
         axes.set_yscale("symlog", linthresh=max(1e-3, float(least)))
-    elif not accuracy:
+    elif metric is None or metric.axis == "log":
         log_axis(axes)
-    if score == "mean/cost":
+    if score == MEAN_COST.name:
         percent_axis(axes, "y")
     axes.margins(x=0.07, y=0.07)
     known = cells[error].dropna()
@@ -181,8 +194,8 @@ def over_sparsity(study: Study) -> Figure:
     )
     for line, facet in zip(grid, study.facets, strict=True):
         for axes, corpus in zip(line, study.corpora, strict=True):
-            cells = by_cell(study.frame, [f"ppl/{corpus}"])
-            _ratio_panel(axes, key, cells[cells["facet"] == facet], f"ppl/{corpus}")
+            cells = by_cell(study.frame, [PPL.at(corpus)])
+            _ratio_panel(axes, key, cells[cells["facet"] == facet], PPL.at(corpus))
             level = dense(study, facet, corpus)
             if level is not None and axes.axison:
                 axes.axhline(level, **DENSE)
@@ -209,8 +222,8 @@ def overfit(study: Study) -> Figure:
     )
     for line, facet in zip(grid, study.facets, strict=True):
         for axes, corpus in zip(line, study.held_out, strict=True):
-            cells = by_cell(study.frame, [f"overfit/{corpus}"])
-            _ratio_panel(axes, key, cells[cells["facet"] == facet], f"overfit/{corpus}")
+            cells = by_cell(study.frame, [OVERFIT.at(corpus)])
+            _ratio_panel(axes, key, cells[cells["facet"] == facet], OVERFIT.at(corpus))
             if axes.axison:
                 axes.axhline(1, **DENSE)
             axes.set_title(literal(f"{facet} → {corpus}"))
@@ -236,7 +249,7 @@ def dense(study: Study, facet: str, corpus: str | None) -> float | None:
     if corpus is None:
         levels = [level for name in study.corpora if (level := dense(study, facet, name)) is not None]
         return math.exp(sum(map(math.log, levels)) / len(levels)) if levels else None
-    column = f"dense/ppl/{corpus}"
+    column = of_dense(PPL.at(corpus))
     if column not in study.frame:
         return None
     values = study.frame[study.frame["facet"] == facet][column].dropna().astype(float)

@@ -11,8 +11,30 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-CALIBRATION, RECONSTRUCTION, HELD_OUT = "calibration", "reconstruction", "held_out/"
-FITTED = "fitted"
+from prunelab.metric import (
+    CALIBRATION,
+    ERROR,
+    FITTED,
+    HELD_OUT,
+    HELD_OUT_ERROR,
+    HELD_OUT_MSE,
+    MEAN_COST,
+    MEAN_HELD_OUT,
+    MEAN_MSE,
+    MEAN_OVERFIT,
+    MEAN_PPL,
+    MSE,
+    OVERFIT,
+    PPL,
+    RECONSTRUCTION,
+    Metric,
+)  # fmt: skip
+from prunelab.plan.kind import DENSE, metric_prefix
+
+
+def of_dense(name: str) -> str:
+    """The column of the dense model's number ``name``."""
+    return metric_prefix(DENSE, DENSE) + name
 
 
 def derived(frame: pd.DataFrame) -> pd.DataFrame:
@@ -20,34 +42,33 @@ def derived(frame: pd.DataFrame) -> pd.DataFrame:
     ``mse/fitted``, the mean held-out errors and the over-fitting indices: ``overfit/<corpus>``, and ``mean/overfit`` of
     the mean held-out error.
     """
-    ppl = [column for column in frame.columns if column.startswith("ppl/")]
+    ppl = [PPL.at(corpus) for corpus in PPL.found(frame.columns)]
     nothing = pd.Series(np.nan, index=frame.index)
-    new = {"mean/ppl": nothing, "mean/cost": nothing}
-    dense = [f"dense/{column}" for column in ppl]
+    new = {MEAN_PPL.name: nothing, MEAN_COST.name: nothing}
+    dense = [of_dense(column) for column in ppl]
     if ppl and set(dense) <= set(frame.columns):
         logs = [np.log(frame[columns].astype(float)).to_numpy() for columns in (ppl, dense)]
-        new["mean/cost"] = pd.Series(np.expm1((logs[0] - logs[1]).mean(axis=1)), index=frame.index)
+        new[MEAN_COST.name] = pd.Series(np.expm1((logs[0] - logs[1]).mean(axis=1)), index=frame.index)
     if ppl:
-        new["mean/ppl"] = pd.Series(np.exp(np.log(frame[ppl].astype(float)).mean(axis=1, skipna=False)))
-    for kind, mean in (("error", "mean/held_out"), ("mse", "mean/mse_held_out")):
-        fitted = _fitted(frame, kind)
-        far = [column for column in frame.columns if column.startswith(f"{kind}/{HELD_OUT}")]
+        new[MEAN_PPL.name] = pd.Series(np.exp(np.log(frame[ppl].astype(float)).mean(axis=1, skipna=False)))
+    near = nothing
+    for metric, far, mean in ((ERROR, HELD_OUT_ERROR, MEAN_HELD_OUT), (MSE, HELD_OUT_MSE, MEAN_MSE)):
+        fitted, corpora = _fitted(frame, metric), far.found(frame.columns)
         if fitted is not None:
-            new[f"{kind}/{FITTED}"] = fitted
-        if kind == "error" or far:
-            new[mean] = frame[far].astype(float).mean(axis=1, skipna=False) if far else nothing
-        if kind == "error":
+            new[metric.at(FITTED)] = fitted
+        if metric is ERROR or corpora:
+            columns = [far.at(corpus) for corpus in corpora]
+            new[mean.name] = frame[columns].astype(float).mean(axis=1, skipna=False) if columns else nothing
+        if metric is ERROR:
             near = nothing if fitted is None else fitted.where(fitted > 0)
-            new["mean/overfit"] = new[mean] / near
-            for column in far:
-                corpus = column.removeprefix(f"{kind}/{HELD_OUT}")
-                new[f"overfit/{corpus}"] = pd.Series(frame[column].astype(float) / near)
+            new[MEAN_OVERFIT.name] = new[mean.name] / near
+            new |= {OVERFIT.at(c): pd.Series(frame[far.at(c)].astype(float) / near) for c in corpora}
     return pd.concat([frame, pd.DataFrame(new)], axis=1)
 
 
-def _fitted(frame: pd.DataFrame, kind: str) -> pd.Series | None:
+def _fitted(frame: pd.DataFrame, metric: Metric) -> pd.Series | None:
     found = [
-        frame[f"{kind}/{s}"].astype(float) for s in (RECONSTRUCTION, CALIBRATION) if f"{kind}/{s}" in frame
+        frame[metric.at(s)].astype(float) for s in (RECONSTRUCTION, CALIBRATION) if metric.at(s) in frame
     ]
     return found[0].combine_first(found[-1]) if found else None
 
@@ -70,7 +91,7 @@ def fitted_rows(blocks: pd.DataFrame) -> pd.DataFrame:
 
 def held_out_rows(blocks: pd.DataFrame) -> pd.DataFrame:
     """The rows of held-out streams."""
-    return blocks[blocks["stream"].astype(str).str.startswith(HELD_OUT)]
+    return blocks[blocks["stream"].astype(str).str.startswith(f"{HELD_OUT}/")]
 
 
 def chosen(frame: pd.DataFrame) -> pd.Series:

@@ -7,10 +7,19 @@ from typing import Any
 
 import pandas as pd
 
+from prunelab.metric import (
+    MEAN_HELD_OUT,
+    MEAN_OVERFIT,
+    MEAN_PPL,
+    ON_CALIBRATION,
+    ON_FITTED,
+    VIOLATIONS,
+    number,
+)
 from prunelab.report.aggregate import at_ratio, by_cell, common_ratio
 from prunelab.report.collect import DONE, FAILED, UNFINISHED, Study
 from prunelab.report.label import heading, in_words
-from prunelab.report.table import number
+from prunelab.report.protocol import unlike
 
 QUESTION = (
     "At a given sparsity, which way of pruning this model keeps what it knows, "
@@ -20,53 +29,52 @@ QUESTION = (
 
 def chosen_ratio(study: Study) -> float | None:
     """The ratio at which the figures of the inside are drawn: the largest that all variants reached."""
-    return common_ratio(by_cell(study.frame, ["mean/ppl"]))
+    return common_ratio(by_cell(study.frame, [MEAN_PPL.name]))
 
 
 def findings(study: Study) -> list[str]:
-    """One or two sentences per facet at the largest common ratio; nothing where nothing is finished."""
+    """What was not measured alike, then one or two sentences per facet at the largest common ratio, if it has any."""
     ratio = chosen_ratio(study)
     if ratio is None:
-        return []
+        return unlike(study)
     cells = by_cell(
-        study.frame, ["mean/ppl", "error/calibration", "error/fitted", "mean/held_out", "mean/overfit"]
+        study.frame, [MEAN_PPL.name, ON_CALIBRATION, ON_FITTED, MEAN_HELD_OUT.name, MEAN_OVERFIT.name]
     )
-    return [text for facet in study.facets for text in _facet(cells, facet, ratio, len(study.corpora))]
+    found = [text for facet in study.facets for text in _facet(cells, facet, ratio, len(study.corpora))]
+    return [*unlike(study), *found]
 
 
 def _facet(cells: pd.DataFrame, facet: str, ratio: float, corpora: int) -> list[str]:
     here = at_ratio(cells[cells["facet"] == facet], ratio)
-    ranked = here.dropna(subset=["mean/ppl"]).sort_values("mean/ppl").to_dict("records")
+    ranked = here.dropna(subset=[MEAN_PPL.name]).sort_values(MEAN_PPL.name).to_dict("records")
     if not ranked:
         return []
     what = f"geometric-mean perplexity over {corpora} corpora" if corpora > 1 else "perplexity"
     text = f"At ratio {ratio:g}, {in_words(facet)}: {ranked[0]['variant']} has the lowest {what}, "
-    text += number(ranked[0]["mean/ppl"])
+    text += number(ranked[0][MEAN_PPL.name])
     if len(ranked) > 1:
-        text += f"; next is {ranked[1]['variant']} with {number(ranked[1]['mean/ppl'])}"
+        text += f"; next is {ranked[1]['variant']} with {number(ranked[1][MEAN_PPL.name])}"
     return [text + ".", *_fit(here, facet)]
 
 
 def _fit(here: pd.DataFrame, facet: str) -> list[str]:
     """Whether the best fit of the calibration text is the best fit of held-out text too."""
-    if not {"error/calibration", "error/fitted", "mean/held_out", "mean/overfit"} <= set(here.columns):
+    if not {ON_CALIBRATION, ON_FITTED, MEAN_HELD_OUT.name, MEAN_OVERFIT.name} <= set(here.columns):
         return []
-    same = here["error/calibration"].equals(here["error/fitted"])
-    known = here.dropna(subset=["error/calibration", "mean/held_out", "mean/overfit"])
+    same = here[ON_CALIBRATION].equals(here[ON_FITTED])
+    known = here.dropna(subset=[ON_CALIBRATION, MEAN_HELD_OUT.name, MEAN_OVERFIT.name])
     if len(known) < 2:
         return []
-    near = known.sort_values("error/calibration").iloc[0]["variant"]
-    far = known.sort_values("mean/held_out").iloc[0]["variant"]
-    low = known.sort_values("mean/overfit").iloc[0]
-    high = known.sort_values("mean/overfit").iloc[-1]
+    near = known.sort_values(ON_CALIBRATION).iloc[0]["variant"]
+    far = known.sort_values(MEAN_HELD_OUT.name).iloc[0]["variant"]
+    index = MEAN_OVERFIT.name
+    low, high = (known.sort_values(index).iloc[place] for place in (0, -1))
     text = (
         f"{near} has the smallest error on calibration and on held-out text"
         if near == far
         else f"{near} has the smallest error on calibration text, but {far} on held-out text"
     )
-    span = (
-        f"from {low['mean/overfit']:.2f} ({low['variant']}) to {high['mean/overfit']:.2f} ({high['variant']})"
-    )
+    span = f"from {low[index]:.2f} ({low['variant']}) to {high[index]:.2f} ({high['variant']})"
     over = "the calibration error" if same else "the error on what was fitted to"
     return [f"{heading(facet)}, {text}; held-out error is {span} times {over}."]
 
@@ -121,8 +129,8 @@ def missing(study: Study) -> list[dict[str, Any]]:
 
 def integrity(study: Study) -> tuple[int, int, list[str]]:
     """(violations, trials checked, names with violations) of the masks: a masked weight must be exactly 0."""
-    if "integrity/violations" not in study.frame:
+    if VIOLATIONS not in study.frame:
         return 0, 0, []
-    counts = pd.to_numeric(study.frame["integrity/violations"], errors="coerce")
+    counts = pd.to_numeric(study.frame[VIOLATIONS], errors="coerce")
     bad = study.frame["name"][counts > 0]
     return int(counts.fillna(0).sum()), int(counts.notna().sum()), [str(name) for name in bad]

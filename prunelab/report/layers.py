@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from prunelab.metric import COST, RECONSTRUCTION
 from prunelab.plan.kind import CALIBRATE
 from prunelab.report.aggregate import at_ratio
 from prunelab.report.collect import Study
@@ -183,10 +184,10 @@ def _seconds(study: Study, kind: str) -> pd.Series:
 
 def _columns(study: Study, kind: str, value: str) -> list[str]:
     """Columns of a cost of a kind of stage; the text that repairs fit to is calibration text too."""
-    own = [f"cost/{kind}/{value}"]
+    own = [COST.at(f"{kind}/{value}")]
     if kind == CALIBRATE:
         columns = [str(column) for column in study.frame.columns]
-        own += [c for c in columns if c.startswith("cost/reconstruction") and c.endswith(f"/{value}")]
+        own += [c for c in columns if c.startswith(COST.at(RECONSTRUCTION)) and c.endswith(f"/{value}")]
     return own
 
 

@@ -10,9 +10,11 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+from prunelab.metric import MASKED
 from prunelab.report.collect import DONE, FAILED, Study
 from prunelab.report.finding import QUESTION, facts, findings, integrity, missing
 from prunelab.report.label import heading, in_words
+from prunelab.report.protocol import measured
 from prunelab.report.repair_table import repair_tables
 from prunelab.report.table import Cell, ResultTable, result_tables
 
@@ -41,6 +43,8 @@ def page(study: Study, pictures: Sequence[Picture]) -> str:
     sections.append(("integrity", "Integrity", _integrity(study)))
     if missing(study):
         sections.append(("missing", "Without a result", _missing(study)))
+    if study.protocols:
+        sections.append(("protocols", "How each number was measured", _protocols(study)))
     sections.append(("study", "Study", _pairs(facts(study))))
     sections.append(("configs", "Config behind each row", _configs(study)))
     links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in sections)
@@ -53,7 +57,8 @@ def page(study: Study, pictures: Sequence[Picture]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(study.name)}: pruning study</title><style>{style}</style></head><body>"
         f"{_header(study)}<nav><div>{links}</div></nav><main>{bodies}"
-        "<footer>Also in this folder: report.md, results.csv, what happened after each block as CSV, each figure as PNG.</footer>"
+        "<footer>Also in this folder: report.md, results.csv (a row per trial), long.csv (a row per number), protocols.csv, "
+        "what happened after each block as CSV, each figure as PNG.</footer>"
         "</main></body></html>\n"
     )
 
@@ -155,16 +160,24 @@ def _integrity(study: Study) -> str:
     violations, checked, names = integrity(study)
     if not checked:
         return '<p class="note">No finished trial has counted its masked weights yet.</p>'
-    masked = (
-        study.frame["integrity/masked"].dropna().astype(float).sum()
-        if "integrity/masked" in study.frame
-        else 0
-    )
+    masked = study.frame[MASKED].dropna().astype(float).sum() if MASKED in study.frame else 0
     text = f"{masked:,.0f} masked weights of {checked} trials were read back: "
     if not violations:
         return f"<p>{escape(text)}all are exactly 0 (violations: 0).</p>"
     text += f"{violations:,} are not 0. The numbers of these trials are not to be trusted:"
     return f"<p>{escape(text)}</p><ul>{''.join(f'<li>{escape(name)}</li>' for name in names)}</ul>"
+
+
+def _protocols(study: Study) -> str:
+    header, rows = measured(study)
+    cells = ["".join(f'<td class="left">{escape(text)}</td>' for text in row) for row in rows]
+    head = "".join(f'<th class="left">{escape(word)}</th>' for word in header)
+    body = "".join(f"<tr>{row}</tr>" for row in cells)
+    return (
+        '<p class="note">One row for all that was measured alike. long.csv names the protocol of each number, protocols.csv '
+        f'says what it was.</p><div class="scroll"><table class="protocols"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
 
 
 def _missing(study: Study) -> str:

@@ -1,4 +1,4 @@
-"""A study's folder -> report/index.html, report.md, results.csv and the figures. Offline, without torch."""
+"""A study's folder -> report/index.html, report.md, tables as CSV and the figures. Offline, without torch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from prunelab.errors import StoreError
 from prunelab.files import make_folder, replace_file
+from prunelab.metric import MEAN_ACC, MEAN_PPL, ON_FITTED
 from prunelab.report import amount, curves, layers, repairs
 from prunelab.report.aggregate import by_cell
 from prunelab.report.collect import Study, collect
@@ -18,8 +19,9 @@ from prunelab.report.finding import QUESTION, chosen_ratio, facts, findings, int
 from prunelab.report.key import key_of
 from prunelab.report.label import heading, in_words
 from prunelab.report.page import Picture, page
+from prunelab.report.protocol import measured
 from prunelab.report.repair_table import repair_tables
-from prunelab.report.sheet import blocks_csv, repairs_csv
+from prunelab.report.sheet import blocks_csv, long_csv, protocols_csv, repairs_csv
 from prunelab.report.table import escape_markdown, frame_csv, markdown_table, result_tables
 
 
@@ -36,6 +38,8 @@ def render_report(study: Study | Path, out: Path | None = None) -> Path:
     pictures = draw(study)
     contents = {f"{picture.name}.png": picture.png for picture in pictures}
     contents["results.csv"] = frame_csv(study).encode("utf-8")
+    contents["long.csv"] = long_csv(study).encode("utf-8")
+    contents["protocols.csv"] = protocols_csv(study).encode("utf-8")
     contents["blocks.csv"] = blocks_csv(study).encode("utf-8")
     if len(study.repairs):
         contents["repairs.csv"] = repairs_csv(study).encode("utf-8")
@@ -58,13 +62,13 @@ def draw(study: Study) -> list[Picture]:
     """All figures for which the study has numbers."""
     frame, ratio, made = study.frame, chosen_ratio(study), list[Picture]()
     key = key_of(study)
-    one_ratio = by_cell(frame, ["mean/ppl"])["ratio"].nunique() <= 1
+    one_ratio = by_cell(frame, [MEAN_PPL.name])["ratio"].nunique() <= 1
 
     def add(name: str, title: str, caption: str, make: Callable[[], Figure], aside: bool = False) -> None:
         made.append(Picture(name, title, caption, png(make()), aside))
 
     with styled():
-        if frame["mean/ppl"].notna().any() and "error/fitted" in frame:
+        if frame[MEAN_PPL.name].notna().any() and ON_FITTED in frame:
             points = AT_REPAIRS if key.factors and one_ratio else AT_RATIOS
             score = "what pruning costs (geometric mean of the test perplexities over the dense model's, minus one)"
             caption = TRADEOFF.format(score=score, points=points)
@@ -78,7 +82,7 @@ def draw(study: Study) -> list[Picture]:
                     "tradeoff_accuracy",
                     "Tradeoff in accuracy",
                     caption,
-                    lambda: curves.tradeoff(study, "acc/mean"),
+                    lambda: curves.tradeoff(study, MEAN_ACC),
                 )
         if ratio is not None:
             for name, title, caption, make in repair_pictures(study, ratio):
@@ -89,7 +93,7 @@ def draw(study: Study) -> list[Picture]:
         if ratio is not None and study.blocks["error"].notna().any() and key.factors is None:
             caption = BLOCKS.format(ratio=f"{ratio:g}", near=curves.fitted_name(study))
             add("blocks", "Error over blocks", caption, lambda: layers.over_blocks(study, ratio))
-        if study.held_out and "error/fitted" in frame and by_ratio:
+        if study.held_out and ON_FITTED in frame and by_ratio:
             caption = OVERFIT.format(near=curves.fitted_name(study))
             add("overfit", "Over-fitting index", caption, lambda: curves.overfit(study))
         if ratio is not None and len(study.sites):
@@ -106,7 +110,7 @@ Plan = tuple[str, str, str, Callable[[], Figure]]  # name, title, caption, how t
 def repair_pictures(study: Study, ratio: float) -> Iterator[Plan]:
     """Figures of repairs and of amounts of text, where trials differ in them."""
     at = f"At ratio {ratio:g}"
-    measured = study.frame.get("error/fitted", pd.Series(dtype=float)).notna().any()
+    measured = study.frame.get(ON_FITTED, pd.Series(dtype=float)).notna().any()
     if measured and repairs.compares_repairs(study):
         yield "repairs", "By repair", f"{at}. {REPAIRS}", lambda: repairs.by_repair(study, ratio)
     if measured:
@@ -207,5 +211,14 @@ def markdown(study: Study, pictures: list[Picture]) -> str:
             texts = [escape_markdown(str(row[name])) for name in ("name", "status", "reason", "log")]
             lines.append(f"| {' | '.join(texts)} |")
         lines.append("")
+    header, rows = measured(study)
+    if rows:
+        lines += [
+            "## How each number was measured",
+            "",
+            f"| {' | '.join(header)} |",
+            "|---" * len(header) + "|",
+        ]
+        lines += [f"| {' | '.join(map(escape_markdown, row))} |" for row in rows] + [""]
     lines += ["## Study", "", *(f"- {name}: {escape_markdown(text)}" for name, text in facts(study)), ""]
     return "\n".join(lines)

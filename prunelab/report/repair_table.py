@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from prunelab.metric import MEAN_HELD_OUT, MEAN_MSE, MSE_FITTED, ON_CALIBRATION, REPAIR, error, number
 from prunelab.report.aggregate import SPREAD, by_cell
 from prunelab.report.collect import Study
 from prunelab.report.derive import chosen
 from prunelab.report.label import NO_REPAIR
-from prunelab.report.table import Cell, ResultTable, cell_of, error_text, number
+from prunelab.report.table import Cell, ResultTable, cell_of
 
-BEFORE, AFTER, PER_BLOCK = "repair/before", "repair/after", "repair/per_block"
+BEFORE, AFTER, PER_BLOCK = REPAIR.at("before"), REPAIR.at("after"), REPAIR.at("per_block")
 NEAR, FAR = "against/calibration", "against/held_out"
-MSE = {"mse/fitted": "fitted", "mean/mse_held_out": "held-out"}
+_MSE = {MSE_FITTED: "fitted", MEAN_MSE.name: "held-out"}
 
 
 def repair_tables(study: Study) -> list[ResultTable]:
@@ -45,7 +46,7 @@ def _with_repairs(study: Study) -> pd.DataFrame:
         frame[name] = frame["number"].map(values)
     same = ["facet", "chosen", "ratio", "seed"]
     frame["chosen"] = chosen(frame)
-    for name, column in ((NEAR, "error/calibration"), (FAR, "mean/held_out")):
+    for name, column in ((NEAR, ON_CALIBRATION), (FAR, MEAN_HELD_OUT.name)):
         if column not in frame:
             continue
         value = pd.to_numeric(frame[column], errors="coerce")
@@ -57,7 +58,7 @@ def _with_repairs(study: Study) -> pd.DataFrame:
 
 def _table(study: Study, frame: pd.DataFrame, facet: str) -> ResultTable:
     frame = frame.loc[frame["facet"] == facet, :]
-    names = [BEFORE, AFTER, PER_BLOCK, *(c for c in MSE if c in frame and frame[c].notna().any())]
+    names = [BEFORE, AFTER, PER_BLOCK, *(c for c in _MSE if c in frame and frame[c].notna().any())]
     against = [c for c in (NEAR, FAR) if c in frame and frame[c].notna().any()]
     names += against
     cells = by_cell(frame, names)
@@ -72,10 +73,10 @@ def _table(study: Study, frame: pd.DataFrame, facet: str) -> ResultTable:
         now = (row["ratio"], masks[row["variant"]] if several else "")
         starts.append(now != last)
         last = now
-    mse = [name for name in MSE if name in names]
+    mse = [name for name in _MSE if name in names]
     groups = [("", 2), ("last block, fitted text", 2), ("per block", 1), ("mean squared error", len(mse))]
     groups += [("against no repair", len(against))]
-    header = ["ratio", "method", "before", "after", "after ÷ before", *(MSE[name] for name in mse)]
+    header = ["ratio", "method", "before", "after", "after ÷ before", *(_MSE[name] for name in mse)]
     header += [{NEAR: "calibration", FAR: "held-out"}[name] for name in against]
     shown = tuple(group for group in groups if group[1])
     return ResultTable(facet, shown, tuple(header), tuple(rows), tuple(starts))
@@ -86,7 +87,7 @@ def _entry(row: dict[str, Any], name: str) -> Cell:
         cell = cell_of(row, name, _change)
         spread = row.get(name + SPREAD, math.nan)
         return Cell(cell.text, f"± {100 * spread:.1f}%" if math.isfinite(spread) else "")
-    return cell_of(row, name, number if name == PER_BLOCK else error_text)
+    return cell_of(row, name, number if name == PER_BLOCK else error)
 
 
 def _change(factor: float) -> str:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from prunelab.metric import HELD_OUT_ERROR, MEAN_PPL, ON_FITTED, PPL
 from prunelab.report.aggregate import SPREAD, at_ratio, by_cell
 from prunelab.report.collect import Study
 from prunelab.report.curves import DENSE, dense, fitted_name
@@ -41,11 +42,9 @@ def by_repair(study: Study, ratio: float) -> Figure:
     """Error after the last block on fitted and on each held-out text, and perplexity, over the repairs; a line for
     each mask and what was fitted to. Two rows per facet.
     """
-    errors = {"error/fitted": fitted_name(study)} | {
-        f"error/held_out/{c}": f"held-out {c}" for c in study.held_out
-    }
-    scores = {"mean/ppl": "test, mean"} if len(study.corpora) > 1 else {}
-    scores |= {f"ppl/{corpus}": f"test {corpus}" for corpus in study.corpora}
+    errors = {ON_FITTED: fitted_name(study)} | {HELD_OUT_ERROR.at(c): f"held-out {c}" for c in study.held_out}
+    scores = {MEAN_PPL.name: "test, mean"} if len(study.corpora) > 1 else {}
+    scores |= {PPL.at(corpus): f"test {corpus}" for corpus in study.corpora}
     columns, lines = max(len(errors), len(scores)), 2 * len(study.facets)
     factors = _masks(study)
     repairs = distinct(study.frame["repair"])
@@ -70,7 +69,7 @@ def by_repair(study: Study, ratio: float) -> Figure:
             grid[line, 0].set_ylabel(what)
         _share_height(grid[2 * place : 2 * place + 1, : len(errors)])
         for axes, column in zip(grid[2 * place + 1], scores, strict=False):
-            level = dense(study, facet, None if column == "mean/ppl" else column.removeprefix("ppl/"))
+            level = dense(study, facet, None if column == MEAN_PPL.name else PPL.rest(column))
             if level is not None and axes.axison:
                 axes.axhline(level, **DENSE)
     for axes in grid[-1]:

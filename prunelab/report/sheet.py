@@ -1,10 +1,13 @@
-"""Per block and per seed as CSV: blocks.csv of what was evaluated, repairs.csv of what repairs said of themselves."""
+"""Tables as CSV: long.csv of every number with protocols.csv, blocks.csv of what was evaluated, repairs.csv of repairs."""
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pandas as pd
 
-from prunelab.report.collect import Study
+from prunelab.metric import Protocol
+from prunelab.report.collect import LONG, Study
 from prunelab.report.table import csv_text
 
 _WHOSE = ("number", "name", "seed", "facet", "variant", "ratio")
@@ -18,6 +21,18 @@ def blocks_csv(study: Study) -> str:
 def repairs_csv(study: Study) -> str:
     """repairs.csv: a row per repaired trial and block; errors on all windows of the text that it was fitted to."""
     return _joined(study, study.repairs)
+
+
+def long_csv(study: Study) -> str:
+    """long.csv: a row per trial and number: stage, metric, of what, seed, value, unit, better direction, protocol's digest."""
+    return csv_text(study.long, LONG)
+
+
+def protocols_csv(study: Study) -> str:
+    """protocols.csv: a row per protocol, by the digest that long.csv names; what does not apply is empty."""
+    names = ["protocol", *(field.name for field in fields(Protocol))]
+    rows = [{"protocol": digest, **protocol} for digest, protocol in study.protocols.items()]
+    return csv_text(pd.DataFrame(rows, columns=names, dtype=object), names)
 
 
 def _joined(study: Study, table: pd.DataFrame) -> str:

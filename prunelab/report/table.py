@@ -6,26 +6,46 @@ import csv
 import io
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from prunelab.report.aggregate import SPREAD, best, by_cell
+from prunelab.metric import (
+    ACC,
+    COST,
+    ERROR,
+    MEAN_ACC,
+    MEAN_HELD_OUT,
+    MEAN_OVERFIT,
+    MEAN_PPL,
+    OF_PARAMETERS,
+    OF_UNITS,
+    OF_WEIGHTS,
+    ON_CALIBRATION,
+    ON_OWN_TEXT,
+    PPL,
+    RATIO,
+    Metric,
+    metric_of,
+)  # fmt: skip
+from prunelab.report.aggregate import SPREAD, by_cell
 from prunelab.report.collect import DONE, Study, collect
-from prunelab.report.derive import chosen
+from prunelab.report.derive import chosen, of_dense
 
 IDENTITY = ("number", "name", "status", "reason", "model", "pattern", "ratio", "allocation", "method")
 IDENTITY += ("reconstruction", "reconstruction_data", "calibration", "n_samples", "seq_len", "seed")
 IDENTITY += ("facet", "variant", "mask", "size", "repair", "data", "key")
-RATIOS = {"ratio/weights": "weights", "ratio/parameters": "parameters", "ratio/units": "units"}
-ERRORS = {  # on the mask's tokens, on a repair's own, on held-out text, and held-out over what was fitted
-    "error/calibration": "calibration",
-    "error/reconstruction": "own text",
-    "mean/held_out": "held-out",
-    "mean/overfit": "over-fitting",
+_REMOVED = {OF_WEIGHTS: "weights", OF_PARAMETERS: "parameters", OF_UNITS: "units"}
+_ERRORS = {  # on the mask's tokens, on a repair's own, on held-out text, and held-out over what was fitted
+    ON_CALIBRATION: "calibration",
+    ON_OWN_TEXT: "own text",
+    MEAN_HELD_OUT.name: "held-out",
+    MEAN_OVERFIT.name: "over-fitting",
 }
+PERPLEXITY, ACCURACY, REMOVED, ERRORS = "perplexity", "accuracy", "removed", "error"  # titles of groups
 
 
 @dataclass(frozen=True)
@@ -37,14 +57,11 @@ class Cell:
     best: bool = False
 
 
-PERPLEXITY, ACCURACY = "perplexity", "accuracy"
-
-
 @dataclass(frozen=True)
 class ResultTable:
     """The main result of one facet. ``groups``: (title, number of columns) above ``header``; the first two
     columns of a row are ratio and variant, and ``starts`` marks the rows where the ratio changes, or the mask
-    where repairs are compared.
+    where repairs are compared. ``scores``: titles of the groups that say how good a model is.
     """
 
     facet: str
@@ -52,6 +69,7 @@ class ResultTable:
     header: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     starts: tuple[bool, ...]
+    scores: tuple[str, ...] = ()
 
     @property
     def titles(self) -> tuple[str, ...]:
@@ -72,10 +90,10 @@ def results_csv(study_folder: Path | str) -> str:
 
 def frame_csv(study: Study) -> str:
     """``results_csv`` of a study that has been collected."""
-    frame = study.frame.rename(columns={"log": "cost/log"})
+    frame = study.frame.rename(columns={"log": COST.at("log")})
     known = [column for column in IDENTITY if column in frame]
     rest = sorted(str(column) for column in frame.columns if column not in IDENTITY)
-    columns = [*known, *sorted(rest, key=lambda column: column.startswith("cost/"))]
+    columns = [*known, *sorted(rest, key=lambda column: metric_of(column) is COST)]
     return csv_text(frame.sort_values("number"), columns)
 
 
@@ -100,70 +118,78 @@ def result_tables(study: Study) -> list[ResultTable]:
     return [_result_table(study, facet) for facet in study.facets]
 
 
+@dataclass(frozen=True)
+class _Column:
+    """A column of the main table: its numbers' name, their metric, the group it stands in and its own word there.
+
+    ``marked``: the best of each ratio stands out; ``against``: the change from the dense model stands below.
+    """
+
+    name: str
+    metric: Metric
+    group: str
+    word: str
+    marked: bool = False
+    against: bool = False
+
+
+def _columns(study: Study) -> list[_Column]:
+    found = [_Column(PPL.at(c), PPL, PERPLEXITY, c, marked=True, against=True) for c in study.corpora]
+    if len(found) > 1:
+        found.append(_Column(MEAN_PPL.name, MEAN_PPL, PERPLEXITY, "mean", marked=True, against=True))
+    tasks = [ACC.at(task) for task in study.tasks]
+    tasks += [MEAN_ACC] if len(tasks) > 1 else []
+    found += [_Column(name, ACC, ACCURACY, ACC.rest(name), marked=True) for name in tasks]
+    for own in study.rows.values():
+        title = f"{own.title} ({own.unit})" if own.unit else own.title
+        found += [_Column(own.at(c), own, title, c, marked=True) for c in own.found(study.frame)]
+    found += [_Column(name, RATIO, REMOVED, word) for name, word in _REMOVED.items() if name in study.frame]
+    for name, word in _ERRORS.items():
+        if study.frame.get(name, pd.Series(dtype=float)).notna().any():
+            found.append(_Column(name, MEAN_OVERFIT if name == MEAN_OVERFIT.name else ERROR, ERRORS, word))
+    return found
+
+
 def _result_table(study: Study, facet: str) -> ResultTable:
-    ppl = [f"ppl/{corpus}" for corpus in study.corpora]
-    several = len(ppl) > 1
-    tested = [*ppl, "mean/ppl"] if several else ppl
-    scored = [f"acc/{task}" for task in study.tasks]
-    scored += ["acc/mean"] if len(scored) > 1 else []
-    ratios = [name for name in RATIOS if name in study.frame]
-    errors = [name for name in ERRORS if study.frame.get(name, pd.Series(dtype=float)).notna().any()]
+    columns = _columns(study)
     frame = study.frame[study.frame["facet"] == facet]
-    cells = by_cell(frame, [*tested, *scored, *ratios, *errors])
+    cells = by_cell(frame, [column.name for column in columns])
     planned = frame[["facet", "variant", "ratio"]].drop_duplicates()
     planned = planned.assign(ratio=pd.to_numeric(planned["ratio"], errors="coerce"))
     keys = ["facet", "variant", "ratio"]
     merged = planned.merge(cells, on=keys, how="outer") if planned["ratio"].notna().all() else cells
     order = {variant: index for index, variant in enumerate(study.variants)}
     merged = merged.assign(_order=merged["variant"].map(order)).sort_values(["ratio", "_order"])
-    dense = {name: _dense(frame, name) for name in [*tested, *scored]}
-    rows = (
-        [_dense_row(dense, tested, scored, len(ratios) + len(errors))]
-        if any(map(math.isfinite, dense.values()))
-        else []
-    )
-    starts = [True] * len(rows)
+    dense = {column.name: _dense(frame, column.name) for column in columns if column.marked}
+    rows, starts = list[tuple[Cell, ...]](), list[bool]()
+    if any(map(math.isfinite, dense.values())):
+        told = [Cell(c.metric.text(dense[c.name]) if c.marked else "") for c in columns]
+        rows, starts = [(Cell("0"), Cell("dense"), *told)], [True]
     masks = _masks(frame)
     for _, group in merged.groupby("ratio", dropna=False, sort=True):
         last_mask = None
-        marks = {name: best([_number(value) for value in group.get(name, [])]) for name in tested}
-        marks |= {  # per cent, and higher is better
-            name: best([-100 * _number(value) for value in group.get(name, [])], 1) for name in scored
+        best = {
+            c.name: c.metric.best(_number(value) for value in group.get(c.name, ()))
+            for c in columns
+            if c.marked
         }
         for place, row in enumerate(group.to_dict("records")):
-            first = [Cell(f"{row['ratio']:.4g}"), Cell(str(row["variant"]), _why(frame, row))]
-            middle = [_ppl(row, name, dense[name], marks[name], place) for name in tested]
-            for name in scored:
-                cell = cell_of(row, name, accuracy)
-                middle.append(Cell(cell.text, cell.aside, bool(marks[name]) and marks[name][place]))
-            last = [Cell(_share(row.get(name))) for name in ratios]
-            rows.append(
-                (
-                    *first,
-                    *middle,
-                    *last,
-                    *(
-                        cell_of(row, name, number if name == "mean/overfit" else error_text)
-                        for name in errors
-                    ),
-                )
-            )
+            made = [Cell(f"{row['ratio']:.4g}"), Cell(str(row["variant"]), _why(frame, row))]
+            for column in columns:
+                cell = cell_of(row, column.name, column.metric.text)
+                if column.against:
+                    change = _change(_number(row.get(column.name)) / dense[column.name])
+                    cell = replace(cell, aside=" · ".join(word for word in (cell.aside, change) if word))
+                marks = best.get(column.name)
+                made.append(replace(cell, best=bool(marks) and marks[place]))
+            rows.append(tuple(made))
             mask = masks.get(str(row["variant"]))
             starts.append(place == 0 or mask != last_mask)
             last_mask = mask
-    names = [*study.corpora, *(["mean"] if several else [])]
-    header = [
-        "ratio",
-        "method",
-        *names,
-        *(name.removeprefix("acc/") for name in scored),
-        *(RATIOS[name] for name in ratios),
-        *(ERRORS[name] for name in errors),
-    ]
-    groups = [("", 2), (PERPLEXITY, len(tested)), (ACCURACY, len(scored))]
-    groups += [("removed", len(ratios)), ("error", len(errors))]
-    shown = tuple(group for group in groups if group[1])
-    return ResultTable(facet, shown, tuple(header), tuple(map(tuple, rows)), tuple(starts))
+    groups = [("", 2), *((title, len(list(own))) for title, own in groupby(columns, lambda c: c.group))]
+    header = ("ratio", "method", *(column.word for column in columns))
+    scores = tuple(dict.fromkeys(column.group for column in columns if column.marked))
+    return ResultTable(facet, tuple(groups), header, tuple(rows), tuple(starts), scores)
 
 
 def _masks(frame: pd.DataFrame) -> dict[str, str]:
@@ -174,22 +200,15 @@ def _masks(frame: pd.DataFrame) -> dict[str, str]:
 
 def _dense(frame: pd.DataFrame, name: str) -> float:
     """The dense model's perplexity on a corpus, their geometric mean, or an accuracy."""
-    if name == "mean/ppl":
+    if name == MEAN_PPL.name:
         logs = [
-            math.log(_dense(frame, f"ppl/{c[10:]}"))
-            for c in frame.columns
-            if c.startswith("dense/ppl/") and c[6:] in frame
+            math.log(_dense(frame, PPL.at(corpus)))
+            for corpus in PPL.found(frame.columns)
+            if of_dense(PPL.at(corpus)) in frame
         ]
         return math.exp(sum(logs) / len(logs)) if logs else math.nan
-    values = frame.get(f"dense/{name}", pd.Series(dtype=float)).dropna()
+    values = frame.get(of_dense(name), pd.Series(dtype=float)).dropna()
     return float(values.iloc[0]) if len(values) else math.nan
-
-
-def _dense_row(
-    dense: dict[str, float], tested: Sequence[str], scored: Sequence[str], empty: int
-) -> tuple[Cell, ...]:
-    texts = [number(dense[name]) for name in tested] + [accuracy(dense[name]) for name in scored]
-    return (Cell("0"), Cell("dense"), *map(Cell, texts), *[Cell("")] * empty)
 
 
 def _why(frame: pd.DataFrame, row: dict[str, Any]) -> str:
@@ -204,15 +223,10 @@ def _why(frame: pd.DataFrame, row: dict[str, Any]) -> str:
     return "; ".join([*words, *dict.fromkeys(missing["reason"])])
 
 
-def _ppl(row: dict[str, Any], name: str, dense: float, marks: list[bool], place: int) -> Cell:
-    cell, factor = cell_of(row, name, number), _number(row.get(name)) / dense
-    change = percent(factor) if factor < 10 else f"×{factor:,.0f}" if math.isfinite(factor) else ""
-    aside = " · ".join(word for word in (cell.aside, change) if word)
-    return Cell(cell.text, aside, bool(marks) and marks[place])
-
-
-def percent(factor: float) -> str:
-    """A factor as a change: +0.02%, +6.7%, +314%."""
+def _change(factor: float) -> str:
+    """What a factor changes: +0.02%, +6.7%, +314%, ×12; nothing where it is not finite."""
+    if not factor < 10:
+        return f"×{factor:,.0f}" if math.isfinite(factor) else ""
     change = 100 * (factor - 1)
     return (
         f"{change:+.2f}%"
@@ -229,37 +243,11 @@ def cell_of(row: dict[str, Any], name: str, write: Callable[[float], str]) -> Ce
     return Cell(write(value), f"± {write(spread)}" if math.isfinite(spread) and math.isfinite(value) else "")
 
 
-def error_text(value: float) -> str:
-    """An error as people read it: 0.0963, 0.00123, — for none."""
-    if not math.isfinite(value):
-        return "—"
-    return f"{value:.4f}" if value >= 0.01 or not value else f"{value:.3g}"
-
-
-def accuracy(value: float) -> str:
-    """An accuracy in per cent: 41.3%, — for none."""
-    return f"{100 * value:.1f}%" if math.isfinite(value) else "—"
-
-
-def _share(value: Any) -> str:
-    value = _number(value)
-    return f"{100 * value:.2f}%" if math.isfinite(value) else "—"
-
-
 def _number(value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError):
         return math.nan
-
-
-def number(value: float) -> str:
-    """A perplexity or a duration as people read it: 21.40, 1,234, 5.6e+07, ∞, — for none."""
-    if math.isnan(value):
-        return "—"
-    if math.isinf(value):
-        return "∞"
-    return f"{value:.2f}" if abs(value) < 1000 else f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.1e}"
 
 
 def markdown_table(table: ResultTable) -> str:

@@ -16,9 +16,12 @@ from prunelab.calibration.tokens import TokenSet, build_token_set, load_tokens, 
 from prunelab.errors import DataError
 from prunelab.evaluation.cost import metered
 from prunelab.files import replacing
+from prunelab.metric import GENERATED, PARTS
 from prunelab.models.load import checkpoint_folder, load_decoder, load_tokenizer
 from prunelab.stages import setting
 from prunelab.store.context import Context, Result
+
+TOKENS = "tokens.npy"
 
 
 def run(identity: Mapping[str, Any], context: Context) -> Result:
@@ -31,7 +34,7 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
         return _generated(identity, context)
     if "parts" in identity:
         return _result(
-            _mixed(identity, context), context, {f"parts/{k}": n for k, n in identity["parts"].items()}
+            _mixed(identity, context), context, {PARTS.at(k): n for k, n in identity["parts"].items()}
         )
     model = context.runtime["model"]
     corpus = {
@@ -53,11 +56,11 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
 
 def read(folder: Path) -> torch.Tensor:
     """Return the tokens (n, seq_len) int64 that a calibrate stage wrote into ``folder``."""
-    return torch.from_numpy(load_tokens(folder / "tokens.npy").tokens.astype("int64"))
+    return torch.from_numpy(load_tokens(folder / TOKENS).tokens.astype("int64"))
 
 
 def _result(tokens: TokenSet, context: Context, more: Mapping[str, Any] | None = None) -> Result:
-    save_tokens(tokens, context.outputs / "tokens.npy")
+    save_tokens(tokens, context.outputs / TOKENS)
     n, seq_len = tokens.tokens.shape
     found = {"samples": n, "seq_len": seq_len, "tokens": n * seq_len, "digest": tokens.digest}
     special = tokens.source.get("special_tokens")
@@ -96,7 +99,7 @@ def _generated(identity: Mapping[str, Any], context: Context) -> Result:
     chosen = np.concatenate(windows)[:n_samples]
     source["special_tokens"] = count_special(chosen, tokenizer)
     tokens = build_token_set(chosen, "reconstruction", source, vocabulary)
-    found = _result(tokens, context, {f"generated/{name}": counts[name] for name in COUNTS})
+    found = _result(tokens, context, {GENERATED.at(name): counts[name] for name in COUNTS})
     return Result(found.metrics, found.tables, cost.values())
 
 
@@ -104,7 +107,7 @@ def _mixed(identity: Mapping[str, Any], context: Context) -> TokenSet:
     """Join the first windows of each part."""
     parts, sources = {}, {}
     for name, count in identity["parts"].items():
-        found = load_tokens(context.inputs[name].folder / "tokens.npy")
+        found = load_tokens(context.inputs[name].folder / TOKENS)
         if len(found.tokens) < count:
             raise DataError(f"part {name!r}: {count} windows were asked for, it has {len(found.tokens)}.")
         parts[name], sources[name] = found.tokens[:count], {"digest": found.digest, **found.source}

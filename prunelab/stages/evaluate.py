@@ -11,37 +11,42 @@ from prunelab.errors import DataError
 from prunelab.evaluation.cost import metered
 from prunelab.evaluation.integrity import check
 from prunelab.evaluation.walk import measure
+from prunelab.metric import CALIBRATION, CHANGE, ERROR, HELD_OUT, MSE, PPL, RECONSTRUCTION
 from prunelab.models.load import load_decoder
 from prunelab.stages import calibrate, setting
 from prunelab.stages.accuracy import accuracies
+from prunelab.stages.measured import measure_own, of_model, of_text, on_texts, protocols
 from prunelab.stages.part import STATE
 from prunelab.store.context import Context, Result, steps
 from prunelab.structures.state import apply_state, open_state
 
-_FITTED = {"calibrate": "calibration", "reconstruction": "reconstruction"}  # role of the input -> stream
+_FITTED = {"calibrate": CALIBRATION, "reconstruction": RECONSTRUCTION}  # role of the input -> stream
 
 
 def run(identity: Mapping[str, Any], context: Context) -> Result:
     """Measure the pruned state in one walk beside the dense model.
 
     Metrics: ``ppl/<corpus>``, ``delta/ppl/<corpus>`` (pruned / dense - 1); after the last block ``error/<stream>``
-    (relative) and ``mse/<stream>`` (per element); ``acc/<task>``, ``integrity/*``. Streams: ``calibration`` (the mask's tokens),
-    ``reconstruction`` (a repair's own tokens, where they are others), ``held_out/<corpus>``. Table ``blocks``: both
-    errors of each stream after each block.
+    (relative) and ``mse/<stream>`` (per element); ``acc/<task>``, ``integrity/*``, and those from outside the package.
+    Streams: ``calibration`` (the mask's tokens), ``reconstruction`` (a repair's own tokens, where they are others),
+    ``held_out/<corpus>``. Table ``blocks``: both errors of each stream after each block.
     """
     with metered() as cost:
         device = setting.prepare(context.runtime)
         decoder = load_decoder(context.runtime["model"], device=device)
         last = "reconstruct" if "reconstruct" in context.inputs else "prune"
         state = open_state(context.inputs[last].folder / STATE)
-        texts, streams = {}, {}
-        for role, found in context.inputs.items():
+        tests, judged = {}, {}
+        for role, given in context.inputs.items():
             if role.startswith("test/"):
-                texts[role.removeprefix("test/")] = calibrate.read(found.folder)
-            elif role.startswith("held_out/"):
-                streams[role] = calibrate.read(found.folder)
+                tests[role.removeprefix("test/")] = given
+            elif role.startswith(f"{HELD_OUT}/"):
+                judged[role] = given
             elif role in _FITTED:
-                streams[_FITTED[role]] = calibrate.read(found.folder)[: identity["error_samples"]]
+                judged[_FITTED[role]] = given
+        windows = identity["error_samples"]
+        texts = {name: calibrate.read(given.folder) for name, given in tests.items()}
+        streams = {name: calibrate.read(given.folder)[:windows] for name, given in judged.items()}
         check_apart(context)
         seq_len = max(text.shape[1] for text in [*texts.values(), *streams.values()])
         say = steps(context, "blocks and perplexity", len(decoder.blocks) * len(streams) + len(texts))
@@ -50,21 +55,25 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
         placement = replace(setting.placement(context), dtype=None)
         found = measure(decoder, partial(apply_state, decoder, state), texts, streams, size, say, placement)
         cost.tokens = sum(t.numel() for t in texts.values()) + 2 * sum(t.numel() for t in streams.values())
-        scores = accuracies(identity, context, decoder, seq_len)
+        own, rows = measure_own(identity, decoder, texts, size, context.log)
+        scores, how = accuracies(identity, context, decoder, seq_len)
         integrity = check(decoder, state)
     dense = context.inputs["dense"].record.metrics
-    metrics: dict[str, Any] = {f"ppl/{name}": value for name, value in found.perplexity.items()}
+    metrics: dict[str, Any] = {PPL.at(name): value for name, value in found.perplexity.items()}
     metrics |= {
-        f"delta/ppl/{name}": value / float(dense[f"ppl/{name}"]) - 1
-        for name, value in found.perplexity.items()
+        CHANGE.at(name): value / float(dense[PPL.at(name)]) - 1 for name, value in found.perplexity.items()
     }
-    metrics |= {f"error/{name}": value for name, value in found.errors.items()}
-    metrics |= {f"mse/{name}": value for name, value in found.mse.items()} | scores | integrity
+    metrics |= {ERROR.at(name): value for name, value in found.errors.items()}
+    metrics |= {MSE.at(name): value for name, value in found.mse.items()} | own | scores | integrity
+    how |= on_texts(identity, tests)
+    for name, given in judged.items():
+        how |= dict.fromkeys((ERROR.at(name), MSE.at(name)), of_text(identity["model"], given, windows))
+    how |= dict.fromkeys(integrity, of_model(identity["model"]))
     blocks = [{key: row[key] for key in ("block", "stream", "error", "mse")} for row in found.blocks]
     for row in blocks:
         context.log({"event": "block", **row})
     context.log({"event": "evaluate", **metrics})
-    return Result(metrics, {"blocks": blocks}, cost.values())
+    return Result(metrics, {"blocks": blocks}, cost.values(), protocols(how, metrics), rows)
 
 
 def check_apart(context: Context) -> None:
@@ -72,7 +81,7 @@ def check_apart(context: Context) -> None:
     rows = {
         role: {row.numpy().tobytes() for row in calibrate.read(found.folder)}
         for role, found in context.inputs.items()
-        if role in _FITTED or role.startswith(("test/", "held_out/"))
+        if role in _FITTED or role.startswith(("test/", f"{HELD_OUT}/"))
     }
     for fitted in (role for role in rows if role in _FITTED):
         for judge in (role for role in rows if role not in _FITTED):

@@ -23,8 +23,9 @@ column of ``status``, and it is kept under a key: model, weights, token sets, th
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -35,6 +36,7 @@ from prunelab.evaluation.cost import metered
 from prunelab.models.decoder import Decoder
 from prunelab.models.load import load_decoder
 from prunelab.stages import calibrate, setting
+from prunelab.stages.measured import of_model, protocols
 from prunelab.stages.part import STATE
 from prunelab.store.context import Context, Result
 from prunelab.structures.state import StateReader, apply_state, open_state
@@ -85,4 +87,7 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
             f"stages.{name}: run returned {type(metrics).__name__}; a mapping of numbers is wanted."
         )
     context.log({"event": name, **metrics})
-    return Result(dict(metrics), cost=cost.values())
+    how = replace(of_model(identity["model"]), definition=json.dumps(identity["stage"], sort_keys=True))
+    return Result(
+        dict(metrics), cost=cost.values(), protocols=protocols(dict.fromkeys(metrics, how), metrics)
+    )

@@ -11,6 +11,7 @@ from prunelab.config.build import build
 from prunelab.evaluation.cost import metered
 from prunelab.evaluation.integrity import check
 from prunelab.evaluation.ratios import ratios
+from prunelab.metric import PARAMETERS, SHOTS
 from prunelab.models.decoder import Decoder
 from prunelab.models.load import load_decoder
 from prunelab.passes.between import Between
@@ -18,6 +19,7 @@ from prunelab.passes.shots import Spread, StepReport, prune
 from prunelab.passes.statistics import StatisticsFolder
 from prunelab.pattern import pattern_of
 from prunelab.stages import calibrate, setting
+from prunelab.stages.measured import of_model, protocols
 from prunelab.stages.part import STATE, Parts
 from prunelab.store.context import Context, Result
 from prunelab.structures.state import State, open_state, save_state
@@ -46,16 +48,17 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
         save_state(state, context.outputs / STATE)
         n_shots = len(parts.tables["shots"]) - before
         cost.tokens = 0 if tokens is None else tokens.numel() * n_shots
-    return Result(metrics, parts.tables, {**cost.values(), "shots": n_shots})
+    how = dict.fromkeys(metrics, of_model(identity["model"]))
+    return Result(metrics, parts.tables, {**cost.values(), "shots": n_shots}, protocols(how, metrics))
 
 
 def measure(decoder: Decoder, state: State, schedule: Sequence[float]) -> dict[str, float]:
     """Return the metrics of a decoder that holds ``state``, pruned along ``schedule``; ModelError if it does not."""
     return {
         **ratios(state, decoder),
-        "parameters/dense": decoder.n_parameters(),
-        "parameters/compact": compact_parameters(state, decoder),
-        "shots": len(schedule),
+        PARAMETERS.at("dense"): decoder.n_parameters(),
+        PARAMETERS.at("compact"): compact_parameters(state, decoder),
+        SHOTS.name: len(schedule),
         **check(decoder, state),
     }
 

@@ -12,9 +12,11 @@ from typing import Any
 from prunelab.config.build import build
 from prunelab.evaluation.cost import metered
 from prunelab.evaluation.integrity import check
+from prunelab.metric import REPAIR
 from prunelab.models.load import load_decoder
 from prunelab.reconstruction.walk import RepairReport, reconstruct, split_stopping
 from prunelab.stages import calibrate, prune, setting
+from prunelab.stages.measured import of_model, of_text, protocols
 from prunelab.stages.part import STATE, Parts
 from prunelab.store.context import Context, Result
 from prunelab.structures.state import State, open_state, save_state
@@ -66,10 +68,16 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
         metrics = check(decoder, state) if schedule is None else prune.measure(decoder, state, schedule)
         save_state(state, context.outputs / STATE)
         cost.tokens = tokens.numel()
-    return Result({**metrics, **_largest(parts.tables["repair"])}, parts.tables, cost.values())
+    largest = _largest(parts.tables["repair"])
+    model = identity["model"]
+    how = dict.fromkeys(metrics, of_model(model)) | dict.fromkeys(
+        largest, of_text(model, context.inputs[source])
+    )
+    metrics |= largest
+    return Result(metrics, parts.tables, cost.values(), protocols(how, metrics))
 
 
 def _largest(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Return the largest of every number that the repair itself gave, over all of the table's rows."""
     names = dict.fromkeys(name for row in rows for name in row if name not in _ROW)
-    return {f"repair/{name}": max(row[name] for row in rows if name in row) for name in names}
+    return {REPAIR.at(name): max(row[name] for row in rows if name in row) for name in names}

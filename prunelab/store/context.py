@@ -41,11 +41,16 @@ class Group(Protocol):
 
 @dataclass(frozen=True)
 class Result:
-    """What a stage found. ``metrics`` and ``tables`` repeat bit for bit; ``cost`` need not."""
+    """What a stage found. ``metrics`` and ``tables`` repeat bit for bit; ``cost`` need not.
+
+    ``protocols``: how each number was measured, by its name; ``rows``: those of metrics from outside the package, by theirs.
+    """
 
     metrics: Mapping[str, Any]
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     cost: Mapping[str, Any] = field(default_factory=dict)
+    protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,11 @@ _LIMIT = 256 << 20  # bytes; a larger record is not one of ours
 
 @dataclass(frozen=True)
 class Record:
-    """``metrics`` and ``tables`` repeat bit for bit on the same machine; ``cost`` and ``provenance`` do not."""
+    """``metrics`` and ``tables`` repeat bit for bit on the same machine; ``cost`` and ``provenance`` do not.
+
+    ``protocols``: how each metric was measured (:class:`prunelab.metric.Protocol`); ``rows``: of metrics from outside the
+    package (:class:`prunelab.metric.Metric`).
+    """
 
     kind: str
     key: str
@@ -30,6 +34,8 @@ class Record:
     tables: Mapping[str, Sequence[Mapping[str, Any]]]
     cost: Mapping[str, Any]
     outputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 

@@ -35,6 +35,7 @@ SHA = "0123456789abcdef0123456789abcdef01234567"
 TAIL = "'" + SHA[::-1] + "'"
 WANDA = "method=wanda sparsity=unstructured"
 SWEPT = "stages.latency={_target_:every_key_stage.Latency,repeats:2}"
+MEASURED = "evaluation.metrics.top={_target_:every_key_stage.Top,k:2}"
 # overrides -> the groups whose keys are walked under them; together they have every key of every option
 WALKS = {
     "": "study seed model calibration sparsity evaluation runtime tracking paths method",
@@ -59,6 +60,7 @@ WALKS = {
     "calibration=tokens calibration.path={0}/one.npy calibration.sampler=rows": "calibration",
     "calibration=c4": "calibration",
     f"+{SWEPT}": "stages",
+    f"+{MEASURED}": "evaluation",
 }  # fmt: skip
 SPLIT = "calibration.split={mask:validation,held_out:train,test:test}"
 # what a second value is where the type does not tell: a value, or with a space or '=' whole overrides
@@ -88,6 +90,7 @@ SECOND = {
     "model.max_len": "256", "runtime.activation_dtype": "bfloat16",
     "tracking.name": "tracking=none", "tracking.base_url": "http://localhost:1", "tracking.tags": "[x]",
     "runtime.device": "cuda", "stages.latency._target_": f"{SWEPT.replace('Latency', 'Other')}",
+    "evaluation.metrics": f"+{MEASURED}", "evaluation.metrics.top._target_": f"{MEASURED.replace('Top', 'Low')}",
 }  # fmt: skip
 # swept alone these have no second value that means anything: refused, and the refusal names the key or its cure
 REFUSED = {
@@ -96,6 +99,7 @@ REFUSED = {
     "sparsity.ratio": "removes",  # n:m fixes it
     "method.step": "one shot", "reconstruction.stride": "the window", "calibration.source": "calibration",
     "reconstruction._target_": "one class for a name", "stages.latency._target_": "one class for a name",
+    "evaluation.metrics.top._target_": "one class for a name",
 }  # fmt: skip
 STAGE = """
 class Latency:
@@ -104,6 +108,17 @@ class Latency:
         return {}
 
 class Other(Latency):
+    pass
+
+class Top:
+    k: int
+    title = "top"
+    better = "higher"
+    form = "percent"
+    def measure(self, decoder, tokens, batch_size):
+        return 0.0
+
+class Low(Top):
     pass
 """
 

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from prunelab.errors import StoreError
-from prunelab.report.aggregate import at_ratio, best, by_cell, common_ratio, pareto
+from prunelab.report.aggregate import at_ratio, by_cell, common_ratio, pareto
 
 
 def frame(rows):
@@ -54,13 +54,6 @@ def test_largest_ratio_that_all_reached():
     assert common_ratio(cells) == 0.3
     assert len(at_ratio(cells, 0.3)) == 2
     assert common_ratio(cells.iloc[:0]) is None
-
-
-def test_best_is_what_prints_best():
-    assert best([2.001, 2.004, 3.0]) == [True, True, False]
-    assert best([float("inf"), float("nan"), 5.0]) == [False, False, True]
-    assert best([1.0]) == [False]
-    assert best([float("inf"), float("inf")]) == [False, False]
 
 
 def test_n_is_the_number_of_seeds_and_a_trial_planned_twice_counts_once():

@@ -1,8 +1,9 @@
 import csv
 import io
 
+from prunelab.metric import number
 from prunelab.report.collect import collect
-from prunelab.report.table import markdown_table, number, result_tables, results_csv
+from prunelab.report.table import markdown_table, result_tables, results_csv
 
 
 def parse(text):

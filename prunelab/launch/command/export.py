@@ -11,6 +11,7 @@ from typing import Any
 
 from prunelab.errors import StoreError, nearest
 from prunelab.files import replace_file
+from prunelab.metric import ACC, ACC_NORM, CHANGE, ERROR, OF_WEIGHTS, PARAMETERS, PPL, RATIO, metric_of
 from prunelab.plan.kind import DENSE, kind_of
 from prunelab.plan.stage import Stage
 from prunelab.plan.study import Plan, Trial
@@ -19,15 +20,7 @@ from prunelab.store.layout import OUTPUTS, is_done, locate
 from prunelab.store.record import Record
 
 _STATE = "state.safetensors"
-_SHOWN = (
-    "ppl/",
-    "delta/ppl/",
-    "acc/",
-    "acc_norm/",
-    "error/",
-    "ratio/",
-    "parameters/",
-)  # on the card; the rest in the JSON
+_SHOWN = (PPL, CHANGE, ACC, ACC_NORM, ERROR, RATIO, PARAMETERS)  # on the card; the rest in the JSON
 CARD, FACTS = "README.md", "prunelab.json"
 
 
@@ -128,7 +121,7 @@ def card(facts: Mapping[str, Any]) -> str:
     rows = {
         "base model": f"{base}, revision {model['revision'] or 'none'}, {model['dtype']}",
         "method": f"{method['name']} ({fields})",
-        "sparsity": f"{sparsity['pattern']}, asked {sparsity['ratio']:.6g}, achieved {metrics['ratio/weights']:.6g}",
+        "sparsity": f"{sparsity['pattern']}, asked {sparsity['ratio']:.6g}, achieved {metrics[OF_WEIGHTS]:.6g}",
         "allocation": config["allocation"]["name"],
         "calibration": f"{calibration['name']}, {calibration['n_samples']} x {calibration['seq_len']} tokens, "
         f"seed {config['seed']}",
@@ -136,7 +129,7 @@ def card(facts: Mapping[str, Any]) -> str:
         "perplexity": f"non-overlapping windows of {evaluation['seq_len']} tokens of the test split, no special tokens",
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
     }
-    shown = {k: v for k, v in sorted(metrics.items()) if k.removeprefix("dense/").startswith(_SHOWN)}
+    shown = {k: v for k, v in sorted(metrics.items()) if metric_of(k.removeprefix(f"{DENSE}/")) in _SHOWN}
     lines = [
         f"# {base}, pruned by {method['name']}",
         "",

@@ -170,6 +170,8 @@ class Runner:
                 result.metrics,
                 result.tables,
                 cost,
+                protocols=result.protocols,
+                rows=result.rows,
                 provenance={
                     **provenance(),
                     "started": started,

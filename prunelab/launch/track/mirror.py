@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prunelab.launch.track.lineage import lineage
+from prunelab.metric import COST
 from prunelab.plan.kind import kind_of, metric_prefix
 from prunelab.plan.study import Plan, Trial
 from prunelab.store.layout import METRICS, is_done, locate
@@ -31,6 +32,7 @@ class Mirror:
         self._plan, self._trial = plan, trial
         self._tracker: Tracker = tracker or open_tracker(trial.config["tracking"], run_info(plan, trial))
         self._summary: dict[str, Any] = {}
+        self._protocols: list[dict[str, Any]] = []
         self._told: set[str] = set()  # stages that need no replay and no live rows any more
         self._live: set[str] = set()
         for key in self._keys():
@@ -57,9 +59,10 @@ class Mirror:
         prefix = metric_prefix(record.kind, self._keys()[key])
         self._summary |= {prefix + name: value for name, value in record.metrics.items()}
         self._summary |= {
-            f"cost/{record.kind}_s": record.cost.get("seconds"),
-            f"cost/{record.kind}_peak_gib": record.cost.get("peak_gib"),
+            COST.at(f"{record.kind}_s"): record.cost.get("seconds"),
+            COST.at(f"{record.kind}_peak_gib"): record.cost.get("peak_gib"),
         }
+        self._protocols += [{"number": prefix + name, **how} for name, how in record.protocols.items()]
         for name, rows in record.tables.items():
             self._tracker.table(name, rows)
 
@@ -79,6 +82,8 @@ class Mirror:
         if ok and not isinstance(self._tracker, NullTracker):
             for item, used in lineage(self._plan, self._trial):
                 self._tracker.artefact(item, used=used)
+        if self._protocols:
+            self._tracker.table("protocols", self._protocols)
         self._tracker.summary({name: value for name, value in self._summary.items() if value is not None})
         self._tracker.finish(ok)
 
