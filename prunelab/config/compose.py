@@ -15,15 +15,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import CachingConfigRepository
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from prunelab.config import hydra_inside
+from prunelab.config.hydra_inside import Loader, Override, Repository
 from prunelab.config.number import canonical_numbers
 from prunelab.errors import ConfigError, nearest
 
@@ -52,7 +49,7 @@ class _Crossed:
 class Composer:
     """Composes trials through ``loader`` under the given ``hydra`` overrides; keeps what it composed."""
 
-    loader: ConfigLoaderImpl
+    loader: Loader
     hydra_overrides: Sequence[str] = ()
     config_name: str = "config"
     _composed: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)
@@ -199,13 +196,7 @@ class Composer:
 
     def _compose(self, overrides: tuple[str, ...]) -> DictConfig:
         if overrides not in self._composed:
-            whole = self.loader.load_configuration(
-                config_name=self.config_name,
-                overrides=[*self.hydra_overrides, *overrides],
-                run_mode=RunMode.RUN,
-                from_shell=False,
-                validate_sweep_overrides=False,
-            )
+            whole = hydra_inside.compose(self.loader, self.config_name, [*self.hydra_overrides, *overrides])
             OmegaConf.set_struct(whole, False)
             del whole["hydra"]
             OmegaConf.set_struct(whole, True)
@@ -214,7 +205,7 @@ class Composer:
 
     def _apply(self, override: Override, config: DictConfig, errors: list[ConfigError]) -> None:
         try:
-            ConfigLoaderImpl._apply_overrides_to_config([override], config)
+            hydra_inside.apply(override, config)
         except (HydraException, OmegaConfBaseException) as error:
             key = override.get_key_element().lstrip("+~")
             known = [*_flat_keys(_plain(config)), *self._groups()]
@@ -235,7 +226,7 @@ class Composer:
 
     def _parse(self, text: str) -> Override:
         if text not in self._parsed:
-            self._parsed[text] = OverridesParser.create().parse_override(text)
+            self._parsed[text] = hydra_inside.parse(text)
         return self._parsed[text]
 
     def _is_group(self, override: Override) -> bool:
@@ -260,11 +251,8 @@ class Composer:
         return [group for group in self._repository.get_group_options("", None) if "/" not in group]
 
     @cached_property
-    def _repository(self) -> CachingConfigRepository:
-        _, repository = self.loader._parse_overrides_and_create_caching_repo(
-            self.config_name, list(self.hydra_overrides)
-        )
-        return repository
+    def _repository(self) -> Repository:
+        return hydra_inside.open_repository(self.loader, self.config_name, self.hydra_overrides)
 
 
 def missing_keys(config: Mapping[str, Any], prefix: str = "") -> list[str]:

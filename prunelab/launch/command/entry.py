@@ -5,16 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import hydra
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import create_automatic_config_search_path, get_args_parser
-from hydra.core.config_search_path import SearchPathQuery
 from hydra.errors import HydraException, SearchPathException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from prunelab.config import hydra_inside
 from prunelab.config.place import conf_folder, settle_home
 from prunelab.errors import ConfigError, PrunelabError
 from prunelab.launch.command.plugin import register
@@ -88,13 +85,9 @@ def _no_single_run(config: DictConfig) -> None:
 
 
 def _explained(words: Sequence[str]) -> str | None:
-    arguments = get_args_parser().parse_args(list(words))
-    search_path = create_automatic_config_search_path(None, None, str(conf_folder()))
-    if arguments.config_dir is not None:
-        place = f"file://{Path(arguments.config_dir).absolute()}"
-        search_path.prepend("command-line", place, SearchPathQuery(provider="schema", path=None))
+    arguments = hydra_inside.parse_command_line(words)
     try:
-        found = explain(ConfigLoaderImpl(search_path), arguments.overrides)
+        found = explain(hydra_inside.open_loader(conf_folder(), arguments.config_dir), arguments.overrides)
     except (HydraException, OmegaConfBaseException):
         return None
     return None if found is None else str(found)

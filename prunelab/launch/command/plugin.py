@@ -1,28 +1,25 @@
 """Hydra's side of launching: ``hydra/launcher=local|inline|slurm`` and a sweeper that leaves checking to them.
 
-Hydra accepts plugin classes only by names that start with ``hydra_plugins.``; the classes carry that
-name as their module and are registered when prunelab starts, so no second top-level package is needed.
+They are registered when prunelab starts, so no second top-level package is needed.
 """
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import ModuleType
 from typing import Any
 
-from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher as HydraLauncher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, read_write
 from rich.console import Console
 
+from prunelab.config import hydra_inside
 from prunelab.config.compose import Composer
+from prunelab.config.hydra_inside import JobReturn
 from prunelab.errors import ConfigError, StoreError
 from prunelab.files import replace_file
 from prunelab.launch.command.study import plan_study
@@ -34,11 +31,7 @@ from prunelab.launch.slurm.launcher import Slurm
 from prunelab.launch.slurm.settings import Settings
 from prunelab.store.layout import check_writable
 
-# Hydra's scan for plugins executes its own plugin modules anew, so a base class imported before it is stale.
-_PLUGINS = Plugins.instance()
-BasicSweeper = importlib.import_module("hydra._internal.core_plugins.basic_sweeper").BasicSweeper
-
-_MODULE = "hydra_plugins.prunelab"
+BasicSweeper: Any = hydra_inside.basic_sweeper()
 _SWEEP = "multirun.yaml"  # what Hydra writes of a sweep
 
 
@@ -98,7 +91,7 @@ class StudyLauncher(HydraLauncher):
         code = drive.drive(plan, self.backend(), Console(), dry_run=self._dry_run, report=self._report)
         if code:
             raise SystemExit(code)
-        return [_returned(trial.overrides, trial.stages) for trial in plan.trials]
+        return [hydra_inside.completed(trial.overrides, trial.stages) for trial in plan.trials]
 
 
 class LocalLauncher(StudyLauncher):
@@ -138,18 +131,5 @@ def _check_flags(**flags: Any) -> None:
 
 def register() -> None:
     """Make the classes known to Hydra, and importable, under the names that conf/hydra uses."""
-    try:
-        namespace = importlib.import_module("hydra_plugins")  # there if any other plugin is installed
-    except ImportError:
-        namespace = sys.modules["hydra_plugins"] = ModuleType("hydra_plugins")
-    sys.modules[_MODULE] = sys.modules[__name__]
-    namespace.prunelab = sys.modules[__name__]  # type: ignore[attr-defined]
-    for plugin in (PrunelabSweeper, LocalLauncher, InlineLauncher, SlurmLauncher):
-        plugin.__module__ = _MODULE
-        _PLUGINS.register(plugin)
-
-
-def _returned(overrides: Sequence[str], value: Any) -> JobReturn:
-    result = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
-    result.return_value = value
-    return result
+    plugins = (PrunelabSweeper, LocalLauncher, InlineLauncher, SlurmLauncher)
+    hydra_inside.register("prunelab", sys.modules[__name__], plugins)

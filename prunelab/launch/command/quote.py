@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from prunelab.config import hydra_inside
 from prunelab.errors import ConfigError
 
 
@@ -43,7 +43,7 @@ def _one(text: str) -> str:
 
 def _reads(word: str) -> bool:
     try:
-        OverridesParser.create().parse_override(word)
+        hydra_inside.parse(word)
     except HydraException:
         return False
     return True

@@ -5,14 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from prunelab.config import hydra_inside
 from prunelab.config.check import check_trial
 from prunelab.config.compose import Composer, Config, Problem
+from prunelab.config.hydra_inside import Loader
 from prunelab.config.together import check_together
 from prunelab.errors import ConfigError, PrunelabError
 from prunelab.plan.kind import check_stages
@@ -73,22 +71,18 @@ def plan_study(composer: Composer, jobs: Sequence[Sequence[str]], argv: Sequence
     return build_plan(configs, corpora, jobs, argv=argv, created=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
 
 
-def explain(loader: ConfigLoaderImpl, overrides: Sequence[str]) -> StudyError | None:
+def explain(loader: Loader, overrides: Sequence[str]) -> StudyError | None:
     """Return all mistakes of a command line that Hydra could not compose, or None if they are not ours to explain."""
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+    parsed = hydra_inside.parse_all(overrides, loader)
     of_hydra = [o.input_line or "" for o in parsed if o.is_hydra_override()]
     composer = Composer(loader, of_hydra)
     tasks = [o for o in parsed if not o.is_hydra_override()]
     overlays = [
         o.input_line or "" for o in tasks if o.is_add() and o.value() in composer.options(o.key_or_group)
     ]
-    whole = loader.load_configuration(
-        "config", [*of_hydra, *overlays], RunMode.RUN, validate_sweep_overrides=False
-    )
+    whole = hydra_inside.compose(loader, "config", [*of_hydra, *overlays])
     axes = OmegaConf.select(whole, "hydra.sweeper.params") or {}
-    swept = OverridesParser.create(config_loader=loader).parse_overrides(
-        [f"{k}={v}" for k, v in axes.items()]
-    )
-    jobs = BasicSweeper.split_arguments([*swept, *tasks], None)[0]
+    swept = hydra_inside.parse_all((f"{k}={v}" for k, v in axes.items()), loader)
+    jobs = hydra_inside.split_jobs([*swept, *tasks])
     problems = checked_trials(composer, jobs)[2]
     return StudyError(problems, len(jobs)) if problems else None
