@@ -43,3 +43,14 @@ def test_no_module_asks_for_a_class_or_name(path: Path) -> None:
             asked += [f"line {node.lineno}: {ast.unparse(node)}"] if words & set(PATTERNS) else []
     if path.relative_to(PACKAGE).as_posix() not in TABLES:
         assert not asked, f"{path}: {asked}"
+
+
+def test_what_hydra_does_not_offer_publicly_stands_in_one_file() -> None:
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            modules += [name.name for name in node.names] if isinstance(node, ast.Import) else []
+            if any(module.startswith(("hydra._internal", "hydra.core")) for module in modules):
+                found.append(path.relative_to(PACKAGE).as_posix())
+    assert set(found) == {"config/hydra_inside.py"}
