@@ -1,7 +1,7 @@
 """What people add from outside the package, a file and a YAML each: two sweeps run them all, and all is shown everywhere.
 
 Of each part: a linear method with a statistic of its own, a method of rows and columns, an allocation, a repair, a kind of
-stage, a corpus, a family of models. That such files reach the workers of a pool is in test_sweep.py.
+stage, a metric, a corpus, a family of models. That such files reach the workers of a pool is in test_sweep.py.
 """
 
 from __future__ import annotations
@@ -157,6 +157,28 @@ class Census:
         trial.context.progress("counting", 1, 1)
         return {"alive": alive, "tokens": sum(text.numel() for text in trial.tokens.values())}
 '''
+METRIC = '''
+"""Share of next tokens that are among the k likeliest."""
+from __future__ import annotations
+from dataclasses import dataclass
+from typing import Annotated
+import torch
+
+@dataclass(frozen=True)
+class TopK:
+    k: Annotated[int, "x >= 1"]
+    title = "next token among the k likeliest"
+    better = "higher"
+    form = "percent"
+
+    @torch.no_grad()
+    def measure(self, decoder, tokens, batch_size):
+        hits = 0
+        for batch in tokens.split(batch_size):
+            likeliest = decoder.model(batch).logits[:, :-1].topk(self.k).indices
+            hits += int((likeliest == batch[:, 1:, None]).any(-1).sum())
+        return hits / tokens[:, 1:].numel()
+'''
 CORPUS = """
 name: diary
 source: text
@@ -183,18 +205,20 @@ attention: {query: self_attn.q_proj, key: self_attn.k_proj, value: self_attn.v_p
 """
 FILES = {
     "mine_linear.py": LINEAR, "mine_lines.py": LINES, "mine_spread.py": ALLOCATION, "own_repair.py": REPAIR,
-    "mine.py": STAGE, "starcoder2.yaml": FAMILY,
+    "mine.py": STAGE, "own_metric.py": METRIC, "starcoder2.yaml": FAMILY,
     "conf/method/peaks.yaml": "_target_: mine_linear.Peaks\nname: peaks\nrevision: 1\nstep: null\n",
     "conf/method/power.yaml": "_target_: mine_lines.InputPower\nname: power\nrevision: 1\nstep: null\npower: 1.0\n",
     "conf/allocation/slope.yaml": "_target_: mine_spread.Slope\nname: slope\nrevision: 1\n",
     "conf/reconstruction/rescale.yaml":
         "_target_: own_repair.Rescale\nname: rescale\nrevision: 1\nmasks: before\nshare: 0.5\n",
+    "conf/evaluation/likely.yaml":
+        "defaults: [embedded]\nname: likely\nmetrics: {top: {_target_: own_metric.TopK, k: 5}}\n",
     "conf/stages/census.yaml": "census:\n  _target_: mine.Census\n  above: 0.0\n",
 }  # fmt: skip
 LINEAR_WORDS = [
     "study=linear", "method=peaks", "sparsity=unstructured", "sparsity.ratio=0.5", "allocation=slope,uniform",
     "reconstruction=rescale", "reconstruction.masks=before,between", "+stages=census", "calibration=diary",
-    "evaluation.corpora=[austen,diary]", "-m", "--config-dir", "conf",
+    "evaluation=likely", "evaluation.corpora=[austen,diary]", "-m", "--config-dir", "conf",
 ]  # fmt: skip
 LINES_WORDS = [
     "study=lines", "method=power,surgeon", "sparsity.ratio=0.1,0.2", "model=local", "model.id=tiny",
@@ -212,11 +236,13 @@ class Recorder:
 
     rows: list[Mapping[str, Any]] = field(default_factory=list)
     values: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)
 
     def log(self, row: Mapping[str, Any]) -> None:
         self.rows.append(row)
 
-    def table(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None: ...
+    def table(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        self.tables[name] = list(rows)
 
     def summary(self, values: Mapping[str, Any]) -> None:
         self.values |= values
@@ -375,6 +401,47 @@ def test_the_repair_runs_with_masks_before_and_between(linear: Study) -> None:
     with (report / "repairs.csv").open(encoding="utf-8") as file:
         assert {row["number"] for row in csv.DictReader(file)} == {"0", "1", "2", "3"}
     assert "rescale" in (report / "index.html").read_text(encoding="utf-8")
+
+
+def table(study: Study, name: str) -> list[Row]:
+    with (study.plan.folder / "report" / name).open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_metric_is_measured_of_dense_and_pruned_with_its_protocol(linear: Study) -> None:
+    title = "next token among the k likeliest"
+    assert title in linear.said
+    report = linear.plan.folder / "report"
+    assert title in (report / "index.html").read_text(encoding="utf-8")
+    protocols = {row["protocol"]: row for row in table(linear, "protocols.csv")}
+    long = table(linear, "long.csv")
+    for trial in linear.plan.trials:
+        row, told = linear.row(trial), linear.told(trial)
+        for corpus in ("austen", "diary"):
+            dense, pruned = (float(row[f"{prefix}top/{corpus}"]) for prefix in ("dense/", ""))
+            assert 1 > dense > 0
+            assert 1 > pruned > 0
+            assert told.values[f"top/{corpus}"] == pruned
+            assert told.values[f"dense/top/{corpus}"] == dense
+        whose = {f"ppl/{corpus}", f"top/{corpus}", f"dense/top/{corpus}", "ratio/weights"}
+        assert whose <= {how["number"] for how in told.tables["protocols"]}
+        own = {
+            row["stage"]: row
+            for row in long
+            if (row["name"], row["metric"], row["of"]) == (trial.name, "top", "diary")
+        }
+        assert set(own) == {"dense", "evaluate"}
+        assert {row["better"] for row in own.values()} == {"higher"}
+        how = protocols[own["evaluate"]["protocol"]]
+        assert how["metric"] == "top/diary"
+        assert '"k": 5' in how["definition"]
+        ppl = next(
+            r
+            for r in long
+            if (r["name"], r["metric"], r["of"], r["stage"]) == (trial.name, "ppl", "diary", "evaluate")
+        )
+        for name in ("model", "text", "split", "windows", "context", "tokens"):
+            assert protocols[ppl["protocol"]][name] == how[name] != ""
 
 
 def test_the_corpus_is_calibrated_on_and_measured_on(linear: Study) -> None:

@@ -51,7 +51,7 @@ def test_everything_is_written_and_nothing_is_fetched(fabricate):
     assert index == folder / "report" / "index.html"
     files = {path.name for path in index.parent.iterdir()}
     assert files == {f"{name}.png" for name in FIGURES} | {
-        "index.html", "report.md", "results.csv", "blocks.csv"
+        "index.html", "report.md", "results.csv", "blocks.csv", "long.csv", "protocols.csv"
     }  # fmt: skip
     text = index.read_text(encoding="utf-8")
     page = Page(text)

@@ -11,6 +11,7 @@ import yaml
 
 from prunelab.calibration.tokens import build_token_set, save_tokens
 from prunelab.errors import StoreError
+from prunelab.plan.pipeline import model_identity
 from prunelab.stages import prune, reconstruct
 from prunelab.store.context import Context, Input, Interrupted
 from prunelab.store.record import Record
@@ -28,12 +29,16 @@ RUNTIME = {
     "allocation": {"name": "uniform"},
     "reconstruction": option("reconstruction", "cross_block", epochs=1, min_updates=0, batch=2, patience=1),
 }  # fmt: skip
-PRUNE = {
-    "model": {}, "method": {}, "pattern": "unstructured", "allocation": "uniform", "seed": 0, "n": None, "m": None,
-    "within": None, "propagation": "pruned", "schedule": [0.5],
+MODEL = {"model": model_identity(RUNTIME["model"])}
+PRUNE = MODEL | {
+    "method": {}, "pattern": "unstructured", "allocation": "uniform", "seed": 0, "n": None, "m": None, "within": None, "propagation": "pruned", "schedule": [0.5],
 }  # fmt: skip
 Stage = Any  # the module of a stage
-STAGES = [(prune, PRUNE), (reconstruct, {"seed": 0}), (reconstruct, {"seed": 0, "prune": PRUNE})]
+STAGES = [
+    (prune, PRUNE),
+    (reconstruct, {"seed": 0} | MODEL),
+    (reconstruct, {"seed": 0, "prune": PRUNE} | MODEL),
+]
 
 
 def record() -> Record:
