@@ -31,7 +31,8 @@ RUNTIME = {
 }  # fmt: skip
 MODEL = {"model": model_identity(RUNTIME["model"])}
 PRUNE = MODEL | {
-    "method": {}, "pattern": "unstructured", "allocation": "uniform", "seed": 0, "n": None, "m": None, "within": None, "propagation": "pruned", "schedule": [0.5],
+    "method": {}, "pattern": "unstructured", "allocation": "uniform", "seed": 0, "n": None, "m": None, "within": None,
+    "propagation": "pruned", "schedule": [0.5],
 }  # fmt: skip
 Stage = Any  # the module of a stage
 STAGES = [
@@ -110,9 +111,11 @@ def test_a_repair_that_chooses_its_masks_says_what_pruning_would(
 ) -> None:
     alone = prune.run(PRUNE, context(tmp_path / "prune", {"calibrate": tokens}))
     repaired = reconstruct.run(
-        {"seed": 0}, context(tmp_path / "before", {"calibrate": tokens, "prune": pruned})
+        MODEL | {"seed": 0}, context(tmp_path / "before", {"calibrate": tokens, "prune": pruned})
     )
-    both = reconstruct.run({"seed": 0, "prune": PRUNE}, context(tmp_path / "between", {"calibrate": tokens}))
+    both = reconstruct.run(
+        MODEL | {"seed": 0, "prune": PRUNE}, context(tmp_path / "between", {"calibrate": tokens})
+    )
     assert set(both.metrics) == set(alone.metrics) | set(repaired.metrics)
     assert set(both.tables) == set(alone.tables) | set(repaired.tables)
     assert both.tables["shots"] == alone.tables["shots"]
