@@ -8,7 +8,7 @@ is what can be said of them without importing them.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from typing import Any
 
 from prunelab.config.field import ClassSource, read_class
@@ -68,7 +68,9 @@ def check_metric(name: str, option: Any) -> Iterator[ConfigError]:
             )
 
 
-def _check(group: str, name: str, option: Any, taken: Collection[str], function: str):
+def _check(
+    group: str, name: str, option: Any, taken: Collection[str], function: str
+) -> Generator[ConfigError, None, ClassSource | None]:
     """Yield what is wrong with a name and a class that has to have ``function``; return what the class says, if it is one."""
     key = f"{group}.{name}"
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name) or name in taken:
