@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from prunelab.files import make_folder
 from prunelab.tracking.secret import one_line
 
 LOGGER = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ class Folders:
 
     def enter(self) -> None:
         for name, value in self._values.items():
-            Path(value).mkdir(parents=True, exist_ok=True)
+            make_folder(Path(value))
             self._before[name] = os.environ.get(name)
             os.environ[name] = value
 
