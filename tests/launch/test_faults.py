@@ -165,7 +165,7 @@ def test_workers_keep_docstrings_and_write_utf8_whatever_the_terminal_is(
 
 
 def test_inline_without_docstrings_is_refused_before_anything_starts(prunelab: Run, home: Path) -> None:
-    done = prunelab("method=magnitude", "hydra/launcher=inline", PYTHONOPTIMIZE="2")
+    done = prunelab("method=magnitude", "hydra/launcher=inline", small=False, PYTHONOPTIMIZE="2")
     assert done.returncode == 1
     assert "takes away the docstrings that transformers reads" in done.stderr
     assert not list((home / "store").rglob("spec.json"))
