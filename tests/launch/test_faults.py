@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from prunelab.cli import main
 from prunelab.errors import StoreError
+from prunelab.launch.command import entry
 from prunelab.launch.run import pool, worker
 from prunelab.launch.run.base import Event, Launcher, Order, Resources
 from prunelab.launch.run.drive import drive
@@ -205,21 +207,35 @@ def test_a_log_of_an_odd_name_lies_in_the_study(plan_of: MakePlan, name: str) ->
     ],
 )
 def test_a_place_that_is_none_is_told_before_anything_starts(
-    prunelab: Run, words: list[str], given: str, says: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    given: str,
+    says: str,
 ) -> None:
-    done = prunelab("study=s", *words, "hydra.launcher.dry_run=true", PRUNELAB_HOME=given)
-    assert done.returncode == 1
-    assert says in done.stderr
-    assert "Traceback" not in done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PRUNELAB_HOME", given)
+    assert entry.run(["prunelab", "study=s", *words, "hydra.launcher.dry_run=true"]) == 1
+    text = capsys.readouterr().err
+    assert says in text
+    assert "Traceback" not in text
 
 
 @pytest.mark.parametrize(("given", "place"), [("", "outputs"), ("~/lab", "me/lab")])
 def test_an_empty_home_is_none_and_a_tilde_is_a_home(
-    prunelab: Run, tmp_path: Path, given: str, place: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    given: str,
+    place: str,
 ) -> None:
-    done = prunelab("study=s", "hydra.launcher.dry_run=true", PRUNELAB_HOME=given, HOME=str(tmp_path / "me"))
-    assert done.returncode == 0, done.stderr
-    assert f"study {tmp_path / place / 'studies' / 's'}" in done.stdout
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PRUNELAB_HOME", given)
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    assert entry.run(["prunelab", "study=s", "hydra.launcher.dry_run=true"]) == 0
+    assert f"study {tmp_path / place / 'studies' / 's'}" in capsys.readouterr().out
     assert not (tmp_path / "~").exists()
-    status = prunelab("status", "s", module="prunelab.cli", PRUNELAB_HOME=given, HOME=str(tmp_path / "me"))
-    assert str(tmp_path / place / "studies") in status.stderr
+    monkeypatch.setenv("PRUNELAB_HOME", given)  # each command settles it for itself
+    assert main(["status", "s"]) == 1
+    assert str(tmp_path / place / "studies") in capsys.readouterr().err

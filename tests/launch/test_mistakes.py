@@ -161,10 +161,9 @@ SOON = [
 @pytest.mark.parametrize(("module", "words", "said"), SOON, ids=lambda value: str(value)[:40])
 def test_told_in_less_than_two_seconds(module: str, words: list[str], said: str, place: Path) -> None:
     words = [word.replace("{0}", str(place)) for word in words]
-    seconds = min(
-        _told(module, words, said, place) for _ in range(2)
-    )  # the first may compile what it imports
-    assert seconds < SOON_S
+    first = _told(module, words, said, place)
+    # the first may compile what it imports
+    assert first < SOON_S or _told(module, words, said, place) < SOON_S
 
 
 def _told(module: str, words: list[str], said: str, place: Path) -> float:
@@ -183,13 +182,14 @@ def _told(module: str, words: list[str], said: str, place: Path) -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+SHORT = "calibration.split={mask:validation,held_out:train,test:test}"  # all of the mask's split is tokenized
 # mistakes that only the data show: the trial fails, with the reason, and nothing else is lost
 LATE = [
     (["calibration=text", "calibration.path={0}/short.txt"], ["split 'train' is empty", "longer text"]),
     (["calibration=tokens", "calibration.path={0}/large.npy", "calibration.seq_len=32"], ["vocabulary", "99999"]),
-    (["model=local", "model.id={0}/cut_model"], ["model.safetensors"]),
-    (["model.digest=" + "0" * 64], ["sha256", "0000"]),
-    (["calibration.digest=" + "0" * 64], ["austen", "0000"]),
+    (["model=local", "model.id={0}/cut_model", SHORT], ["model.safetensors"]),
+    (["model.digest=" + "0" * 64, SHORT], ["sha256", "0000"]),
+    (["calibration.digest=" + "0" * 64, SHORT], ["austen", "0000"]),
 ]  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from prunelab.config.compose import Composer
 from prunelab.config.place import conf_folder
 from prunelab.errors import ConfigError, LaunchError
 from prunelab.launch.command.plugin import register
-from prunelab.launch.command.study import plan_study
+from prunelab.launch.command.study import checked_trials, plan_study
 from prunelab.launch.run.base import Event, Order, Resources
 from prunelab.launch.run.failure import failure_path
 from prunelab.launch.slurm import scheduler
@@ -32,7 +32,7 @@ from prunelab.launch.slurm.scheduler import parse_accounting
 from prunelab.launch.slurm.settings import Settings
 from prunelab.launch.slurm.task import own_gpu
 from prunelab.plan.graph import jobs
-from prunelab.plan.study import Plan, save_plan
+from prunelab.plan.study import Plan, build_plan, save_plan
 from prunelab.store.artefact import Superseded, begin, commit
 from prunelab.store.context import Context, Interrupted
 from prunelab.store.record import Record
@@ -80,9 +80,12 @@ def plan(tmp_path: Path) -> Plan:
     return _plan(tmp_path, ["magnitude", "random"], [0.1, 0.2])
 
 
-def _plan(root: Path, methods: list[str], ratios: list[float], *more: str) -> Plan:
+def _composer() -> Composer:
     register()
-    loader = ConfigLoaderImpl(create_automatic_config_search_path(None, None, str(conf_folder())))
+    return Composer(ConfigLoaderImpl(create_automatic_config_search_path(None, None, str(conf_folder()))))
+
+
+def _jobs(root: Path, methods: list[str], ratios: list[float], *more: str) -> list[list[str]]:
     fixed = [
         f"paths.root={root}",
         "study=s",
@@ -90,8 +93,24 @@ def _plan(root: Path, methods: list[str], ratios: list[float], *more: str) -> Pl
         "evaluation.held_out=[kjv]",
         *more,
     ]
-    jobs = [[f"method={m}", f"sparsity.ratio={r}", *fixed] for m in methods for r in ratios]
-    return plan_study(Composer(loader), jobs, [])
+    return [[f"method={m}", f"sparsity.ratio={r}", *fixed] for m in methods for r in ratios]
+
+
+def _plan(root: Path, methods: list[str], ratios: list[float], *more: str) -> Plan:
+    return plan_study(_composer(), _jobs(root, methods, ratios, *more), [])
+
+
+def _plan_of_a_thousand(root: Path) -> Plan:
+    """A plan of two methods at 500 ratios; each method is composed and checked at one."""
+    configs, corpora, problems = checked_trials(_composer(), _jobs(root, ["magnitude", "random"], [0.1]))
+    assert not problems
+    rows = [
+        ({**config, "sparsity": {**config["sparsity"], "ratio": number / 1000}}, specs)
+        for config, specs in zip(configs, corpora, strict=True)
+        for number in range(1, 501)
+    ]
+    configs, corpora = [config for config, _ in rows], [specs for _, specs in rows]
+    return build_plan(configs, corpora, [[]] * len(rows), argv=[], created="")
 
 
 def run(plan: Plan, settings: Settings, *, wait: bool = False) -> list[Event]:
@@ -324,7 +343,8 @@ def test_secrets_never_cross() -> None:
 
 
 def test_status_of_a_thousand_trials(tmp_path: Path, fake: Fake) -> None:
-    plan = _plan(tmp_path, ["magnitude", "random"], [n / 1000 for n in range(1, 501)])
+    plan = _plan_of_a_thousand(tmp_path)
+    assert len(plan.trials) == 1000
     (event,) = run(plan, SETTINGS)
     assert event.values["jobs"] > 1000
     files = Files(plan.folder)
