@@ -3,7 +3,7 @@
 A method is a frozen dataclass without defaults: every value comes from ``conf/method/<name>.yaml``. Its first
 fields are ``name``, ``revision`` (raised when the same inputs give other numbers) and ``step`` (ratio per
 shot; None = everything in one shot). Three literals let a plan be checked without torch: ``scope`` (what it decides
-about at a time: ``linear``, layers of one block), ``needs`` (names of statistics, see prunelab.statistic) and
+about at a time: ``linear``), ``needs`` (names of statistics, see prunelab.statistic) and
 ``supports`` (names of patterns, see prunelab.pattern). A method may be several of these at once.
 """
 
@@ -90,7 +90,8 @@ class UpdatingMethod(Method, Protocol):
     """Removes single weights and repairs the others in the same sweep."""
 
     def prune(self, view: View, budgets: Sequence[Budget]) -> tuple[Tensor, Tensor]:
-        """Return keep (R, C) bool and new weights (R, C) for ``budgets``, one per layer of the view.
+        """Return keep (R, C) bool and new weights (R, C) for ``budgets``, one per layer of the view: layers
+        with one input may come stacked, ``view.parts()`` are the rows of each.
 
         A method may also have ``prune_many(view, choices)``: a list of such results for a list of such
         budgets, to the bit those of one after the other, where that is faster.

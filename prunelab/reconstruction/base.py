@@ -1,4 +1,5 @@
-"""What a repair is: a frozen dataclass without defaults, built from ``conf/reconstruction/<name>.yaml``.
+"""What a repair is: a frozen dataclass without defaults, built from ``conf/reconstruction/<name>.yaml`` (``name``, ``revision``,
+raised when the same inputs give other numbers, and fields of its own). The shortest is exact.py.
 
 It says which blocks it takes together (``window``, moved on by ``stride``) and repairs the kept weights of
 such a unit in place, and whatever else of its blocks it likes. The walk owns the streams, the masks, the order,

@@ -1,6 +1,6 @@
 """Metrics of classes from outside the package, and the protocol that a stage writes beside each of its numbers.
 
-A metric of one's own is one file and one line (or a YAML that sets ``evaluation.metrics``)::
+A metric of one's own is one file and one line (or an option of ``evaluation`` that sets ``metrics``)::
 
     @dataclass(frozen=True)
     class TopK:
@@ -9,7 +9,9 @@ A metric of one's own is one file and one line (or a YAML that sets ``evaluation
         better = "higher"  # which direction is good (lower, higher, neither),
         form = "percent"  # how it is written: a key of prunelab.metric.FORMS
 
-        def measure(self, decoder, tokens, batch_size) -> float: ...
+        def measure(self, decoder, tokens, batch_size) -> float:
+            logits = decoder.model(tokens[:batch_size]).logits
+            ...
 
     # python -m prunelab '+evaluation.metrics.top5={_target_: mine.TopK, k: 5}'
 

@@ -40,11 +40,11 @@ class Running(Protocol):
 
 
 class Statistic(Protocol):
-    """One statistic; its objects hold no state."""
+    """One statistic; built without arguments, its objects hold no state. The shortest: stats/input_norm.py."""
 
     @property
     def name(self) -> str:
-        """What methods write into ``needs``."""
+        """What methods write into ``needs``; of a class from outside its dotted name."""
         ...
 
     @property
