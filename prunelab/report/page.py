@@ -169,13 +169,14 @@ def _integrity(study: Study) -> str:
 
 
 def _protocols(study: Study) -> str:
-    header, rows = measured(study)
+    same, header, rows = measured(study)
     cells = ["".join(f'<td class="left">{escape(text)}</td>' for text in row) for row in rows]
     head = "".join(f'<th class="left">{escape(word)}</th>' for word in header)
     body = "".join(f"<tr>{row}</tr>" for row in cells)
     return (
         '<p class="note">One row for all that was measured alike. long.csv names the protocol of each number, protocols.csv '
-        f'says what it was.</p><div class="scroll"><table class="protocols"><thead><tr>{head}</tr></thead>'
+        f"says what it was. Where it applies, the same everywhere: {escape(same)}.</p>"
+        f'<div class="scroll"><table class="protocols"><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from prunelab.config.vary import first_digits
 from prunelab.metric import HELD_OUT, metric_of
 from prunelab.report.collect import Study
 from prunelab.report.derive import distinct
@@ -18,14 +19,17 @@ TITLES = {  # fields of a protocol in the order of their columns; a test looks t
 _LONGEST = 3  # values of a field that are told one by one
 
 
-def measured(study: Study) -> tuple[list[str], list[list[str]]]:
-    """Return a header and a row of texts for each way of measuring: the numbers' names, then the fields that apply to any."""
+def measured(study: Study) -> tuple[str, list[str], list[list[str]]]:
+    """Return what is the same for all numbers it applies to, a header, and a row of texts for each way of measuring."""
     ways: dict[tuple[str, ...], list[str]] = {}
     for name, own in _by_name(study).items():
         ways.setdefault(tuple(_told(own, key) for key in TITLES), []).append(name)
-    kept = [place for place in range(len(TITLES)) if any(way[place] for way in ways)]
-    header = ["numbers", *(title for place, title in enumerate(TITLES.values()) if place in kept)]
-    return header, [[", ".join(names), *(way[place] for place in kept)] for way, names in ways.items()]
+    found = [distinct(way[place] for way in ways if way[place]) for place in range(len(TITLES))]
+    titles = list(TITLES.values())
+    same = "; ".join(f"{titles[place]} {texts[0]}" for place, texts in enumerate(found) if len(texts) == 1)
+    kept = [place for place, texts in enumerate(found) if len(texts) > 1]
+    header = ["numbers", *(titles[place] for place in kept)]
+    return same, header, [[", ".join(names), *(way[place] for place in kept)] for way, names in ways.items()]
 
 
 def unlike(study: Study) -> list[str]:
@@ -59,7 +63,8 @@ def _by_name(study: Study) -> dict[str, list[Mapping[str, Any]]]:
 
 
 def _values(protocols: Iterable[Mapping[str, Any]], key: str) -> tuple[str, ...]:
-    return distinct(repr(p[key]) if key == "joiner" and key in p else p.get(key, "") for p in protocols)
+    values = (p.get(key, "") for p in protocols)
+    return distinct(repr(v) if key == "joiner" and v != "" else first_digits(str(v)) for v in values)
 
 
 def _told(protocols: Iterable[Mapping[str, Any]], key: str) -> str:

@@ -211,14 +211,11 @@ def markdown(study: Study, pictures: list[Picture]) -> str:
             texts = [escape_markdown(str(row[name])) for name in ("name", "status", "reason", "log")]
             lines.append(f"| {' | '.join(texts)} |")
         lines.append("")
-    header, rows = measured(study)
+    same, header, rows = measured(study)
     if rows:
-        lines += [
-            "## How each number was measured",
-            "",
-            f"| {' | '.join(header)} |",
-            "|---" * len(header) + "|",
-        ]
+        lines += ["## How each number was measured", ""]
+        lines += [f"Where it applies, the same everywhere: {escape_markdown(same)}.", ""]
+        lines += [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
         lines += [f"| {' | '.join(map(escape_markdown, row))} |" for row in rows] + [""]
     lines += ["## Study", "", *(f"- {name}: {escape_markdown(text)}" for name, text in facts(study)), ""]
     return "\n".join(lines)
