@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import pytest
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import create_automatic_config_search_path
 
 from prunelab.config.compose import Composer
+from prunelab.config.hydra_inside import Loader, open_loader
 from prunelab.config.place import conf_folder
 from prunelab.launch.command.plugin import register
 
 
 @pytest.fixture
-def loader() -> ConfigLoaderImpl:
+def loader() -> Loader:
     register()
-    return ConfigLoaderImpl(create_automatic_config_search_path(None, None, str(conf_folder())))
+    return open_loader(conf_folder())
 
 
 @pytest.fixture
-def composer(loader: ConfigLoaderImpl) -> Composer:
+def composer(loader: Loader) -> Composer:
     return Composer(loader)

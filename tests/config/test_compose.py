@@ -6,10 +6,9 @@ import itertools
 from pathlib import Path
 
 import pytest
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from prunelab.config import hydra_inside
 from prunelab.config.build import build
 from prunelab.config.check import check_trial, method_source
 from prunelab.config.compose import Composer
@@ -21,27 +20,29 @@ METHODS = sorted(path.stem for path in (conf_folder() / "method").glob("*.yaml")
 EXPERIMENTS = sorted(path.stem for path in (conf_folder() / "exp").glob("*.yaml"))
 
 
-def by_hydra(loader: ConfigLoaderImpl, overrides: list[str]) -> dict:
-    config = loader.load_configuration("config", overrides, RunMode.RUN, from_shell=False)
+def by_hydra(loader: hydra_inside.Loader, overrides: list[str]) -> dict:
+    config = hydra_inside.compose(loader, "config", overrides)
     OmegaConf.set_struct(config, False)
     del config["hydra"]
     return OmegaConf.to_container(config, resolve=True)
 
 
 @pytest.mark.parametrize("overlay", [[], ["+exp=surgeon_sweep"]])
-def test_equals_hydra(loader: ConfigLoaderImpl, composer: Composer, overlay: list[str]) -> None:
+def test_equals_hydra(loader: hydra_inside.Loader, composer: Composer, overlay: list[str]) -> None:
     crossed = itertools.product(METHODS[:3], ["austen", "wikitext2"], ["sparsity.ratio=0.1", "seed=3"])
     for method, corpus, value in crossed:
         overrides = [*overlay, f"calibration={corpus}", f"method={method}", value, "study=x"]
         assert composer.trial(overrides) == by_hydra(loader, overrides)
 
 
-def test_option_that_reaches_outside_its_group_is_composed_whole(tmp_path, loader: ConfigLoaderImpl) -> None:
+def test_option_that_reaches_outside_its_group_is_composed_whole(
+    tmp_path, loader: hydra_inside.Loader
+) -> None:
     group = tmp_path / "method"
     group.mkdir()
     (group / "reaching.yaml").write_text("# @package _global_\nseed: 7\nmethod:\n  name: reaching\n")
     loader.config_search_path.prepend("test", f"file://{tmp_path}")
-    fresh = ConfigLoaderImpl(loader.config_search_path)
+    fresh = hydra_inside.Loader(loader.config_search_path)
     overrides = ["method=reaching", "sparsity.ratio=0.2"]
     config = Composer(fresh).trial(overrides)
     assert config["seed"] == 7

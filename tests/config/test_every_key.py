@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import create_automatic_config_search_path
 
 import prunelab
 from prunelab.config.compose import Composer
 from prunelab.config.field import Field, read_class
+from prunelab.config.hydra_inside import open_loader
 from prunelab.config.place import conf_folder
 from prunelab.config.vary import SELDOM, STILL, is_still
 from prunelab.launch.command.entry import run
@@ -127,7 +126,7 @@ class Low(Top):
 def composer() -> Composer:
     """One for all walks: it remembers what it composed."""
     register()
-    return Composer(ConfigLoaderImpl(create_automatic_config_search_path(None, None, str(conf_folder()))))
+    return Composer(open_loader(conf_folder()))
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.utils import create_automatic_config_search_path
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from prunelab.config.compose import Composer
+from prunelab.config.hydra_inside import compose, open_loader, parse_all, split_jobs
 from prunelab.config.place import conf_folder
 from prunelab.launch.command.plugin import register
 from prunelab.launch.command.study import plan_study
@@ -24,13 +20,13 @@ EXPERIMENTS = sorted(path.stem for path in (conf_folder() / "exp").glob("*.yaml"
 def plan_of(experiment: str, root: Path) -> Plan:
     """Plan an experiment as ``python -m prunelab +exp=NAME -m`` does."""
     register()
-    loader = ConfigLoaderImpl(create_automatic_config_search_path(None, None, str(conf_folder())))
+    loader = open_loader(conf_folder())
     overlay = [f"+exp={experiment}"]
-    whole = loader.load_configuration("config", overlay, RunMode.RUN, validate_sweep_overrides=False)
+    whole = compose(loader, "config", overlay)
     axes = OmegaConf.select(whole, "hydra.sweeper.params") or {}
     words = [*(f"{key}={value}" for key, value in axes.items()), *overlay, f"paths.root={root}"]
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides(words)
-    jobs = BasicSweeper.split_arguments(parsed, None)[0]
+    parsed = parse_all(words, loader)
+    jobs = split_jobs(parsed)
     return plan_study(Composer(loader), jobs, ["golden"])
 
 

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import create_automatic_config_search_path
 
 from prunelab.config.compose import Composer
+from prunelab.config.hydra_inside import open_loader
 from prunelab.config.place import conf_folder
 from prunelab.launch.command.study import plan_study
 from prunelab.launch.run.base import Order
@@ -62,7 +61,7 @@ def test_numbers_of_every_method_and_repair_stay(tmp_path: Path, golden) -> None
     tokens = tmp_path / "tokens.npy"
     np.save(tokens, np.random.RandomState(3).randint(3, 64, size=(60, 32)).astype("int32"))
     words = jobs(tokens, tmp_path / "home")
-    composer = Composer(ConfigLoaderImpl(create_automatic_config_search_path(None, None, str(conf_folder()))))
+    composer = Composer(open_loader(conf_folder()))
     plan = plan_study(composer, list(words.values()), ["golden"])
     assert len(plan.trials) == len(words)
     order = Order(

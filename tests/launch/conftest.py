@@ -11,11 +11,10 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import create_automatic_config_search_path
 
 from prunelab.cli import main
 from prunelab.config.compose import Composer
+from prunelab.config.hydra_inside import open_loader
 from prunelab.config.place import conf_folder
 from prunelab.launch.command import entry
 from prunelab.launch.command.plugin import register
@@ -120,7 +119,7 @@ def here(home: Path, tmp_path: Path) -> Run:
 def plan_of(tmp_path: Path) -> Callable[..., Plan]:
     """``plan_of(*words, seeds=1)`` plans a trial for each seed under tmp_path; nothing runs."""
     register()
-    composer = Composer(ConfigLoaderImpl(create_automatic_config_search_path(None, None, str(conf_folder()))))
+    composer = Composer(open_loader(conf_folder()))
 
     def plan(*words: str, seeds: int = 1) -> Plan:
         common = [f"paths.root={tmp_path}/plans", *COMMON, *words]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from prunelab.config.hydra_inside import parse
 from prunelab.launch.command.entry import run
 from prunelab.launch.command.quote import unreadable
 
@@ -27,14 +27,14 @@ def test_the_quoted_form_is_what_was_meant(word: str, values: object) -> None:
     assert error is not None
     assert (error.key, error.value) == tuple(word.split("=", 1))
     (quoted,) = shlex.split(error.hint.partition(": ")[2])
-    assert OverridesParser.create().parse_override(quoted).value() == values
+    assert parse(quoted).value() == values
 
 
 def test_a_sweep_keeps_its_items() -> None:
     error = unreadable(["model.id=~/a,/b,~/c"])
     assert error is not None
     (quoted,) = shlex.split(error.hint.partition(": ")[2])
-    assert OverridesParser.create().parse_override(quoted).is_sweep_override()
+    assert parse(quoted).is_sweep_override()
 
 
 def test_words_that_read_or_cannot_be_mended_are_left_to_others(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import create_automatic_config_search_path
 
 from prunelab.config.compose import Composer
+from prunelab.config.hydra_inside import open_loader
 from prunelab.config.place import conf_folder
 from prunelab.launch.command.plugin import register
 from prunelab.launch.command.study import plan_study
@@ -138,7 +137,7 @@ def study(tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch) -> 
         (folder / "faulty_method.py").write_text(METHOD)
         monkeypatch.syspath_prepend(folder)
         register()
-        loader = ConfigLoaderImpl(create_automatic_config_search_path(None, None, str(conf_folder())))
+        loader = open_loader(conf_folder())
         words = [f"paths.root={folder}", "study=s", *small, "method=surgeon", "sparsity.ratio=0.2", *more]
         plan = plan_study(Composer(loader), [words], [])
         trial = plan.trials[0]

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import create_automatic_config_search_path
 
 from prunelab.config.compose import Composer
+from prunelab.config.hydra_inside import open_loader
 from prunelab.config.place import conf_folder
 from prunelab.errors import ConfigError, LaunchError
 from prunelab.launch.command.plugin import register
@@ -82,7 +81,7 @@ def plan(tmp_path: Path) -> Plan:
 
 def _composer() -> Composer:
     register()
-    return Composer(ConfigLoaderImpl(create_automatic_config_search_path(None, None, str(conf_folder()))))
+    return Composer(open_loader(conf_folder()))
 
 
 def _jobs(root: Path, methods: list[str], ratios: list[float], *more: str) -> list[list[str]]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import create_automatic_config_search_path
 
 from prunelab.config.compose import Composer
+from prunelab.config.hydra_inside import open_loader
 from prunelab.config.place import conf_folder
 
 
 @pytest.fixture(scope="module")
 def composer() -> Composer:
-    return Composer(ConfigLoaderImpl(create_automatic_config_search_path(None, None, str(conf_folder()))))
+    return Composer(open_loader(conf_folder()))

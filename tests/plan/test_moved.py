@@ -7,11 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import create_automatic_config_search_path
 
 from prunelab import cli
 from prunelab.config.compose import Composer
+from prunelab.config.hydra_inside import open_loader
 from prunelab.config.place import conf_folder
 from prunelab.config.version import SCHEMA
 from prunelab.errors import StoreError
@@ -29,7 +28,7 @@ def planned(root: Path, store: Path) -> Path:
 
 def ran(root: Path, store: Path) -> Path:
     """The folder of a study of one trial, of which nothing is finished."""
-    composer = Composer(ConfigLoaderImpl(create_automatic_config_search_path(None, None, str(conf_folder()))))
+    composer = Composer(open_loader(conf_folder()))
     words = [
         "study=lab",
         f"paths.root={root}",

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import create_automatic_config_search_path
 
 from prunelab.config.compose import Composer
+from prunelab.config.hydra_inside import open_loader
 from prunelab.config.place import conf_folder
 from prunelab.errors import StoreError
 from prunelab.launch.command.study import checked_trials, plan_study
@@ -22,7 +21,7 @@ from prunelab.plan.study import Plan, load_plan, save_plan
 
 @pytest.fixture(scope="module")
 def composer() -> Composer:
-    return Composer(ConfigLoaderImpl(create_automatic_config_search_path(None, None, str(conf_folder()))))
+    return Composer(open_loader(conf_folder()))
 
 
 def sweep(**axes: list[Any]) -> list[list[str]]:

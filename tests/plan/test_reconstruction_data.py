@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import create_automatic_config_search_path
 
 from prunelab.config.compose import Composer
+from prunelab.config.hydra_inside import open_loader
 from prunelab.config.place import conf_folder
 from prunelab.launch.command.study import checked_trials, plan_study
 from prunelab.plan.pipeline import trial_stages
@@ -20,7 +19,7 @@ BEFORE = "reconstruction.masks=before"
 
 @pytest.fixture(scope="module")
 def composer() -> Composer:
-    return Composer(ConfigLoaderImpl(create_automatic_config_search_path(None, None, str(conf_folder()))))
+    return Composer(open_loader(conf_folder()))
 
 
 def stages(composer: Composer, *extra: str) -> dict[str, Stage]:

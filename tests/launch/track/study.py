@@ -10,10 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import create_automatic_config_search_path
-
 from prunelab.config.compose import Composer
+from prunelab.config.hydra_inside import open_loader
 from prunelab.config.place import conf_folder
 from prunelab.launch.command.plugin import register
 from prunelab.launch.command.study import plan_study
@@ -55,7 +53,7 @@ def child_environment() -> dict[str, str]:
 def write_finished(home: Path) -> None:
     """Plan the sweep and write down what its stages would have left, without running them."""
     register()
-    composer = Composer(ConfigLoaderImpl(create_automatic_config_search_path(None, None, str(conf_folder()))))
+    composer = Composer(open_loader(conf_folder()))
     given = [word for word in SWEEP if "=" in word and not word.startswith(("hydra.", "reconstruction="))]
     jobs = [[f"paths.root={home}", *given, f"reconstruction={repair}"] for repair in ("none", "layer")]
     plan = plan_study(composer, jobs, ["prunelab"])
