@@ -86,7 +86,8 @@ def run_here(folder: Path, *words: str, module: str = "prunelab") -> subprocess.
         try:
             if module == "prunelab":
                 own = [*SMALL, "hydra.launcher.report=false", "hydra/launcher=inline", "runtime.threads=1"]
-                code = entry.run(["prunelab", *own, *words])
+                sweep = [] if "-m" in words else ["-m"]  # the same; told so, Hydra composes once less
+                code = entry.run(["prunelab", *own, *words, *sweep])
             else:
                 code = main(list(words))
         except SystemExit as end:

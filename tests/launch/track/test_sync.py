@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -34,13 +35,20 @@ def say(plan: Plan, timeout_s: float | None = None) -> tuple[int, str]:
     return code, console.export_text()
 
 
+@pytest.fixture(scope="module")
+def once() -> dict[str, dict[str, Any]]:
+    """What tests of this module share, made by the first that asks."""
+    return {}
+
+
 @pytest.fixture
-def whole(loopback, lab, finished, tmp_path: Path):
+def whole(loopback, lab, finished, once: dict[str, dict[str, Any]], tmp_path: Path) -> dict[str, Any]:
     """What the server holds of an undisturbed online study."""
-    tell(lab.tracked(finished, tmp_path / "whole"))
-    runs = lab.held(loopback.held)
-    loopback.forget()
-    return runs
+    if "whole" not in once:
+        tell(lab.tracked(finished, tmp_path / "whole"))
+        once["whole"] = lab.held(loopback.held)
+        loopback.forget()
+    return once["whole"]
 
 
 def test_torn_files_are_skipped_and_named_and_their_runs_told_from_the_store(
