@@ -468,15 +468,23 @@ def test_the_same_words_run_nothing_and_a_change_runs_what_it_decides(
     # a field of the stage is part of its key; all else stays
     other = run_in(folder, *LINES_WORDS, "stages.census.above=0.05")
     assert "ran 4 census in" in other.stdout, other.stdout + other.stderr
-    # a statistic counts by its source
-    words = ["method=peaks", "sparsity=2of4", "calibration=diary", "--config-dir", "conf"]
-    assert "1 prune" in run_in(folder, *words).stdout
+
+
+def test_the_corpus_is_swept_and_the_statistic_counts_by_its_source(run_in: Run, folder: Path) -> None:
+    words = ["study=swept", "method=peaks", "sparsity=2of4", "calibration=austen,diary",
+             "evaluation.corpora=[austen,diary]", "-m", "--config-dir", "conf"]  # fmt: skip
+    first = run_in(folder, *words)
+    assert "2 prune" in first.stdout, first.stdout + first.stderr
+    trials = load_plan(folder / "home" / "studies" / "swept").trials
+    assert [trial.config["calibration"]["name"] for trial in trials] == ["austen", "diary"]
+    status = run_in(folder, "status", "swept", "--all", module="prunelab.cli").stdout
+    assert all(trial.name in status for trial in trials)
     try:
         (folder / "mine_linear.py").write_text(LINEAR.replace("amax(0)", "mean(0)"))
         edited = run_in(folder, *words)
     finally:
         (folder / "mine_linear.py").write_text(LINEAR)
-    assert "ran 1 prune, 1 evaluate in" in edited.stdout, edited.stdout + edited.stderr
+    assert "ran 2 prune, 2 evaluate in" in edited.stdout, edited.stdout + edited.stderr
 
 
 TINY = [
