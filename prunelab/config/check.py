@@ -305,6 +305,7 @@ def _about_repair(config: Config) -> Iterator[ConfigError]:
     wrong = _between_error(config) if repair.get("masks") == BETWEEN else None
     if wrong is not None:
         yield wrong
-    if repair.get("patience") is not None and sum(parts_of(config).values()) < 2:
+    parts = parts_of(config["reconstruction_data"].get("parts"), config["calibration"]["n_samples"])
+    if repair.get("patience") is not None and sum(parts.values()) < 2:
         hint = "One sequence in eight, at least one, is kept from training and decides when it ends."
         yield ConfigError("reconstruction.patience", repair["patience"], "null with a single sequence", hint)

@@ -99,8 +99,9 @@ def _uses(config: Config, corpora: Mapping[str, Config]) -> Iterator[tuple[str, 
     own, evaluation = config["calibration"], config["evaluation"]
     yield "calibration", own, "mask", own["n_samples"], own["seq_len"]
     if config["reconstruction"]["name"] != "none":
-        for name, count in parts_of(config).items():
-            if name != SAME and name in corpora_of(config["reconstruction_data"]):
+        data = config["reconstruction_data"]
+        for name, count in parts_of(data.get("parts"), own["n_samples"]).items():
+            if name != SAME and name in corpora_of(data):
                 yield (
                     f"reconstruction_data.parts.{name}",
                     corpora[name],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from prunelab.config.schema import ReconstructionData
 from prunelab.errors import ConfigError, nearest
 
 SAME, GENERATED = "same", "self_generated"
@@ -16,22 +17,23 @@ _MAY_BE_NULL = ("top_k", "top_p", "text_len")
 _KEY = "reconstruction_data.parts"
 
 
-def parts_of(config: Mapping[str, Any]) -> dict[str, int]:
-    """Return windows per part of a checked trial, sorted by name; ``{same: n}`` if nothing else was asked for.
+def parts_of(parts: Mapping[str, int | None] | None, n_samples: int) -> dict[str, int]:
+    """Return windows per part of a checked ``reconstruction_data``, sorted by name; null stands for all ``n_samples``.
 
-    A part with a count of 0 is left out, so that an axis of counts may begin at none.
+    ``{same: n_samples}`` if nothing else was asked for. A part with a count of 0 is left out, so that an axis of counts
+    may begin at none.
     """
-    whole = config["calibration"]["n_samples"]
-    parts = config["reconstruction_data"].get("parts") or {SAME: None}
-    return {name: whole if count is None else count for name, count in sorted(parts.items()) if count != 0}
+    asked = parts or {SAME: None}
+    return {
+        name: n_samples if count is None else count for name, count in sorted(asked.items()) if count != 0
+    }
 
 
-def recipe_of(config: Mapping[str, Any]) -> dict[str, Any]:
+def recipe_of(data: ReconstructionData, window: int, max_len: int | None) -> dict[str, Any]:
     """Return how the dense model writes; ``text_len: null`` becomes twice the window, within the context."""
-    data, window = config["reconstruction_data"], config["calibration"]["seq_len"]
-    recipe = {key: data.get(key) for key in RECIPE}
+    recipe = {key: getattr(data, key) for key in RECIPE}
     if recipe["text_len"] is None:
-        recipe["text_len"] = min(2 * window, config["model"]["max_len"] or 2 * window)
+        recipe["text_len"] = min(2 * window, max_len or 2 * window)
     return recipe
 
 

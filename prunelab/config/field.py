@@ -18,7 +18,7 @@ import importlib.util
 import math
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -69,6 +69,7 @@ class Field:
 
 
 _PLAIN = ("Protocol", "Generic", "ABC", "object")  # bases that bring no fields
+_GROUP = "Group"  # the base of a config's groups, in the same file: prunelab.config.schema
 
 
 @dataclass(frozen=True)
@@ -188,11 +189,17 @@ def _classes(path: Path, mtime: int) -> tuple[dict[str, tuple[ClassSource, list[
         if isinstance(node, ast.ImportFrom) and node.module and not node.level
         for alias in node.names
     }
-    found = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-    return {node.name: (_read(node), [ast.unparse(base) for base in node.bases]) for node in found}, imported
+    found = {
+        node: [ast.unparse(base) for base in node.bases]
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+    }
+    groups = {node.name for node, bases in found.items() if _GROUP in bases}
+    return {node.name: (_read(node, groups), bases) for node, bases in found.items()}, imported
 
 
-def _read(node: ast.ClassDef) -> ClassSource:
+def _read(node: ast.ClassDef, groups: Collection[str]) -> ClassSource:
+    """Read a class; fields that are one of ``groups`` are mappings in a config."""
     fields: dict[str, Field] = {}
     literals: dict[str, Any] = {}
     for line in node.body:
@@ -202,6 +209,7 @@ def _read(node: ast.ClassDef) -> ClassSource:
                     _add_literal(literals, line.target.id, line.value)
                 continue
             kinds, bound = _annotation(line.annotation)
+            kinds = tuple("dict" if kind in groups else kind for kind in kinds)
             fields[line.target.id] = Field(line.target.id, kinds, bound, line.value is None)
         elif isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
             _add_literal(literals, line.targets[0].id, line.value)

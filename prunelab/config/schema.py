@@ -1,37 +1,55 @@
 """The fixed parts of a trial's config: what each key is and what it may be.
 
 These classes are read by :mod:`prunelab.config.field`, like those of the methods; they are the one
-place that says which keys a group has. Values are plain data everywhere else.
+place that says which keys a group has. From the check on a trial is made of them (:mod:`prunelab.config.trial`);
+plain data are what Hydra composes, and what is written to files.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
+
+
+class Group:
+    """What is a mapping in YAML and in files. Made by :mod:`prunelab.config.trial`, which knows the keys as written."""
 
 
 @dataclass(frozen=True)
-class Trial:
+class Option(Group):
+    """An option that may bring a class, which says what its fields are; ``target`` is None where it brings none.
+
+    ``fields``: its keys as written, ``_target_`` among them. One that is called by its key has no ``name`` there.
+    """
+
+    name: str
+    target: str | None
+    fields: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Trial(Group):
     """Top level: names, seed, and the groups."""
 
     study: str
     seed: Annotated[int, "0 <= x < 4294967296"]
-    model: dict
-    calibration: dict
-    sparsity: dict
-    allocation: dict
-    method: dict
-    reconstruction: dict
-    reconstruction_data: dict
-    evaluation: dict
-    tracking: dict
-    runtime: dict
-    paths: dict
-    stages: dict  # name -> class and fields; see prunelab/stages/outside.py
+    model: Model
+    calibration: Calibration
+    sparsity: Sparsity
+    allocation: Option  # what it is without a class: Allocation
+    method: Option
+    reconstruction: Option  # what it is without a class: Reconstruction
+    reconstruction_data: ReconstructionData
+    evaluation: Evaluation
+    tracking: Tracking
+    runtime: Runtime
+    paths: Paths
+    stages: dict[str, Option]  # name -> class and fields; see prunelab/stages/outside.py
 
 
 @dataclass(frozen=True)
-class Model:
+class Model(Group):
     """Which weights. ``digest`` is the sha256 that the file must have; ``revision`` a hub commit.
 
     ``name``: null takes the folder's or the repository's.
@@ -49,27 +67,27 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class Calibration(Group):
     """Which text or tokens, and how samples are drawn from it."""
 
     name: str
     source: Annotated[str, "embedded | hub | text | tokens"]
     revision: str | None
-    split: str | dict | None
+    split: str | dict[str, Any] | None
     sampler: Annotated[str, "random_windows | sequential | documents | rows"]
     n_samples: Annotated[int, "x >= 1"]
     seq_len: Annotated[int, "x >= 2"]
-    joiner: str | dict | None
-    digest: str | dict | None
+    joiner: str | dict[str, Any] | None
+    digest: str | dict[str, Any] | None
     id: str | None = None
     path: str | None = None
-    files: dict | None = None  # split -> file of a hub repository
+    files: dict[str, Any] | None = None  # split -> file of a hub repository
     column: str = "text"
-    max_documents: int | dict | None = None
+    max_documents: int | dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
-class Sparsity:
+class Sparsity(Group):
     """What is removed together, and which fraction of the prunable weights goes."""
 
     pattern: Annotated[str, "rows_columns | unstructured | n:m"]
@@ -96,7 +114,7 @@ class Reconstruction:
 
 
 @dataclass(frozen=True)
-class ReconstructionData:
+class ReconstructionData(Group):
     """Which tokens a repair fits to. ``parts``: windows of each source; null: the mask's own tokens.
 
     A part is ``same`` (the mask's tokens, null: all of them), ``self_generated``, or a calibration option; with 0
@@ -105,7 +123,7 @@ class ReconstructionData:
     """
 
     name: str
-    parts: dict | None = None
+    parts: dict[str, Any] | None = None
     revision: Annotated[int | None, "x >= 1"] = None
     random_tokens: Annotated[int | None, "x >= 1"] = None
     greedy_tokens: Annotated[int | None, "x >= 0"] = None
@@ -119,7 +137,7 @@ class ReconstructionData:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Group):
     """Corpora for perplexity (test split) and for reconstruction error on text held out (validation split); tasks.
 
     ``tasks``: zero-shot tasks of lm-evaluation-harness by name, or ``continuation_<embedded corpus>``;
@@ -128,18 +146,18 @@ class Evaluation:
     """
 
     name: str
-    corpora: list
-    held_out: list
+    corpora: list[str]
+    held_out: list[str]
     seq_len: Annotated[int, "x >= 2"]
     max_samples: Annotated[int | None, "x >= 1"]
     error_samples: Annotated[int, "x >= 1"]
-    tasks: list
+    tasks: list[str]
     task_limit: Annotated[int | None, "x >= 1"]
-    metrics: dict
+    metrics: dict[str, Option]
 
 
 @dataclass(frozen=True)
-class Tracking:
+class Tracking(Group):
     """Where metrics are mirrored."""
 
     name: Annotated[str, "none | wandb"]
@@ -147,12 +165,12 @@ class Tracking:
     entity: str | None
     mode: Annotated[str | None, "online | offline"]
     base_url: str | None
-    tags: list
+    tags: list[str]
     finish_timeout: Annotated[int, "x >= 1"]
 
 
 @dataclass(frozen=True)
-class Runtime:
+class Runtime(Group):
     """Placement and batching: may change the clock, never the key, but for ``activation_dtype``, which moves numbers."""
 
     device: str
@@ -165,7 +183,7 @@ class Runtime:
 
 
 @dataclass(frozen=True)
-class Paths:
+class Paths(Group):
     """Where results go."""
 
     root: str

@@ -11,18 +11,17 @@ from prunelab.config.data import GENERATED, SAME, parts_of, recipe_of
 from prunelab.config.files import content_digest
 from prunelab.config.fingerprint import fingerprint
 from prunelab.config.outside import reads
+from prunelab.config.schema import Calibration, Model, Trial
+from prunelab.config.trial import plain
 from prunelab.pattern import BETWEEN, pattern_of
 from prunelab.plan.schedule import schedule
 from prunelab.plan.stage import Stage
 
-Config = Mapping[str, Any]
-
 # Two names for the same weights or text are the same work; paths are replaced by content digests.
-_MODEL = ("source", "id", "revision", "digest", "dtype", "trust_remote_code")
 _NOT_CORPUS = ("name", "path", "n_samples", "seq_len", "sampler")  # names, places, and what the role decides
 
 
-def trial_stages(config: Config, corpora: Mapping[str, Config]) -> dict[str, Stage]:
+def trial_stages(config: Trial, corpora: Mapping[str, Calibration]) -> dict[str, Stage]:
     """Return a trial's stages by role, in an order in which they could run.
 
     Roles: ``calibrate`` (tokens the mask is chosen on), ``test/<corpus>``, ``held_out/<corpus>``, ``dense``, ``prune``
@@ -31,24 +30,24 @@ def trial_stages(config: Config, corpora: Mapping[str, Config]) -> dict[str, Sta
     ``reconstruction`` and its parts ``reconstruction/<name>``; and each of the trial's ``stages`` from outside the
     package, by its name. ``corpora`` holds full specs by name.
     """
-    evaluation, stages = config["evaluation"], {}
-    stages["calibrate"] = _tokens(config, config["calibration"], "mask")
-    for name in evaluation["corpora"]:
+    evaluation, stages = config.evaluation, dict[str, Stage]()
+    stages["calibrate"] = _tokens(config, config.calibration, "mask")
+    for name in evaluation.corpora:
         stages[f"test/{name}"] = _tokens(config, corpora[name], "test")
-    for name in evaluation["held_out"]:
+    for name in evaluation.held_out:
         stages[f"held_out/{name}"] = _tokens(config, corpora[name], "held_out")
     tests = {role: stage.key for role, stage in stages.items() if role.startswith("test/")}
     errors = {role: stage.key for role, stage in stages.items() if role.startswith("held_out/")}
-    model = model_identity(config["model"])
+    model = model_identity(config.model)
     asked = _tasks(config) | _own_metrics(config)
     stages["dense"] = Stage(
-        "dense", {"model": model} | asked, tests, _runtime(config), config["model"]["name"]
+        "dense", {"model": model} | asked, tests, _runtime(config), str(config.model.name)
     )
     stages |= _statistics(config, stages["calibrate"])
     last, pruning = "prune", _prune(config, stages)
-    if config["reconstruction"].get("masks") != BETWEEN:
+    if config.reconstruction.fields.get("masks") != BETWEEN:
         stages[last] = pruning
-    if config["reconstruction"]["name"] != "none":
+    if config.reconstruction.name != "none":
         last = "reconstruct"
         stages |= _reconstruction_tokens(config, corpora, stages["calibrate"])
         stages[last] = _reconstruct(config, stages, pruning)
@@ -56,7 +55,7 @@ def trial_stages(config: Config, corpora: Mapping[str, Config]) -> dict[str, Sta
             errors["reconstruction"] = stages["reconstruction"].key
     stages["evaluate"] = Stage(
         "evaluate",
-        {"model": model, "error_samples": evaluation["error_samples"]} | asked,
+        {"model": model, "error_samples": evaluation.error_samples} | asked,
         {"dense": stages["dense"].key, last: stages[last].key, "calibrate": stages["calibrate"].key}
         | tests
         | errors,
@@ -66,7 +65,7 @@ def trial_stages(config: Config, corpora: Mapping[str, Config]) -> dict[str, Sta
     return stages | _outside(config, last, stages)
 
 
-def _outside(config: Config, last: str, stages: Mapping[str, Stage]) -> dict[str, Stage]:
+def _outside(config: Trial, last: str, stages: Mapping[str, Stage]) -> dict[str, Stage]:
     """Return the stages of classes from outside the package: they read the trial's weights and the tokens they name."""
     texts = {
         role if "/" in role else stage.identity["role"]: stage
@@ -74,89 +73,95 @@ def _outside(config: Config, last: str, stages: Mapping[str, Stage]) -> dict[str
         if stage.kind == "calibrate"
     }
     made = {}
-    for name, option in config["stages"].items():
-        wanted = reads(name, option)
-        identity = {"model": model_identity(config["model"]), "stage": with_source(option)}
+    for name, option in config.stages.items():
+        wanted = reads(name, option.fields)
+        identity = {"model": model_identity(config.model), "stage": with_source(option.fields)}
         inputs = {role: text.key for role, text in texts.items() if role.partition("/")[0] in wanted}
         runtime = _runtime(config) | {"stage": identity["stage"]}
         made[name] = Stage(name, identity, {last: stages[last].key} | inputs, runtime, stages[last].label)
     return made
 
 
-def tracking_stage(config: Config, trial: str, stages: Mapping[str, Stage]) -> dict[str, Stage]:
+def tracking_stage(config: Trial, trial: str, stages: Mapping[str, Stage]) -> dict[str, Stage]:
     """Return the stage that tells a trial's tracker all of it; nothing without a tracker.
 
     It comes after all of the trial's ``stages``. What it leaves is the note of the trial's run in the study's folder;
     nothing of it is in the store, and no other key depends on it.
     """
-    if config["tracking"]["name"] == "none":
+    if config.tracking.name == "none":
         return {}
     inputs = {role: stage.key for role, stage in stages.items()}
-    runtime = {"tracking": dict(config["tracking"])}
+    runtime = {"tracking": plain(config.tracking)}
     return {"track": Stage("track", {"trial": trial}, inputs, runtime, stages["evaluate"].label)}
 
 
-def _tasks(config: Config) -> dict[str, Any]:
+def _tasks(config: Trial) -> dict[str, Any]:
     # max_len cuts the context of tasks; windows of tokens are as long as asked, or refused
-    evaluation = config["evaluation"]
-    if not evaluation["tasks"]:
+    evaluation = config.evaluation
+    if not evaluation.tasks:
         return {}
     return {
-        "tasks": sorted(evaluation["tasks"]), "task_limit": evaluation["task_limit"], "max_len": config["model"]["max_len"],
+        "tasks": sorted(evaluation.tasks), "task_limit": evaluation.task_limit, "max_len": config.model.max_len,
     }  # fmt: skip
 
 
-def _own_metrics(config: Config) -> dict[str, Any]:
+def _own_metrics(config: Trial) -> dict[str, Any]:
     """Return the metrics from outside the package, with the digests of their sources; nothing without one."""
-    own = {name: with_source(option) for name, option in sorted(config["evaluation"]["metrics"].items())}
+    own = {name: with_source(option.fields) for name, option in sorted(config.evaluation.metrics.items())}
     return {"metrics": own} if own else {}
 
 
-def model_identity(model: Config) -> dict[str, Any]:
+def model_identity(model: Model) -> dict[str, Any]:
     """Return what of a model spec decides its numbers; a local folder counts by its contents."""
-    identity = {key: model[key] for key in _MODEL}
-    if model["source"] == "local":
-        identity |= {"id": None, "digest": content_digest(model["id"])}
-    if model.get("family") is not None:
-        identity["family"] = content_digest(model["family"])
+    identity: dict[str, Any] = {
+        "source": model.source, "id": model.id, "revision": model.revision, "digest": model.digest, "dtype": model.dtype,
+        "trust_remote_code": model.trust_remote_code,
+    }  # fmt: skip
+    if model.source == "local":
+        identity |= {"id": None, "digest": content_digest(model.id)}
+    if model.family is not None:
+        identity["family"] = content_digest(model.family)
     return identity
 
 
-def _corpus_identity(corpus: Config) -> dict[str, Any]:
-    identity = {key: value for key, value in corpus.items() if key not in _NOT_CORPUS}
-    if corpus["source"] in ("text", "tokens"):
-        identity["digest"] = content_digest(corpus["path"])
+def _corpus_identity(corpus: Calibration) -> dict[str, Any]:
+    identity = {key: value for key, value in plain(corpus).items() if key not in _NOT_CORPUS}
+    if corpus.source in ("text", "tokens"):
+        assert corpus.path is not None  # the check has read the file
+        identity["digest"] = content_digest(corpus.path)
     return identity
 
 
-def _tokens(config: Config, corpus: Config, role: str, n_samples: int | None = None) -> Stage:
+def _tokens(config: Trial, corpus: Calibration, role: str, n_samples: int | None = None) -> Stage:
     # Only what masks and repairs see is drawn at random by the trial's seed; test and held-out text is the
     # same for every trial, from the start of its split.
-    evaluation = config["evaluation"]
+    evaluation = config.evaluation
     count, length, seed = {
-        "mask": (config["calibration"]["n_samples"], config["calibration"]["seq_len"], config["seed"]),
-        "reconstruction": (n_samples, config["calibration"]["seq_len"], config["seed"]),
-        "held_out": (evaluation["error_samples"], evaluation["seq_len"], 0),
-        "test": (evaluation["max_samples"], evaluation["seq_len"], 0),
+        "mask": (config.calibration.n_samples, config.calibration.seq_len, config.seed),
+        "reconstruction": (n_samples, config.calibration.seq_len, config.seed),
+        "held_out": (evaluation.error_samples, evaluation.seq_len, 0),
+        "test": (evaluation.max_samples, evaluation.seq_len, 0),
     }[role]
     drawn = role in ("mask", "reconstruction")
     identity = {
         "tokenizer": _tokenizer(config), "corpus": _corpus_identity(corpus), "role": role,
-        "sampler": corpus["sampler"] if drawn else "sequential",
+        "sampler": corpus.sampler if drawn else "sequential",
         "n_samples": count, "seq_len": length, "seed": seed,
     }  # fmt: skip
-    label = f"{corpus['name']}-{role}-{count}x{length}" + (f"-s{seed}" if drawn else "")
-    return Stage("calibrate", identity, {}, {"model": dict(config["model"]), "corpus": dict(corpus)}, label)
+    label = f"{corpus.name}-{role}-{count}x{length}" + (f"-s{seed}" if drawn else "")
+    return Stage("calibrate", identity, {}, {"model": plain(config.model), "corpus": plain(corpus)}, label)
 
 
-def _tokenizer(config: Config) -> dict[str, Any]:
-    return {key: value for key, value in model_identity(config["model"]).items() if key != "dtype"}
+def _tokenizer(config: Trial) -> dict[str, Any]:
+    return {key: value for key, value in model_identity(config.model).items() if key != "dtype"}
 
 
-def _reconstruction_tokens(config: Config, corpora: Mapping[str, Config], mask: Stage) -> dict[str, Stage]:
+def _reconstruction_tokens(
+    config: Trial, corpora: Mapping[str, Calibration], mask: Stage
+) -> dict[str, Stage]:
     """Return ``reconstruction`` and, for a mixture, the stages of its parts; nothing if a repair takes the mask's tokens."""
-    counts = parts_of(config)
-    if counts == {SAME: config["calibration"]["n_samples"]}:
+    counts = parts_of(config.reconstruction_data.parts, config.calibration.n_samples)
+    if counts == {SAME: config.calibration.n_samples}:
         return {}
     parts: dict[str, Stage] = {}
     for name, count in counts.items():
@@ -170,29 +175,30 @@ def _reconstruction_tokens(config: Config, corpora: Mapping[str, Config], mask: 
         return {"reconstruction": next(iter(parts.values()))}
     identity = {
         "tokenizer": _tokenizer(config), "parts": counts, "role": "reconstruction",
-        "seq_len": config["calibration"]["seq_len"],
+        "seq_len": config.calibration.seq_len,
     }  # fmt: skip
     label = "+".join(f"{name}-{count}" for name, count in counts.items())
     inputs = {name: stage.key for name, stage in parts.items()}
-    mix = Stage("calibrate", identity, inputs, {"model": dict(config["model"])}, label)
+    mix = Stage("calibrate", identity, inputs, {"model": plain(config.model)}, label)
     own = {f"reconstruction/{name}": stage for name, stage in parts.items() if name != SAME}
     return own | {"reconstruction": mix}
 
 
-def _generated(config: Config, n_samples: int) -> Stage:
+def _generated(config: Trial, n_samples: int) -> Stage:
     # The weights that write are the dense ones, in the dtype of the trial.
+    model, window = config.model, config.calibration.seq_len
     identity = {
-        "model": model_identity(config["model"]), "recipe": recipe_of(config), "role": "reconstruction",
-        "n_samples": n_samples, "seq_len": config["calibration"]["seq_len"], "seed": config["seed"],
+        "model": model_identity(model), "recipe": recipe_of(config.reconstruction_data, window, model.max_len),
+        "role": "reconstruction", "n_samples": n_samples, "seq_len": window, "seed": config.seed,
     }  # fmt: skip
-    label = f"self_generated-{config['model']['name']}-{n_samples}x{identity['seq_len']}-s{config['seed']}"
+    label = f"self_generated-{model.name}-{n_samples}x{window}-s{config.seed}"
     return Stage("calibrate", identity, {}, _runtime(config), label)
 
 
-def _needs(config: Config) -> set[str]:
+def _needs(config: Trial) -> set[str]:
     """Return what a method and its allocation look at in the calibration data; nothing: same work for any source."""
-    needs = set(method_source(config["method"]).literals["needs"])
-    return needs | ({"input_norm"} if "_target_" in config["allocation"] else set())
+    needs = set(method_source(config.method.fields).literals["needs"])
+    return needs | ({"input_norm"} if config.allocation.target is not None else set())
 
 
 def _sources(needs: Collection[str]) -> dict[str, Any]:
@@ -201,56 +207,57 @@ def _sources(needs: Collection[str]) -> dict[str, Any]:
     return {"statistic_sources": digests} if digests else {}
 
 
-def _statistics(config: Config, calibrate: Stage) -> dict[str, Stage]:
+def _statistics(config: Trial, calibrate: Stage) -> dict[str, Stage]:
     """Return the stage that looks at the dense model for all ratios and methods with the same needs, if one can."""
-    sparsity, needs = config["sparsity"], sorted(_needs(config))
-    if not pattern_of(sparsity).propagates or sparsity.get("propagation", "pruned") != "dense" or not needs:
+    sparsity, needs = config.sparsity, sorted(_needs(config))
+    if not pattern_of(plain(sparsity)).propagates or sparsity.propagation != "dense" or not needs:
         return {}
     identity = (
-        {"model": model_identity(config["model"]), "statistics": needs} | _stored(config) | _sources(needs)
+        {"model": model_identity(config.model), "statistics": needs} | _stored(config) | _sources(needs)
     )
-    label = f"{'+'.join(needs)}-{config['model']['name']}-{calibrate.label}"
+    label = f"{'+'.join(needs)}-{config.model.name}-{calibrate.label}"
     stage = Stage("statistics", identity, {"calibrate": calibrate.key}, _runtime(config), label)
     return {"statistics": stage}
 
 
-def _prune(config: Config, stages: Mapping[str, Stage]) -> Stage:
-    method, sparsity, allocation = config["method"], config["sparsity"], config["allocation"]
-    pattern = pattern_of(sparsity)
+def _prune(config: Trial, stages: Mapping[str, Stage]) -> Stage:
+    method, sparsity, allocation = config.method, config.sparsity, config.allocation
+    pattern = pattern_of(plain(sparsity))
+    assert sparsity.ratio is not None  # the check puts what n:m removes in its place
     identity: dict[str, Any] = {
-        "model": model_identity(config["model"]),
-        "method": with_source(method),
+        "model": model_identity(config.model),
+        "method": with_source(method.fields),
         **pattern.identity(),
-        "allocation": with_source(allocation) if "_target_" in allocation else allocation["name"],
-        "seed": config["seed"],
+        "allocation": allocation.name if allocation.target is None else with_source(allocation.fields),
+        "seed": config.seed,
     }
     if pattern.propagates:
-        identity["propagation"] = sparsity.get("propagation", "pruned")
+        identity["propagation"] = sparsity.propagation
         identity |= _stored(config) if _needs(config) else {}
     identity |= _sources(_needs(config))
     source = "statistics" if "statistics" in stages else "calibrate"
     inputs = {source: stages[source].key} if _needs(config) else {}
-    targets = schedule(sparsity["ratio"], method["step"] if pattern.several_shots else None)
+    targets = schedule(sparsity.ratio, method.fields["step"] if pattern.several_shots else None)
     prefixes = [targets[:n] for n in range(len(targets) - 1, 0, -1)]
-    place = config["calibration"]["name"] if inputs else config["model"]["name"]
+    place = config.calibration.name if inputs else config.model.name
     tag = f"-{pattern.tag}" if pattern.tag else ""
     return Stage(
         "prune",
         identity | {"schedule": list(targets)},
         inputs,
-        _runtime(config) | {"method": identity["method"], "allocation": with_source(allocation)},
-        f"{method['name']}-{sparsity['ratio']:g}{tag}-{place}-s{config['seed']}",
+        _runtime(config) | {"method": identity["method"], "allocation": with_source(allocation.fields)},
+        f"{method.name}-{sparsity.ratio:g}{tag}-{place}-s{config.seed}",
         tuple(fingerprint("prune", identity | {"schedule": list(prefix)}, inputs) for prefix in prefixes),
     )
 
 
-def _reconstruct(config: Config, stages: Mapping[str, Stage], pruning: Stage) -> Stage:
+def _reconstruct(config: Trial, stages: Mapping[str, Stage], pruning: Stage) -> Stage:
     """Return the repair of what ``pruning`` makes; where that is no stage of the trial, it is done in this one."""
-    reconstruction = with_source(config["reconstruction"])
+    reconstruction = with_source(config.reconstruction.fields)
     identity = {
-        "model": model_identity(config["model"]),
+        "model": model_identity(config.model),
         "reconstruction": reconstruction,
-        "seed": config["seed"],
+        "seed": config.seed,
     } | _stored(config)
     tokens = "reconstruction" if "reconstruction" in stages else "calibrate"
     inputs, runtime = {tokens: stages[tokens].key}, _runtime(config) | {"reconstruction": reconstruction}
@@ -263,13 +270,12 @@ def _reconstruct(config: Config, stages: Mapping[str, Stage], pruning: Stage) ->
     return Stage("reconstruct", identity, inputs, runtime, f"{reconstruction['name']}-{pruning.label}")
 
 
-def _runtime(config: Config) -> dict[str, Any]:
-    runtime = config["runtime"]
-    kept = {key: value for key, value in runtime.items() if key not in ("workers", "threads")}
-    return {"model": dict(config["model"]), **kept}
+def _runtime(config: Trial) -> dict[str, Any]:
+    kept = {key: value for key, value in plain(config.runtime).items() if key not in ("workers", "threads")}
+    return {"model": plain(config.model), **kept}
 
 
-def _stored(config: Config) -> dict[str, Any]:
+def _stored(config: Trial) -> dict[str, Any]:
     """What the walks of single weights store hidden states in, where it is not the model's own dtype."""
-    dtype = config["runtime"]["activation_dtype"]
-    return {} if dtype in (None, config["model"]["dtype"]) else {"activation_dtype": dtype}
+    dtype = config.runtime.activation_dtype
+    return {} if dtype in (None, config.model.dtype) else {"activation_dtype": dtype}

@@ -8,9 +8,10 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from prunelab.config import schema
 from prunelab.config.fingerprint import fingerprint
+from prunelab.config.trial import plain, typed
 from prunelab.config.version import SCHEMA, other_schema
 from prunelab.errors import StoreError
 from prunelab.files import make_folder, refused, replace_file
@@ -27,7 +28,7 @@ class Trial:
     name: str
     key: str
     overrides: tuple[str, ...]
-    config: Mapping[str, Any]
+    config: schema.Trial
     stages: Mapping[str, str]
 
 
@@ -49,8 +50,8 @@ class Plan:
 
 
 def build_plan(
-    configs: Sequence[Mapping[str, Any]],
-    corpora: Sequence[Mapping[str, Mapping[str, Any]]],
+    configs: Sequence[schema.Trial],
+    corpora: Sequence[Mapping[str, schema.Calibration]],
     overrides: Sequence[Sequence[str]],
     *,
     argv: Sequence[str],
@@ -63,7 +64,7 @@ def build_plan(
         own = trial_stages(config, specs)
         stages |= {stage.key: stage for stage in own.values() if stage.key not in stages}
         roles = {role: stage.key for role, stage in own.items()}
-        key = fingerprint("trial", {"study": config["study"]}, roles)
+        key = fingerprint("trial", {"study": config.study}, roles)
         if key not in {trial.key for trial in trials}:  # two ways to ask for the same thing are one trial
             told = tracking_stage(config, key, own)
             stages |= {stage.key: stage for stage in told.values()}
@@ -71,9 +72,9 @@ def build_plan(
             trials.append(Trial(len(trials), "", key, tuple(given), config, roles))
     first = configs[0]
     return Plan(
-        first["study"],
-        Path(first["paths"]["store"]).expanduser().absolute(),
-        Path(first["paths"]["study"]).expanduser().absolute(),
+        first.study,
+        Path(first.paths.store).expanduser().absolute(),
+        Path(first.paths.study).expanduser().absolute(),
         _named(trials),
         stages,
         tuple(argv),
@@ -82,7 +83,7 @@ def build_plan(
 
 
 def _named(trials: Sequence[Trial]) -> tuple[Trial, ...]:
-    names = trial_names([trial.config for trial in trials], [trial.key for trial in trials])
+    names = trial_names([plain(trial.config) for trial in trials], [trial.key for trial in trials])
     return tuple(replace(trial, name=name) for trial, name in zip(trials, names, strict=True))
 
 
@@ -96,20 +97,20 @@ def save_plan(plan: Plan) -> Path:
         make_folder(plan.store)
     except OSError as error:
         raise refused(plan.store, error) from error
-    plain = {
+    kept = {
         "schema": SCHEMA, "study": plan.study, "created": plan.created, "argv": list(plan.argv), "store": _kept_store(plan),
         "trials": [
-            {"number": t.number, "name": t.name, "key": t.key, "overrides": list(t.overrides), "config": dict(t.config),
+            {"number": t.number, "name": t.name, "key": t.key, "overrides": list(t.overrides), "config": plain(t.config),
              "stages": dict(t.stages)}
             for t in plan.trials
         ],
         "stages": {key: stage.to_plain() for key, stage in plan.stages.items()},
     }  # fmt: skip
-    text = json.dumps(plain, indent=1).encode("utf-8")
-    kept = plan.folder / "plans" / f"{hashlib.sha256(text).hexdigest()[:16]}.json"
-    for path in (kept, plan.folder / "plan.json"):
+    text = json.dumps(kept, indent=1).encode("utf-8")
+    copy = plan.folder / "plans" / f"{hashlib.sha256(text).hexdigest()[:16]}.json"
+    for path in (copy, plan.folder / "plan.json"):
         replace_file(path, text)
-    return kept
+    return copy
 
 
 def _kept_store(plan: Plan) -> str:
@@ -183,7 +184,7 @@ def load_plan(path: Path, store: Path | None = None) -> Plan:
     """
     folder, path = plan_place(path)
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        kept = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StoreError(
             f"{folder} is no study: plan.json is missing. Studies are made by `python -m prunelab ... -m`."
@@ -192,27 +193,27 @@ def load_plan(path: Path, store: Path | None = None) -> Plan:
         raise StoreError(
             f"{path} cannot be read ({error}); run the study's command again, it rewrites the plan."
         ) from error
-    if plain.get("schema") != SCHEMA:
+    if kept.get("schema") != SCHEMA:
         hint = (
             "Run the study's command again: it plans anew, and what the old version found stays in the store."
         )
-        raise StoreError(f"{other_schema(path, plain.get('schema'))} {hint}")
+        raise StoreError(f"{other_schema(path, kept.get('schema'))} {hint}")
     try:
-        stages = {key: Stage.from_plain(key, value) for key, value in plain["stages"].items()}
+        stages = {key: Stage.from_plain(key, value) for key, value in kept["stages"].items()}
         trials = tuple(
-            Trial(t["number"], t["name"], t["key"], tuple(t["overrides"]), t["config"], t["stages"])
-            for t in plain["trials"]
+            Trial(t["number"], t["name"], t["key"], tuple(t["overrides"]), typed(t["config"]), t["stages"])
+            for t in kept["trials"]
         )
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(
             f"{path} was changed: {error!r}. Run the study's command again, it rewrites the plan."
         ) from error
     return Plan(
-        plain["study"],
-        store_place(folder, plain["store"], store),
+        kept["study"],
+        store_place(folder, kept["store"], store),
         folder,
         trials,
         stages,
-        tuple(plain["argv"]),
-        plain["created"],
+        tuple(kept["argv"]),
+        kept["created"],
     )

@@ -220,7 +220,8 @@ def _row(trial: Mapping[str, Any], own: Mapping[str, Any], stages: Mapping[str, 
     row["seed"] = config.get("seed")
     if row[REPAIR] not in (None, NO_REPAIR) and isinstance(config.get(DATA), Mapping):
         row[DATA] = config[DATA].get("name")
-        row |= {f"{DATA}/{part}": count for part, count in parts_of(config).items()}
+        counts = parts_of(config[DATA].get("parts"), config["calibration"]["n_samples"])
+        row |= {f"{DATA}/{part}": count for part, count in counts.items()}
     return row
 
 

@@ -91,7 +91,8 @@ def fits_same(config: Mapping[str, Any]) -> bool:
     """Whether nothing is fitted to other tokens than those that the mask was chosen on."""
     if not isinstance(config.get(DATA), Mapping) or config[REPAIR].get("name") == NO_REPAIR:
         return True
-    return parts_of(config) == {SAME: config["calibration"]["n_samples"]}
+    whole = config["calibration"]["n_samples"]
+    return parts_of(config[DATA].get("parts"), whole) == {SAME: whole}
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

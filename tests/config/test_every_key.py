@@ -22,6 +22,7 @@ from prunelab.config.compose import Composer
 from prunelab.config.field import Field, read_class
 from prunelab.config.hydra_inside import open_loader
 from prunelab.config.place import conf_folder
+from prunelab.config.trial import plain
 from prunelab.config.vary import SELDOM, STILL, is_still
 from prunelab.launch.command.entry import run
 from prunelab.launch.command.plugin import register
@@ -216,9 +217,7 @@ def test_two_values_of_a_key(
         assert not is_still(key), f"{key} by {words}: STILL says that it makes no other trial"
         one, two = trials
         assert one.name != two.name, key
-        shown = [
-            (*label[:2], t.config["sparsity"]["ratio"], t.config["seed"]) for t, label in labelled(trials)
-        ]
+        shown = [(*label[:2], t.config.sparsity.ratio, t.config.seed) for t, label in labelled(trials)]
         assert shown[0] != shown[1], f"{key} by {words}: shown as {shown[0]}"
 
 
@@ -231,7 +230,7 @@ def planned(composer: Composer, *jobs: list[str]) -> tuple[tuple[Trial, ...], st
 
 
 def labelled(trials):
-    labels = label_trials([trial.config for trial in trials])
+    labels = label_trials([plain(trial.config) for trial in trials])
     return [(trial, (label.facet, label.variant)) for trial, label in zip(trials, labels, strict=True)]
 
 

@@ -65,7 +65,7 @@ def test_numbers_of_every_method_and_repair_stay(tmp_path: Path, golden) -> None
     plan = plan_study(composer, list(words.values()), ["golden"])
     assert len(plan.trials) == len(words)
     order = Order(
-        plan, save_plan(plan), planned_jobs(plan, set()), local_resources(plan.trials[0].config["runtime"])
+        plan, save_plan(plan), planned_jobs(plan, set()), local_resources(plan.trials[0].config.runtime)
     )
     failures: list[str] = []
     Inline().run(order, lambda event: failures.append(str(event)) if event.what == "failed" else None)
@@ -80,7 +80,7 @@ def test_numbers_of_every_method_and_repair_stay(tmp_path: Path, golden) -> None
                 record = read_record(locate(plan.store, stage.kind, stage.key, stage.folder))
                 metrics |= {k: float(v) for k, v in record.metrics.items() if k.startswith(KEPT)}
         for group in ("method", "reconstruction", "allocation"):
-            revisions[group] = trial.config[group].get("revision")
+            revisions[group] = getattr(trial.config, group).fields.get("revision")
         found[name] = {"metrics": metrics, "revision": revisions}
     known = golden("numbers", found)
     assert known.keys() == found.keys()

@@ -333,23 +333,23 @@ def test_every_trial_is_measured_and_shown_under_its_own_names(either: Study) ->
     assert len(either.plan.trials) == 4
     for trial in either.plan.trials:
         row = either.row(trial)
-        assert row["method"] == trial.config["method"]["name"]
-        assert row["calibration"] == trial.config["calibration"]["name"]
-        ratio = trial.config["sparsity"]["ratio"]
+        assert row["method"] == trial.config.method.name
+        assert row["calibration"] == trial.config.calibration.name
+        ratio = trial.config.sparsity.ratio
         near = 2e-3 if row["method"] == "peaks" else 0.02  # whole rows of a tiny model
         assert float(row["ratio/weights"]) == pytest.approx(ratio, abs=near)
         assert trial.name in either.status
         info = run_info(either.plan, trial)
-        assert info.config["method"] == trial.config["method"]["name"]
-        assert info.config["allocation"] == trial.config["allocation"]["name"]
-        assert info.config["reconstruction"] == trial.config["reconstruction"]["name"]
+        assert info.config["method"] == trial.config.method.name
+        assert info.config["allocation"] == trial.config.allocation.name
+        assert info.config["reconstruction"] == trial.config.reconstruction.name
         assert either.told(trial).values["ratio/weights"] == pytest.approx(ratio, abs=near)
     assert "4 done" in either.status
 
 
 def test_the_methods_remove_by_their_own_statistic_and_allocation(linear: Study, lines: Study) -> None:
-    assert {trial.config["method"]["name"] for trial in linear.plan.trials} == {"peaks"}
-    assert {trial.config["method"]["name"] for trial in lines.plan.trials} == {"power", "surgeon"}
+    assert {trial.config.method.name for trial in linear.plan.trials} == {"peaks"}
+    assert {trial.config.method.name for trial in lines.plan.trials} == {"power", "surgeon"}
     assert {row["allocation"] for row in linear.results if row["method"] == "peaks"} == {"slope", "uniform"}
     assert "2 prune" in linear.said  # one for each allocation: masks between repairs prune on their own
     errors = {row["error/calibration"] for row in linear.results if row["method"] == "peaks"}
@@ -363,20 +363,16 @@ def test_the_stage_is_shown_after_the_package_s_own(linear: Study, lines: Study)
         assert header.index("evaluate") < header.index("census")
         alive = {}
         for trial in study.plan.trials:
-            assert trial.config["stages"]["census"]["above"] == above
+            assert trial.config.stages["census"].fields["above"] == above
             row, told = study.row(trial), study.told(trial)
             alive[trial.name] = float(row["census/alive"])
-            tokens = 4 * 32 * len(trial.config["evaluation"]["corpora"])
+            tokens = 4 * 32 * len(trial.config.evaluation.corpora)
             assert float(row["census/tokens"]) == tokens
             assert told.values["census/alive"] == alive[trial.name]
             assert {"event": "census", "alive": alive[trial.name], "tokens": tokens} in told.rows
         if study is lines:
             few, more = (
-                [
-                    alive[trial.name]
-                    for trial in study.plan.trials
-                    if trial.config["sparsity"]["ratio"] == ratio
-                ]
+                [alive[trial.name] for trial in study.plan.trials if trial.config.sparsity.ratio == ratio]
                 for ratio in (0.1, 0.2)
             )
             assert min(few) > max(more) > 0
@@ -386,9 +382,9 @@ def test_the_repair_runs_with_masks_before_and_between(linear: Study) -> None:
     assert "4 reconstruct" in linear.said
     assert "reconstruct" in linear.status
     for allocation in ("slope", "uniform"):
-        trials = [t for t in linear.plan.trials if t.config["allocation"]["name"] == allocation]
+        trials = [t for t in linear.plan.trials if t.config.allocation.name == allocation]
         rows = [linear.row(trial) for trial in trials]
-        assert {t.config["reconstruction"]["masks"] for t in trials} == {"before", "between"}
+        assert {t.config.reconstruction.fields["masks"] for t in trials} == {"before", "between"}
         for trial, row in zip(trials, rows, strict=True):
             assert float(row["repair/factor"]) > 1
             assert float(row["integrity/masked"]) > 0

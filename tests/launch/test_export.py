@@ -74,10 +74,10 @@ def test_plain_transformers_gives_the_numbers_of_the_record(
         assert facts["trial"] == trial.name
         assert facts["metrics"]["ppl/austen"] == recorded
         card = (out / "README.md").read_text()
-        assert f"pruned by {trial.config['method']['name']}" in card
+        assert f"pruned by {trial.config.method.name}" in card
         assert f"| ppl/austen | {recorded:.6g} |" in card
         weight = next(iter(AutoModelForCausalLM.from_pretrained(out).model.parameters()))
-        assert weight.dtype == getattr(torch, trial.config["model"]["dtype"])
+        assert weight.dtype == getattr(torch, trial.config.model.dtype)
 
 
 def test_what_cannot_be_exported_is_said(

@@ -16,6 +16,7 @@ import pytest
 from prunelab.config.compose import Composer
 from prunelab.config.hydra_inside import open_loader
 from prunelab.config.place import conf_folder
+from prunelab.config.trial import typed, typed_corpora
 from prunelab.errors import ConfigError, LaunchError
 from prunelab.launch.command.plugin import register
 from prunelab.launch.command.study import checked_trials, plan_study
@@ -104,12 +105,12 @@ def _plan_of_a_thousand(root: Path) -> Plan:
     configs, corpora, problems = checked_trials(_composer(), _jobs(root, ["magnitude", "random"], [0.1]))
     assert not problems
     rows = [
-        ({**config, "sparsity": {**config["sparsity"], "ratio": number / 1000}}, specs)
+        (typed({**config, "sparsity": {**config["sparsity"], "ratio": number / 1000}}), typed_corpora(specs))
         for config, specs in zip(configs, corpora, strict=True)
         for number in range(1, 501)
     ]
-    configs, corpora = [config for config, _ in rows], [specs for _, specs in rows]
-    return build_plan(configs, corpora, [[]] * len(rows), argv=[], created="")
+    trials, texts = [trial for trial, _ in rows], [own for _, own in rows]
+    return build_plan(trials, texts, [[]] * len(rows), argv=[], created="")
 
 
 def run(plan: Plan, settings: Settings, *, wait: bool = False) -> list[Event]:

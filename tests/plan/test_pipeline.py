@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from prunelab.config.compose import Composer
+from prunelab.config.compose import Composer, Config
 from prunelab.config.hydra_inside import open_loader
 from prunelab.config.place import conf_folder
+from prunelab.config.trial import typed, typed_corpora
 from prunelab.errors import StoreError
 from prunelab.launch.command.study import checked_trials, plan_study
 from prunelab.plan.graph import jobs, order, shots
@@ -88,7 +89,11 @@ BASE = ["method=surgeon", "calibration=austen"]
 def keys(composer: Composer, *extra: str) -> dict[str, str]:
     configs, corpora, problems = checked_trials(composer, [[*BASE, *extra]])
     assert not problems
-    return {role: stage.key for role, stage in trial_stages(configs[0], corpora[0]).items()}
+    return keys_of(configs[0], corpora[0])
+
+
+def keys_of(config: Config, corpora: dict[str, Config]) -> dict[str, str]:
+    return {role: stage.key for role, stage in trial_stages(typed(config), typed_corpora(corpora)).items()}
 
 
 @pytest.mark.parametrize(
@@ -106,7 +111,7 @@ def test_the_class_of_a_method_moves_keys(composer: Composer) -> None:
     configs, corpora, _ = checked_trials(composer, [BASE])
     other = copy.deepcopy(configs[0])
     other["method"]["_target_"] = "prunelab.methods.kobd.KOBD"
-    after = {role: stage.key for role, stage in trial_stages(other, corpora[0]).items()}
+    after = keys_of(other, corpora[0])
     before = keys(composer)
     assert {role for role in before if before[role] != after[role]} == {"prune", "evaluate"}
 

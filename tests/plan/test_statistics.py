@@ -9,6 +9,7 @@ import pytest
 from prunelab.config.compose import Composer
 from prunelab.config.hydra_inside import open_loader
 from prunelab.config.place import conf_folder
+from prunelab.config.trial import typed, typed_corpora
 from prunelab.launch.command.study import checked_trials, plan_study
 from prunelab.plan.graph import jobs
 from prunelab.plan.pipeline import trial_stages
@@ -26,7 +27,7 @@ def composer() -> Composer:
 def stages(composer: Composer, *words: str) -> dict[str, Stage]:
     configs, corpora, problems = checked_trials(composer, [list(words)])
     assert not problems, problems
-    return trial_stages(configs[0], corpora[0])
+    return trial_stages(typed(configs[0]), typed_corpora(corpora[0]))
 
 
 def plan(composer: Composer, root: Path, *trials: tuple[str, ...]) -> Plan:

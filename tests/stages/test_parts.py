@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 from prunelab.calibration.tokens import build_token_set, save_tokens
+from prunelab.config.schema import Model
+from prunelab.config.trial import group_of
 from prunelab.errors import StoreError
 from prunelab.plan.pipeline import model_identity
 from prunelab.stages import prune, reconstruct
@@ -29,7 +31,7 @@ RUNTIME = {
     "allocation": {"name": "uniform"},
     "reconstruction": option("reconstruction", "cross_block", epochs=1, min_updates=0, batch=2, patience=1),
 }  # fmt: skip
-MODEL = {"model": model_identity(RUNTIME["model"])}
+MODEL = {"model": model_identity(group_of(Model, RUNTIME["model"]))}
 PRUNE = MODEL | {
     "method": {}, "pattern": "unstructured", "allocation": "uniform", "seed": 0, "n": None, "m": None, "within": None,
     "propagation": "pruned", "schedule": [0.5],

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from prunelab.config import schema
+from prunelab.config.trial import plain
 from prunelab.errors import StoreError, nearest
 from prunelab.files import replace_file
 from prunelab.metric import ACC, ACC_NORM, CHANGE, ERROR, OF_WEIGHTS, PARAMETERS, PPL, RATIO, metric_of
@@ -45,10 +47,10 @@ def export(plan: Plan, name: str, folder: Path, *, force: bool) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        importlib.import_module("prunelab.stages.export").write(trial.config["model"], state, partial)
+        importlib.import_module("prunelab.stages.export").write(plain(trial.config.model), state, partial)
         facts = _facts(plan, trial, records)
         replace_file(partial / FACTS, json.dumps(facts, indent=1, sort_keys=True).encode("utf-8"))
-        replace_file(partial / CARD, card(facts).encode("utf-8"))
+        replace_file(partial / CARD, card(trial.config, facts).encode("utf-8"))
         if folder.exists():
             shutil.rmtree(folder)
         partial.replace(folder)
@@ -88,7 +90,9 @@ def _record(plan: Plan, stage: Stage, trial: Trial) -> Record:
 def _facts(plan: Plan, trial: Trial, records: Mapping[str, Record]) -> dict[str, Any]:
     """Return all that is known of a trial, as JSON-ready data."""
     config = {
-        key: value for key, value in trial.config.items() if key not in ("paths", "tracking", "runtime")
+        key: value
+        for key, value in plain(trial.config).items()
+        if key not in ("paths", "tracking", "runtime")
     }
     metrics = {
         name: value
@@ -104,34 +108,33 @@ def _facts(plan: Plan, trial: Trial, records: Mapping[str, Record]) -> dict[str,
     }  # fmt: skip
 
 
-def card(facts: Mapping[str, Any]) -> str:
+def card(config: schema.Trial, facts: Mapping[str, Any]) -> str:
     """Return the model card: what was done to which model, on which text, and what came out."""
-    config, metrics = facts["config"], facts["metrics"]
-    model, sparsity, method = config["model"], config["sparsity"], config["method"]
-    calibration, repair, evaluation = config["calibration"], config["reconstruction"], config["evaluation"]
-    base = model["id"] if model["source"] == "hub" else model["name"]
+    model, sparsity, method, calibration = config.model, config.sparsity, config.method, config.calibration
+    metrics = facts["metrics"]
+    base = model.id if model.source == "hub" else model.name
     head = [
         "---",
-        *([f"base_model: {base}"] if model["source"] == "hub" else []),
+        *([f"base_model: {base}"] if model.source == "hub" else []),
         "tags: [pruned, prunelab]",
         "---",
     ]
     versions = next(iter(facts["provenance"].values()), {}).get("versions", {})
-    fields = ", ".join(f"{k}={v}" for k, v in method.items() if k not in ("_target_", "name"))
+    fields = ", ".join(f"{k}={v}" for k, v in method.fields.items() if k not in ("_target_", "name"))
     rows = {
-        "base model": f"{base}, revision {model['revision'] or 'none'}, {model['dtype']}",
-        "method": f"{method['name']} ({fields})",
-        "sparsity": f"{sparsity['pattern']}, asked {sparsity['ratio']:.6g}, achieved {metrics[OF_WEIGHTS]:.6g}",
-        "allocation": config["allocation"]["name"],
-        "calibration": f"{calibration['name']}, {calibration['n_samples']} x {calibration['seq_len']} tokens, "
-        f"seed {config['seed']}",
-        "repair": repair["name"],
-        "perplexity": f"non-overlapping windows of {evaluation['seq_len']} tokens of the test split, no special tokens",
+        "base model": f"{base}, revision {model.revision or 'none'}, {model.dtype}",
+        "method": f"{method.name} ({fields})",
+        "sparsity": f"{sparsity.pattern}, asked {sparsity.ratio:.6g}, achieved {metrics[OF_WEIGHTS]:.6g}",
+        "allocation": config.allocation.name,
+        "calibration": f"{calibration.name}, {calibration.n_samples} x {calibration.seq_len} tokens, "
+        f"seed {config.seed}",
+        "repair": config.reconstruction.name,
+        "perplexity": f"non-overlapping windows of {config.evaluation.seq_len} tokens of the test split, no special tokens",
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
     }
     shown = {k: v for k, v in sorted(metrics.items()) if metric_of(k.removeprefix(f"{DENSE}/")) in _SHOWN}
     lines = [
-        f"# {base}, pruned by {method['name']}",
+        f"# {base}, pruned by {method.name}",
         "",
         f"An ordinary checkpoint: removed weights are zeros. Its licence is that of {base}.",
         f"`{FACTS}` holds every setting, key and number.",

@@ -12,6 +12,7 @@ from prunelab.config.check import check_trial
 from prunelab.config.compose import Composer, Config, Problem
 from prunelab.config.hydra_inside import Loader
 from prunelab.config.together import check_together
+from prunelab.config.trial import typed, typed_corpora
 from prunelab.errors import ConfigError, PrunelabError
 from prunelab.plan.kind import check_stages
 from prunelab.plan.study import Plan, build_plan
@@ -68,7 +69,9 @@ def plan_study(composer: Composer, jobs: Sequence[Sequence[str]], argv: Sequence
     configs, corpora, problems = checked_trials(composer, jobs)
     if problems:
         raise StudyError(problems, len(jobs))
-    return build_plan(configs, corpora, jobs, argv=argv, created=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+    # nothing of them is wrong: from here on they are what the check has found them to be
+    trials, specs = [typed(config) for config in configs], [typed_corpora(own) for own in corpora]
+    return build_plan(trials, specs, jobs, argv=argv, created=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
 
 
 def explain(loader: Loader, overrides: Sequence[str]) -> StudyError | None:

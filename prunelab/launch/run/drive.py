@@ -18,7 +18,7 @@ from prunelab.plan.study import Plan, left_out
 
 def drive(plan: Plan, launcher: Launcher, console: Console, *, dry_run: bool, report: bool) -> int:
     """Run a plan (or say what would run) and return the exit code: 0, 1 if a trial failed, 130 after Ctrl-C."""
-    resources = local_resources(plan.trials[0].config["runtime"])
+    resources = local_resources(plan.trials[0].config.runtime)
     done = finished(plan)
     left = jobs(plan, done)
     line = f"[bold]{plan.study}[/]: {len(plan.trials)} trials, {len(plan.stages)} stages, {len(done)} of them done"

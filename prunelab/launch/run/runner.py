@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prunelab.config.schema import Runtime
 from prunelab.errors import StoreError
 from prunelab.launch.run.base import Event, Launcher, Order, Resources
 from prunelab.launch.track.mirror import is_told
@@ -82,16 +83,16 @@ def _saved(plan: Plan, *, needed: bool) -> Path:
     return save_plan(plan)
 
 
-def local_resources(runtime: Mapping[str, Any]) -> Resources:
+def local_resources(runtime: Runtime) -> Resources:
     """Return workers and threads for this machine: one worker per GPU, else up to four on the cores there are.
 
     The choice depends on the machine only, never on how much is left to do: the number of threads may change the
     last bits of a sum, and a resumed study has to repeat them.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    gpus = _gpus() if runtime["device"] in ("auto", "cuda") else 0
-    workers = runtime["workers"] or gpus or min(cores, 4)
-    return Resources(workers, runtime["threads"] or max(1, cores // workers), gpus)
+    gpus = _gpus() if runtime.device in ("auto", "cuda") else 0
+    workers = runtime.workers or gpus or min(cores, 4)
+    return Resources(workers, runtime.threads or max(1, cores // workers), gpus)
 
 
 def _gpus() -> int:

@@ -50,7 +50,7 @@ def need(plan: Plan, job: Job, settings: Settings) -> Need:
     weights = max(
         (weights_gib(stage.runtime["model"]) for stage in stages if "model" in stage.runtime), default=0.0
     )
-    runtime = plan.trials[0].config["runtime"]
+    runtime = plan.trials[0].config.runtime
     small = weights < _SMALL
     costs = [cost_of(stage.kind, stage.identity) for stage in stages]
     repeats = [shots(stage, plan.stages) for stage in stages]
@@ -63,13 +63,13 @@ def need(plan: Plan, job: Job, settings: Settings) -> Need:
     gpus = (
         settings.gpus
         if settings.gpus is not None
-        else tasks * (not small and runtime["device"] in ("auto", "cuda"))
+        else tasks * (not small and runtime.device in ("auto", "cuda"))
     )
-    cpus = settings.cpus or runtime["threads"] or (1 if small else 8)
+    cpus = settings.cpus or runtime.threads or (1 if small else 8)
     return Need(
         settings.time_min or ceil(minutes / 15) * 15,
         settings.mem_gib or float(ceil(tasks * memory)),
-        gpus, cpus, settings.nodes if shares else 1, runtime["threads"] or cpus, tasks,
+        gpus, cpus, settings.nodes if shares else 1, runtime.threads or cpus, tasks,
     )  # fmt: skip
 
 

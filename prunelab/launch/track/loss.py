@@ -29,7 +29,7 @@ def losses(plan: Plan) -> list[Loss]:
     """Return what did not arrive, by reason, of trials that are to be tracked and are over; none if all is there."""
     found: dict[tuple[str, str], list[str]] = {}
     for trial in plan.trials:
-        if not is_wanted(trial.config["tracking"]):
+        if not is_wanted(trial.config.tracking):
             continue
         folder, run = tracking_folder(plan), run_id(trial.key)
         note = read_note(folder, run)
@@ -47,7 +47,7 @@ def show_losses(plan: Plan, console: Console) -> None:
     found = losses(plan)
     if not found:
         return
-    wanted = sum(is_wanted(trial.config["tracking"]) for trial in plan.trials)
+    wanted = sum(is_wanted(trial.config.tracking) for trial in plan.trials)
     lines = [f"W&B lacks {sum(len(loss.trials) for loss in found)} of {wanted} runs, or a part of them"]
     for loss in found[:_SHOWN]:
         names = ", ".join(loss.trials[:3]) + (", ..." if len(loss.trials) > 3 else "")

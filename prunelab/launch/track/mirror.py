@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from prunelab.config.trial import plain
 from prunelab.launch.track.lineage import lineage
 from prunelab.metric import COST
 from prunelab.plan.kind import kind_of, metric_prefix
@@ -30,7 +31,7 @@ class Mirror:
         self, plan: Plan, trial: Trial, own: Collection[str], tracker: Tracker | None = None
     ) -> None:
         self._plan, self._trial = plan, trial
-        self._tracker: Tracker = tracker or open_tracker(trial.config["tracking"], run_info(plan, trial))
+        self._tracker: Tracker = tracker or open_tracker(plain(trial.config.tracking), run_info(plan, trial))
         self._summary: dict[str, Any] = {}
         self._protocols: list[dict[str, Any]] = []
         self._told: set[str] = set()  # stages that need no replay and no live rows any more
@@ -108,7 +109,7 @@ def tracking_folder(plan: Plan) -> Path:
 
 def is_told(plan: Plan, trial: Trial) -> bool:
     """Say whether a tracker has been told all of a finished trial, be it only in files on disk; or if none is wanted."""
-    if not is_wanted(trial.config["tracking"]):
+    if not is_wanted(trial.config.tracking):
         return True
     note = read_note(tracking_folder(plan), run_id(trial.key))
     return note is not None and note.ended == "ok"
@@ -125,11 +126,11 @@ def run_info(plan: Plan, trial: Trial) -> RunInfo:
     """Return what a tracker has to know of a trial before its first number."""
     config = trial.config
     flat = {
-        "method": config["method"]["name"], "ratio": config["sparsity"]["ratio"], "pattern": config["sparsity"]["pattern"],
-        "calibration": config["calibration"]["name"], "model": config["model"]["name"], "seed": config["seed"],
-        "allocation": config["allocation"]["name"], "reconstruction": config["reconstruction"]["name"],
-        "trial": {key: value for key, value in config.items() if key not in ("paths", "tracking", "runtime")},
+        "method": config.method.name, "ratio": config.sparsity.ratio, "pattern": config.sparsity.pattern,
+        "calibration": config.calibration.name, "model": config.model.name, "seed": config.seed,
+        "allocation": config.allocation.name, "reconstruction": config.reconstruction.name,
+        "trial": {key: value for key, value in plain(config).items() if key not in ("paths", "tracking", "runtime")},
         "stages": dict(trial.stages),
     }  # fmt: skip
-    tags = (flat["method"], flat["model"], flat["calibration"], *config["tracking"]["tags"])
+    tags = (config.method.name, str(config.model.name), config.calibration.name, *config.tracking.tags)
     return RunInfo(run_id(trial.key), trial.name, plan.study, "trial", tags, flat, tracking_folder(plan))

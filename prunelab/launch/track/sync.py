@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from prunelab.config.trial import plain
 from prunelab.errors import LaunchError, PrunelabError
 from prunelab.launch.run.failure import read_failure
 from prunelab.launch.track.lineage import lineage
@@ -86,7 +87,7 @@ class Sync:
 
     def __post_init__(self) -> None:
         self._config = next(
-            (t.config["tracking"] for t in self.plan.trials if t.config["tracking"]["name"] == "wandb"), {}
+            (plain(t.config.tracking) for t in self.plan.trials if t.config.tracking.name == "wandb"), {}
         )
         self._folder = tracking_folder(self.plan)
 
@@ -121,7 +122,7 @@ class Sync:
             plan, trial = known.get(name, (self.plan, None))
             note = read_note(self._folder, name)
             # a finished trial without either was to be tracked, and no run could be opened
-            lost = trial and is_wanted(trial.config["tracking"]) and is_finished(plan, trial)
+            lost = trial and is_wanted(trial.config.tracking) and is_finished(plan, trial)
             if name in files or note is not None or lost:
                 runs.append(_Run(name, plan, trial, note, files.get(name, [])))
         return runs

@@ -26,7 +26,7 @@ def show_sync(plan: Plan, console: Console, timeout_s: float | None) -> int:
     if torn:
         parts.append(f"{torn} torn {'file' if torn == 1 else 'files'} skipped")
     if not parts:
-        wanted = any(is_wanted(trial.config["tracking"]) for trial in plan.trials)
+        wanted = any(is_wanted(trial.config.tracking) for trial in plan.trials)
         parts = ["no trial has anything to tell W&B yet"]
         if not wanted:
             parts = ["no W&B runs here; tracking=wandb makes them"]

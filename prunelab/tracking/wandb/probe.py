@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from prunelab.config.schema import Tracking
 from prunelab.errors import ConfigError, nearest
 
 DEFAULT_BASE_URL = "https://api.wandb.ai"
@@ -42,7 +43,7 @@ def decide(config: Mapping[str, Any]) -> Decision:
         ConfigError: ``mode`` is none of online, offline, disabled, null.
     """
     base_url = str(config.get("base_url") or os.environ.get("WANDB_BASE_URL") or DEFAULT_BASE_URL).rstrip("/")
-    asked = _asked(config)
+    asked = _asked(config.get("mode"))
     if asked in ("offline", "dryrun"):
         return Decision("offline", base_url, "offline was asked for")
     if asked == "disabled":
@@ -56,13 +57,13 @@ def decide(config: Mapping[str, Any]) -> Decision:
     return Decision("online", base_url, "server answers, key present")
 
 
-def is_wanted(config: Mapping[str, Any]) -> bool:
+def is_wanted(tracking: Tracking) -> bool:
     """Whether trials with these values are to be tracked at all."""
-    return config.get("name") != "none" and _asked(config) != "disabled"
+    return tracking.name != "none" and _asked(tracking.mode) != "disabled"
 
 
-def _asked(config: Mapping[str, Any]) -> str | None:
-    return config.get("mode") or os.environ.get("WANDB_MODE") or None
+def _asked(mode: str | None) -> str | None:
+    return mode or os.environ.get("WANDB_MODE") or None
 
 
 def has_key(base_url: str) -> bool:
