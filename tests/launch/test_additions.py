@@ -472,7 +472,7 @@ def test_the_corpus_is_swept_and_the_statistic_counts_by_its_source(run_in: Run,
     first = run_in(folder, *words)
     assert "2 prune" in first.stdout, first.stdout + first.stderr
     trials = load_plan(folder / "home" / "studies" / "swept").trials
-    assert [trial.config["calibration"]["name"] for trial in trials] == ["austen", "diary"]
+    assert [trial.config.calibration.name for trial in trials] == ["austen", "diary"]
     status = run_in(folder, "status", "swept", "--all", module="prunelab.cli").stdout
     assert all(trial.name in status for trial in trials)
     try:
