@@ -9,10 +9,7 @@ import itertools
 import sys
 import time
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import create_automatic_config_search_path
-from hydra.types import RunMode
-
+from prunelab.config import hydra_inside
 from prunelab.config.compose import Composer
 from prunelab.config.place import conf_folder
 from prunelab.launch.command.study import plan_study
@@ -28,11 +25,11 @@ def main() -> None:
         range(n_trials // 20 + 1), ("surgeon", "kobd", "lobd", "magnitude"), (0.1, 0.2, 0.3, 0.4, 0.5)
     )
     given = [[f"seed={s}", f"method={m}", f"sparsity.ratio={r}"] for s, m, r in axes][:n_trials]
-    loader = ConfigLoaderImpl(create_automatic_config_search_path(None, None, str(conf_folder())))
+    loader = hydra_inside.open_loader(conf_folder())
 
     started = time.perf_counter()
     for overrides in given[:SAMPLE]:
-        loader.load_configuration("config", overrides, RunMode.RUN, from_shell=False)
+        hydra_inside.compose(loader, "config", overrides)
     hydra = (time.perf_counter() - started) / len(given[:SAMPLE]) * n_trials
 
     started = time.perf_counter()
