@@ -27,6 +27,7 @@ from typing import Any
 
 from prunelab.errors import ConfigError
 
+_PACKAGE = __name__.partition(".")[0]
 _COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 _FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 _BOUND = re.compile(
@@ -160,6 +161,11 @@ def base_modules(target: str) -> list[str]:
 
 def module_file(module: str) -> Path | None:
     """Return the file of a module, found without importing it or its packages; None if there is none."""
+    # the package's own stay where they are while a process runs, and are asked for several times per trial
+    return _own_file(module) if module.partition(".")[0] == _PACKAGE else _find(module)
+
+
+def _find(module: str) -> Path | None:
     # find_spec('a.b') imports the package a; walking the parts by hand keeps a heavy __init__ out.
     parts = module.split(".")
     if not all(part.isidentifier() for part in parts):
@@ -176,6 +182,11 @@ def module_file(module: str) -> Path | None:
         if spec is None:
             return None
     return Path(spec.origin) if spec.origin else None
+
+
+@lru_cache(maxsize=256)
+def _own_file(module: str) -> Path | None:
+    return _find(module)
 
 
 @lru_cache(maxsize=256)

@@ -46,10 +46,11 @@ class GramSum:
             # the column of ones is never built: its products are a sum and a count
             for start in range(0, width, BLOCK):  # a Gram is symmetric: only blocks on and above the diagonal
                 block = slice(start, min(start + BLOCK, width))
-                self.total[block, start:width] += tokens[:, block].T @ tokens[:, start:]
+                # add_, since += on a slice would copy it onto itself as well
+                self.total[block, start:width].add_(tokens[:, block].T @ tokens[:, start:])
             if self.ones:
-                self.total[:width, width] += tokens.sum(0)
-                self.total[width, width] += len(tokens)
+                self.total[:width, width].add_(tokens.sum(0))
+                self.total[width, width].add_(len(tokens))
             self.n_tokens += len(tokens)
 
     def merge(self, other: GramSum) -> None:
