@@ -168,8 +168,9 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     """Return the plan of the study that was named; raises StoreError if there is none, or its store is not there."""
     from prunelab.plan.study import load_plan, require_store
 
-    plan = load_plan(study_folder(arguments.study, arguments.root), getattr(arguments, "store", None))
-    require_store(plan.folder, plan.store)
+    store = getattr(arguments, "store", None)
+    plan = load_plan(study_folder(arguments.study, arguments.root), store)
+    require_store(plan.folder, plan.store, asked=store is not None)
     return plan
 
 
@@ -251,6 +252,9 @@ def _retry(arguments: argparse.Namespace) -> int:
     from prunelab.launch.slurm import command
     from prunelab.launch.slurm.settings import Settings
 
+    here = str(Path.cwd())
+    if here not in sys.path:  # as `python -m prunelab` has it: classes of one's own may lie here
+        sys.path.insert(0, here)
     plan = _plan(arguments)
     if command.is_submitted(plan.folder) and not arguments.inline and not arguments.local:
         settings = Settings.load(plan.folder / "slurm").changed(

@@ -14,7 +14,7 @@ from prunelab.config.corpora import check_own_files, check_roles, specs_of, with
 from prunelab.config.data import SAME, check_parts, parts_of
 from prunelab.config.field import ClassSource, read_class
 from prunelab.config.files import check_family_file, check_model_folder, input_widths, model_name, positions
-from prunelab.config.outside import OWN_METRICS, STAGES, check_metric, outside_source
+from prunelab.config.outside import OWN_METRICS, STAGES, outside_source
 from prunelab.config.tasks import check_tasks
 from prunelab.config.tracking import tracking_errors
 from prunelab.errors import ConfigError, PrunelabError, nearest
@@ -69,8 +69,6 @@ def check_trial(
     if isinstance(config.get("evaluation"), Mapping):
         config["evaluation"], brought = with_paths(config["evaluation"], composer)
         if isinstance(own := config["evaluation"].get("metrics"), Mapping):
-            for name, option in own.items():
-                errors += check_metric(str(name), option)
             config["evaluation"]["metrics"] = _check_outside(OWN_METRICS, own, errors)
     corpora = _corpora(config, composer, brought, errors)
     _exact_ratio(config)

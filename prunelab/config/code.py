@@ -42,6 +42,9 @@ def source_digest(target: str) -> str | None:
     module = target.rpartition(".")[0]
     if _top(module) == _PACKAGE:
         return None
+    if module_file(module) is None:  # a digest of nothing would be taken for another source
+        hint = f"No module {module!r} on the Python path; go to its folder, or set PYTHONPATH."
+        raise ConfigError("_target_", target, "the dotted name of a class", hint)
     whole = hashlib.sha256()
     for name, path in sorted(_modules(module, base_modules(target)).items()):
         text = path.read_bytes()

@@ -142,7 +142,8 @@ def specs_of(
     )
     keys: dict[Any, str] = {}
     for key in MEASURED:
-        for name in evaluation.get(key) or []:
+        names = evaluation.get(key) or []
+        for name in names if isinstance(names, list) else ():  # what is no list is told as such
             keys.setdefault(name, f"evaluation.{key}")
     for name in corpora_of(config.get("reconstruction_data")):
         if name in known:  # others are told where parts are checked

@@ -18,6 +18,7 @@ from prunelab.metric import BETTER, FORMS, METRICS
 STAGES, OWN_METRICS = "stages", "evaluation.metrics"
 READS = ("mask", "test", "held_out")  # roles of a trial's token sets
 _FOLDERS = ("locks", "quarantine")  # of a store, beside those of its kinds
+_PARTS = {part for known in METRICS for part in known.split("/")}  # of the names of numbers
 _EXAMPLES = {
     STAGES: "{_target_: mine.Latency, repeats: 3}; see prunelab/stages/outside.py.",
     OWN_METRICS: "{_target_: mine.TopK, k: 5}; see prunelab/stages/measured.py.",
@@ -39,7 +40,7 @@ def check_stage(name: str, option: Any, kinds: tuple[str, ...]) -> Iterator[Conf
 
     ``kinds`` are the kinds of stages that prunelab has itself.
     """
-    taken = (*kinds, *READS, *_FOLDERS, "reconstruction")
+    taken = {*kinds, *READS, *_FOLDERS, *_PARTS, "reconstruction"}  # its numbers stand beside all others
     source = yield from _check(STAGES, name, option, taken, "run(self, trial)")
     for word in source.literals.get("reads", ()) if source else ():
         if word not in READS:
@@ -48,9 +49,12 @@ def check_stage(name: str, option: Any, kinds: tuple[str, ...]) -> Iterator[Conf
             )
 
 
-def check_metric(name: str, option: Any) -> Iterator[ConfigError]:
-    """Yield what is wrong with the name and the class of a metric; its fields are checked like those of any option."""
-    taken = {part for known in METRICS for part in known.split("/")}
+def check_metric(name: str, option: Any, taken: Collection[str]) -> Iterator[ConfigError]:
+    """Yield what is wrong with the name and the class of a metric; its fields are checked like those of any option.
+
+    ``taken``: the kinds of stages, prunelab's own and those of the trial, whose names stand before numbers too.
+    """
+    taken = {*taken, *READS, *_PARTS}
     source = yield from _check(OWN_METRICS, name, option, taken, "measure(self, decoder, tokens, batch_size)")
     if source is None:
         return

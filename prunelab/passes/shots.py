@@ -25,7 +25,7 @@ from torch import Tensor
 
 from prunelab.allocation.base import Allocation
 from prunelab.distributed.group import ALONE, Group
-from prunelab.errors import ConfigError
+from prunelab.errors import ConfigError, ModelError
 from prunelab.methods.facts import facts_of
 from prunelab.models.activation import Placement, Shelf, open_shelf
 from prunelab.models.block import LinearSite
@@ -47,6 +47,8 @@ from prunelab.pattern import GLOBAL, UNIFORM, Pattern, Propagation, Run
 from prunelab.sparsity.mask import Mask
 from prunelab.stats.view import site_generator
 from prunelab.structures.state import SiteState, State, StateReader, apply_state, read_state
+
+_OFF = 1e-6  # between the mean of an allocation's ratios and the ratio asked for
 
 Spread = str | Allocation  # uniform, global, or something that gives every block its ratio
 OnStep = Callable[["StepReport", State], None]
@@ -315,7 +317,14 @@ class Walk:
             shares.append(allocation.share(scores))
             self.say("allocation", index + 1, n_blocks)
         looking.close(self.shelf)
-        return allocation.ratios(shares, ratio)
+        ratios = [float(one) for one in allocation.ratios(shares, ratio)]
+        mean = sum(ratios) / max(1, len(ratios))
+        if len(ratios) != n_blocks or not all(0 <= one < 1 for one in ratios) or abs(mean - ratio) > _OFF:
+            raise ModelError(
+                f"allocation {allocation.name}: ratios() gave {len(ratios)} with the mean {mean:.6g}; wanted are {n_blocks}, "
+                f"each 0 <= x < 1, with the mean {ratio:.6g}, the ratio that was asked for."
+            )
+        return ratios
 
     # Who listens
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from prunelab.config.outside import check_stage
+from prunelab.config.outside import check_metric, check_stage
 from prunelab.errors import ConfigError
 
 CALIBRATE, DENSE, STATISTICS, PRUNE = "calibrate", "dense", "statistics", "prune"
@@ -65,10 +65,15 @@ KINDS: Mapping[str, Kind] = {row.name: row for row in _ROWS if row.name}
 _GENERATION = Cost(1.6, 4.0)  # tokens that the dense model writes
 
 
-def check_stages(stages: Any) -> Iterator[ConfigError]:
-    """Yield what is wrong with the kinds of stages that a trial brings from outside the package."""
-    for name, option in stages.items() if isinstance(stages, Mapping) else ():
+def check_outside(config: Mapping[str, Any]) -> Iterator[ConfigError]:
+    """Yield what is wrong with the kinds of stages, and with the metrics, that a trial brings from outside the package."""
+    stages, evaluation = config.get("stages"), config.get("evaluation")
+    stages = stages if isinstance(stages, Mapping) else {}
+    for name, option in stages.items():
         yield from check_stage(str(name), option, tuple(KINDS))
+    metrics = evaluation.get("metrics") if isinstance(evaluation, Mapping) else None
+    for name, option in metrics.items() if isinstance(metrics, Mapping) else ():
+        yield from check_metric(str(name), option, {*KINDS, *map(str, stages)})
 
 
 def kind_of(name: str) -> Kind:

@@ -15,6 +15,7 @@ from prunelab.config.trial import plain, typed
 from prunelab.config.version import SCHEMA, other_schema
 from prunelab.errors import StoreError
 from prunelab.files import make_folder, refused, replace_file
+from prunelab.plan.kind import KINDS
 from prunelab.plan.name import trial_names
 from prunelab.plan.pipeline import tracking_stage, trial_stages
 from prunelab.plan.stage import Stage
@@ -134,19 +135,22 @@ def store_place(folder: Path, kept: str, store: Path | None = None) -> Path:
     return beside if not place.is_dir() and beside.is_dir() else place
 
 
-def require_store(folder: Path, store: Path) -> None:
-    """Raise StoreError if the study in ``folder`` has lost its store.
+def require_store(folder: Path, store: Path, *, asked: bool = False) -> None:
+    """Raise StoreError if the study in ``folder`` has lost its store, or if the one that was ``asked`` for is none.
 
     A study's command makes the store before it saves the plan: a study that waits for its first job has an empty one,
     and a saved plan whose store is no folder has lost it (moved, not mounted here). It must not pass for a study of
     which nothing is finished, which would be reported as such, or run again into a store made anew.
     """
+    beside = folder.absolute().parent.parent / "store"
+    where = (
+        f"put the store there or beside the study, as {beside}, and ask again; `prunelab status`, `report`, `export` and `sync` "
+        "take its place by --store FOLDER."
+    )
     if not store.is_dir():
-        beside = folder.absolute().parent.parent / "store"
-        raise StoreError(
-            f"The store of {folder} is not there: {store}. Nothing was written; put the store there or beside the study, "
-            f"as {beside}, and ask again; `prunelab status`, `report`, `export` and `sync` take its place by --store FOLDER."
-        )
+        raise StoreError(f"The store of {folder} is not there: {store}. Nothing was written; {where}")
+    if asked and not any((store / name).is_dir() for name in KINDS):
+        raise StoreError(f"{store} is no store: it has no results of any kind. Nothing was written; {where}")
 
 
 def is_saved(plan: Plan) -> bool:

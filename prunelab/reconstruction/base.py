@@ -158,5 +158,8 @@ class Reconstruction(Protocol):
         ...
 
     def repair(self, unit: Unit, say: Callable[[Mapping[str, Any]], None]) -> dict[str, float]:
-        """Repair the unit's kept weights; return numbers for the report."""
+        """Repair the unit's kept weights in place; removed weights stay zero. Return numbers for the report.
+
+        ``say({"phase": ..., "done": ..., "total": ...})`` tells people how far it is; other rows are not understood.
+        """
         ...

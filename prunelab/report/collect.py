@@ -107,8 +107,8 @@ def collect(place: Path | str, store: Path | None = None) -> Study:
     """
     folder, file = plan_place(Path(place))
     plan = _read_plan(file)
-    store = store_place(folder, str(plan["store"]), store)
-    require_store(folder, store)
+    asked, store = store is not None, store_place(folder, str(plan["store"]), store)
+    require_store(folder, store, asked=asked)
     made = index(store)
     stages = {
         key: _stage(folder, store, made, key, planned)

@@ -25,7 +25,8 @@ def repairs_csv(study: Study) -> str:
 
 def long_csv(study: Study) -> str:
     """long.csv: a row per trial and number: stage, metric, of what, seed, value, unit, better direction, protocol's digest."""
-    return csv_text(study.long, LONG)
+    # a number that is none was measured all the same; gaps have no row here
+    return csv_text(study.long.assign(value=study.long["value"].map(lambda v: "nan" if v != v else v)), LONG)
 
 
 def protocols_csv(study: Study) -> str:

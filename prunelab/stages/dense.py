@@ -31,10 +31,10 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
         say = steps(context, "perplexity", len(texts))
         size = setting.batch_size(context.runtime, seq_len)
         found = measure(decoder, None, texts, {}, size, say)
-        own, rows = measure_own(identity, decoder, texts, size, context.log)
         cost.tokens = sum(text.numel() for text in texts.values())
         metrics: dict[str, Any] = {PPL.at(name): value for name, value in found.perplexity.items()}
         scores, how = accuracies(identity, context, decoder, seq_len)
+        own, rows = measure_own(identity, decoder, texts, size, context.log)
         metrics |= own | scores
     context.log({"event": DENSE, **metrics})
     metrics[PARAMETERS.at(DENSE)] = decoder.n_parameters()

@@ -55,8 +55,9 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
         placement = replace(setting.placement(context), dtype=None)
         found = measure(decoder, partial(apply_state, decoder, state), texts, streams, size, say, placement)
         cost.tokens = sum(t.numel() for t in texts.values()) + 2 * sum(t.numel() for t in streams.values())
-        own, rows = measure_own(identity, decoder, texts, size, context.log)
         scores, how = accuracies(identity, context, decoder, seq_len)
+        # last, and the weights are read back after them: what is not ours shall move no other number
+        own, rows = measure_own(identity, decoder, texts, size, context.log)
         integrity = check(decoder, state)
     dense = context.inputs["dense"].record.metrics
     metrics: dict[str, Any] = {PPL.at(name): value for name, value in found.perplexity.items()}

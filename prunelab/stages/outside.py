@@ -86,8 +86,22 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
         raise StageError(
             f"stages.{name}: run returned {type(metrics).__name__}; a mapping of numbers is wanted."
         )
+    metrics = {str(key): _number(name, str(key), value) for key, value in metrics.items()}
     context.log({"event": name, **metrics})
     how = replace(of_model(identity["model"]), definition=json.dumps(identity["stage"], sort_keys=True))
     return Result(
         dict(metrics), cost=cost.values(), protocols=protocols(dict.fromkeys(metrics, how), metrics)
     )
+
+
+def _number(stage: str, key: str, value: Any) -> int | float:
+    """Return a number as plain Python has it, also one of NumPy or of a tensor; StageError for anything else."""
+    try:
+        plain = value.item() if hasattr(value, "item") else value
+    except (RuntimeError, ValueError):  # several numbers
+        plain = None
+    if not key or not isinstance(plain, int | float):
+        raise StageError(
+            f"stages.{stage}: run returned {key!r}: {type(value).__name__}; numbers by name are wanted, and a name has letters."
+        )
+    return plain

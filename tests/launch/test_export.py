@@ -99,8 +99,16 @@ def test_what_cannot_be_exported_is_said(
     refused = export(full)
     assert "is not empty" in refused.stderr
     assert (full / "mine.txt").read_text() == "keep me"
-    assert export(full, "--force").returncode == 0
-    assert (full / "model.safetensors").is_file()
+    kept = export(full, "--force")  # it is nobody's earlier export
+    assert kept.returncode == 1
+    assert "holds no earlier export" in kept.stderr
+    assert (full / "mine.txt").read_text() == "keep me"
+    whole = tmp_path / "whole"
+    assert export(whole).returncode == 0
+    (whole / "mine.txt").write_text("replace me")
+    assert export(whole, "--force").returncode == 0
+    assert not (whole / "mine.txt").exists()
+    assert (whole / "model.safetensors").is_file()
     evaluate = plan.stages[trial.stages["evaluate"]]
     done = locate(plan.store, evaluate.kind, evaluate.key) / "DONE"
     text = done.read_bytes()

@@ -104,6 +104,10 @@ def test_the_place_of_a_store_is_taken_by_an_option(
     folder = ran(tmp_path / "home", tmp_path / "elsewhere")
     (tmp_path / "elsewhere").rename(tmp_path / "moved")
     monkeypatch.chdir(tmp_path)
+    # what holds nothing of any kind may be anybody's folder: an empty report would take the place of a full one
+    assert cli.main(["report", str(folder), "--store", "moved"]) == 1
+    assert "moved is no store: it has no results of any kind. Nothing was written" in capsys.readouterr().err
+    (tmp_path / "moved" / "calibrate").mkdir()
     for place in (str(tmp_path / "moved"), "moved"):
         assert cli.main(["status", str(folder), "--store", place]) == 0
         assert cli.main(["sync", str(folder), "--store", place]) == 0

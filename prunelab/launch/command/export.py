@@ -30,11 +30,17 @@ def export(plan: Plan, name: str, folder: Path, *, force: bool) -> Path:
     """Write the model of the trial called ``name`` to ``folder``; return it.
 
     The folder appears when it is whole. Raises StoreError for a trial that is unknown, unfinished or damaged, and for
-    a folder that holds something, unless ``force`` says to replace it.
+    a folder that holds something, unless that is an earlier export and ``force`` says to replace it.
     """
     trial = _trial(plan, name)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
-        raise StoreError(f"{folder} is not empty; take another folder, or --force to replace what is there.")
+        raise StoreError(
+            f"{folder} is not empty; take another folder, or --force to replace an earlier export."
+        )
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / FACTS).is_file():
+        raise StoreError(
+            f"{folder} holds no earlier export ({FACTS} is missing) and is not replaced; take another folder."
+        )
     stages = {role: plan.stages[key] for role, key in trial.stages.items()}
     records = {
         role: _record(plan, stage, trial)
@@ -52,7 +58,7 @@ def export(plan: Plan, name: str, folder: Path, *, force: bool) -> Path:
         replace_file(partial / FACTS, json.dumps(facts, indent=1, sort_keys=True).encode("utf-8"))
         replace_file(partial / CARD, card(trial.config, facts).encode("utf-8"))
         if folder.exists():
-            shutil.rmtree(folder)
+            shutil.rmtree(folder)  # empty, or an earlier export
         partial.replace(folder)
     except OSError as error:
         raise StoreError(

@@ -14,7 +14,7 @@ from prunelab.config.hydra_inside import Loader
 from prunelab.config.together import check_together
 from prunelab.config.trial import typed, typed_corpora
 from prunelab.errors import ConfigError, PrunelabError
-from prunelab.plan.kind import check_stages
+from prunelab.plan.kind import check_outside
 from prunelab.plan.study import Plan, build_plan
 
 _SHOWN_TRIALS = 6
@@ -53,7 +53,7 @@ def checked_trials(
     partial = {number for problem in problems for number in problem.trials}
     for number, config in enumerate(composed):
         checked, specs, errors = check_trial(config, composer, whole=number not in partial)
-        errors += check_stages(checked.get("stages"))
+        errors += check_outside(checked)
         configs.append(checked)
         corpora.append(specs)
         for error in errors:
@@ -66,6 +66,10 @@ def checked_trials(
 
 def plan_study(composer: Composer, jobs: Sequence[Sequence[str]], argv: Sequence[str]) -> Plan:
     """Return the plan of all jobs; raises StudyError with every mistake of every trial."""
+    if not jobs:
+        raise ConfigError(
+            "a sweep", "no trial", "one trial or more", "One of its axes has no values, such as range(3,0)."
+        )
     configs, corpora, problems = checked_trials(composer, jobs)
     if problems:
         raise StudyError(problems, len(jobs))
