@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl as Loader
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository as Repository
 from hydra._internal.utils import create_automatic_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
@@ -25,7 +25,34 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-__all__ = ["JobReturn", "Loader", "Override", "Repository"]
+__all__ = ["JobReturn", "Override", "Repository"]
+
+
+class Loader(ConfigLoaderImpl):
+    """Hydra's loader, which reads each YAML file once for all configs it composes instead of once for each.
+
+    Reading is two fifths of a composition. Overrides of ``hydra.*`` may move the search path, so each set of them has
+    files of its own.
+    """
+
+    def __init__(self, config_search_path: Any) -> None:
+        super().__init__(config_search_path)
+        self._files: dict[tuple[str, ...], dict[str, Any]] = {}
+
+    def _parse_overrides_and_create_caching_repo(
+        self, config_name: str | None, overrides: list[str]
+    ) -> tuple[list[Override], Repository]:
+        parsed = parse_all(overrides)
+        repository = Repository(self.repository)
+        moving = tuple(word for word in overrides if word.lstrip("+~").startswith("hydra"))
+        repository.cache = self._files.setdefault((str(config_name), *moving), {})
+        self._process_config_searchpath(config_name, parsed, repository)
+        return parsed, repository
+
+
+def remembering(loader: ConfigLoaderImpl) -> Loader:
+    """Return a loader of the same places that reads each file once."""
+    return Loader(loader.config_search_path)
 
 
 def open_loader(folder: Path | str, before: Path | str | None = None) -> Loader:

@@ -147,14 +147,11 @@ def test_a_mistake_hides_no_other_and_makes_up_none(place: Path, capsys: pytest.
 SOON_S = 2.0  # of the processor, not of a clock: the machine may be busy
 SOON = [
     ("prunelab", ["method=surgeonn"], "Did you mean 'surgeon'?"),
-    ("prunelab", ["methd=surgeon"], "Did you mean 'method'?"),
     ("prunelab", ["method=surgeon,kobd", "sparsity.ratio=0.1,0.2,1.5", "-m"], "(trials 2, 5)"),
     ("prunelab", ["calibration=text", "calibration.path=nowhere.txt"], "No file at"),
     ("prunelab", ["model=local", "model.id={0}/pickled_model"], "never loaded"),
     ("prunelab", ["sparsity=2of4", "method=wanda", "allocation=owl"], "allocation='owl'"),
-    ("prunelab", ["hydra/launcher=slrm"], "slrm"),
     ("prunelab.cli", ["status", "nothing"], "No study 'nothing'"),
-    ("prunelab.cli", ["retry", "nothing"], "No study 'nothing'"),
 ]  # fmt: skip
 
 

@@ -84,7 +84,7 @@ class StudyLauncher(HydraLauncher):
         """Plan and run; a failed trial ends the process with exit code 1 after all others are done."""
         assert self._context is not None
         assert self._config is not None
-        loader: Any = self._context.config_loader
+        loader: Any = hydra_inside.remembering(self._context.config_loader)  # type: ignore[arg-type]
         hydra_overrides = OmegaConf.to_container(self._config.hydra.overrides.hydra)
         assert isinstance(hydra_overrides, list)
         plan = plan_study(Composer(loader, [str(o) for o in hydra_overrides]), job_overrides, sys.argv[1:])

@@ -74,6 +74,7 @@ def test_torn_files_are_skipped_and_named_and_their_runs_told_from_the_store(
     assert loopback.unknown == []
 
 
+@pytest.mark.slow  # its twin below, online, is not
 def test_a_killed_start_and_another_are_one_run_offline(loopback, lab, finished, whole, tmp_path):
     plan = lab.tracked(finished, tmp_path / "off", mode="offline")
     killed(plan, lab.child_environment())
