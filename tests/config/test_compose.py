@@ -14,7 +14,6 @@ from prunelab.config.check import check_trial, method_source
 from prunelab.config.compose import Composer
 from prunelab.config.place import conf_folder
 from prunelab.errors import ConfigError
-from prunelab.launch.command.study import checked_trials
 
 METHODS = sorted(path.stem for path in (conf_folder() / "method").glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (conf_folder() / "exp").glob("*.yaml"))
@@ -97,17 +96,6 @@ def test_every_option_is_checked(composer: Composer, group: str) -> None:
             "local",
             "hub",
         )  # of what they stand for
-
-
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_trial_of_every_experiment_is_right(composer: Composer, name: str) -> None:
-    config = OmegaConf.load(conf_folder() / "exp" / f"{name}.yaml")
-    axes = [
-        [f"{key}={value}" for value in str(values).split(",")]
-        for key, values in config.hydra.sweeper.params.items()
-    ]
-    jobs = [[f"+exp={name}", *job] for job in itertools.product(*axes)]
-    assert not checked_trials(composer, jobs)[2]
 
 
 OWN = """
