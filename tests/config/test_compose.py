@@ -16,7 +16,6 @@ from prunelab.config.place import conf_folder
 from prunelab.errors import ConfigError
 
 METHODS = sorted(path.stem for path in (conf_folder() / "method").glob("*.yaml"))
-EXPERIMENTS = sorted(path.stem for path in (conf_folder() / "exp").glob("*.yaml"))
 
 
 def by_hydra(loader: hydra_inside.Loader, overrides: list[str]) -> dict:
