@@ -8,16 +8,12 @@ import pytest
 
 from prunelab.launch.command.entry import run
 
-METRIC = '''
-"""Share of next tokens that are among the k likeliest."""
-from __future__ import annotations
-from dataclasses import dataclass
+METRIC = """
 from typing import Annotated
 
-@dataclass(frozen=True)
 class TopK:
     k: Annotated[int, "x >= 1"]
-    title = "next token among the k likeliest"
+    title = "among the k likeliest"
     better = "higher"
     form = "percent"
 
@@ -30,7 +26,7 @@ class Untold:
 
     def measure(self, decoder, tokens, batch_size):
         return 0.0
-'''
+"""
 TOP = "+evaluation.metrics.top={_target_:own_metric.TopK,k:5}"
 
 
