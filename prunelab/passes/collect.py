@@ -28,12 +28,14 @@ from prunelab.models.activation import Activations, Placement, Shelf, open_shelf
 from prunelab.models.block import LinearSite
 from prunelab.models.decoder import Decoder
 from prunelab.models.inputs import Enough, catch_inputs, catch_outputs, groups
+from prunelab.models.memory import release_host_memory
 from prunelab.models.stream import Stream, advance, call_block, open_stream, token_losses
 from prunelab.statistic import INPUT, OUTPUT, OUTPUT_GRADIENT
 from prunelab.stats.base import Running, Statistic, Values, load_statistic
 
 Progress = Callable[[Mapping[str, Any]], None]
 BlockValues = dict[str, Values]  # by layer name
+HOLES = 8 * 2**20  # bytes that are worth the milliseconds of giving them back
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,10 +190,13 @@ def _adding(sums: Collection[_Sum], stream: Stream) -> Callable[[Tensor], None]:
 def _finished(sums: list[_Sum], stream: Stream) -> BlockValues:
     """Add the sums over all ranks and return their values by layer; layers with one input share the object."""
     sum_over(stream.group, [one.running for one in sums])
+    held = sum(one.running.total.nbytes for one in sums)
     values: dict[str, dict[str, Any]] = {}
     for one in sums:
         for name, value in one.values():
             values.setdefault(name, {})[one.need] = value
+    if held > HOLES:  # the sums are gone, and what they leave fits nothing of the next block's
+        release_host_memory()
     return dict(values)
 
 

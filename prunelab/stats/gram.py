@@ -14,6 +14,7 @@ many sequences go through at a time nor, but for the last bit of a float64, on h
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -21,36 +22,39 @@ from torch import Tensor
 
 from prunelab.linalg import factor
 
-BLOCK = 256  # columns per product
+BLOCK = 256  # rows per product
 
 
 class GramSum:
     """Running ``sum_n x_n x_n^T`` in float64; with ``ones`` every x_n gets a last entry 1.
 
-    ``total`` is valid on and above the diagonal blocks only; ``mean`` fills the rest."""
+    A Gram matrix is symmetric, so ``total`` holds, one after the other, bands of BLOCK rows from their first row's
+    diagonal entry on: little more than half of a matrix, so the sum takes about the memory of the float32 value.
+    """
 
     def __init__(
         self, width: int, *, ones: bool = False, device: torch.device | str = "cpu", name: str = "a layer"
     ) -> None:
-        size = width + ones
-        self.ones, self.name = ones, name
+        self.size, self.ones, self.name = width + ones, ones, name
         self.n_tokens = 0
-        self.total = torch.zeros(size, size, dtype=torch.float64, device=device)
+        shapes = [(min(BLOCK, self.size - start), self.size - start) for start in range(0, self.size, BLOCK)]
+        self.total = torch.zeros(sum(math.prod(s) for s in shapes), dtype=torch.float64, device=device)
+        parts = self.total.split([math.prod(shape) for shape in shapes])
+        self._bands = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     @torch.no_grad()
     def add(self, x: Tensor) -> None:
         """Add the tokens of ``x`` (n, seq_len, width), sequence by sequence."""
-        width = x.shape[-1]
         for sequence in x.detach():
             tokens = sequence.float()
-            # the column of ones is never built: its products are a sum and a count
-            for start in range(0, width, BLOCK):  # a Gram is symmetric: only blocks on and above the diagonal
-                block = slice(start, min(start + BLOCK, width))
+            for start, band in zip(range(0, self.size, BLOCK), self._bands, strict=True):
+                left, right = tokens[:, start : start + BLOCK], tokens[:, start:]
                 # add_, since += on a slice would copy it onto itself as well
-                self.total[block, start:width].add_(tokens[:, block].T @ tokens[:, start:])
+                band[: left.shape[1], : right.shape[1]].add_(left.T @ right)
+                if self.ones:  # that column is never built: its products are a sum and a count
+                    band[: left.shape[1], -1].add_(left.sum(0))
             if self.ones:
-                self.total[:width, width].add_(tokens.sum(0))
-                self.total[width, width].add_(len(tokens))
+                self.total[-1] += len(tokens)
             self.n_tokens += len(tokens)
 
     def merge(self, other: GramSum) -> None:
@@ -64,13 +68,16 @@ class GramSum:
 
     def mean(self) -> Tensor:
         """Return the average over tokens, (C, C) float32; zeros if there were none. Uses up the sum."""
-        self.total.div_(max(self.n_tokens, 1))
-        for start in range(0, self.total.shape[0], BLOCK):
-            stop = min(start + BLOCK, self.total.shape[0])
-            self.total[stop:, start:stop] = self.total[start:stop, stop:].T
-            corner = self.total[start:stop, start:stop]
+        mean = torch.empty(self.size, self.size, device=self.total.device)
+        for start, band in zip(range(0, self.size, BLOCK), self._bands, strict=True):
+            band.div_(max(self.n_tokens, 1))
+            stop = start + len(band)
+            mean[start:stop, start:] = band
+            mean[stop:, start:stop] = mean[start:stop, stop:].T
+            corner = mean[start:stop, start:stop]
             corner.copy_(corner.triu() + corner.triu(1).T)
-        return self.total.float()
+        self.total, self._bands = self.total.new_empty(0), []
+        return mean
 
 
 @dataclass(frozen=True, eq=False)
