@@ -59,7 +59,7 @@ class UnitGroups:
         self.pattern = pattern
         self._decoder, n = decoder, len(decoder.blocks)
         weights = (parameter.numel() for site in decoder.sites() for parameter in site.linear.parameters())
-        self._total = Total(sum(weights), decoder.n_parameters())
+        self.total = Total(sum(weights), decoder.n_parameters())
         self._open = range(pattern.protect_first, n - pattern.protect_last)
         if not self._open:
             key, values = (
@@ -105,7 +105,7 @@ class UnitGroups:
         """One ranking, one per kind, or equal shares."""
         importance = {name: price.importance for name, price in prices.items()}
         populations = [price.population for price in prices.values()]
-        keep = select(populations, importance, target, allocation, self.pattern, self._total)
+        keep = select(populations, importance, target, allocation, self.pattern, self.total)
         layers: dict[str, _Lines] = {}
         for name, price in prices.items():
             layers |= _lines(price, keep[name])
@@ -135,7 +135,7 @@ class UnitGroups:
     def prune(self, method: Any, part: Part, ratio: float) -> dict[str, Mask]:
         """Remove a kind's share from one block, in place; return the masks of its layers."""
         ((name, price),) = self.price(method, part, {}).items()
-        count = self._shares(ratio)[name]
+        count = equal_shares(self.populations(), ratio, self.pattern, self.total)[name]
         keep = lowest(price.population, price.importance, count)
         masks: dict[str, Mask] = {}
         lines = _lines(price, keep)
@@ -154,15 +154,15 @@ class UnitGroups:
         name = f"{view.kind} of block {view.block}"
         return Population(name, view.kind, view.cost, ~view.alive, view.block in self._open)
 
-    def _shares(self, ratio: float) -> dict[str, int]:
-        """Units that go from each population where all lose the same share."""
+    def populations(self) -> list[Population]:
+        """The units of each kind of each block, none of them gone."""
         populations = []
         for block in range(len(self._decoder.blocks)):
             for kind, traced in trace_units(self._decoder, block, self.pattern.kinds).items():
                 members = tuple(member for _, member in traced)
                 view = UnitView(block, kind, members, _all(members[-1]), torch.Generator())
                 populations.append(self._population(view))
-        return equal_shares(populations, ratio, self.pattern, self._total)
+        return populations
 
     def _compensate(self, method: Any, site: LinearSite, decision: _Lines, values: Values) -> None:
         linear, (price, keep_units) = site.linear, decision.output  # type: ignore[misc]

@@ -58,13 +58,18 @@ def equal_shares(
 ) -> dict[str, int]:
     """Return by population how many units are gone at ``ratio`` where every open one loses the same share of its units.
 
-    Raises ConfigError where open units are not enough.
+    Where a ratio counts units, each loses the same number; where it counts parameters, some lose one more than others,
+    so that the budget is met to half the cheapest unit. Raises ConfigError where open units are not enough.
     """
     if pattern.counts == "units" and pattern.head_ratio is None:
         return {one.name: _share(one, ratio, pattern) for one in populations}
-    counts: dict[str, int] = {}
-    for group, share in _by_budget(populations, ratio, pattern, total):
-        counts |= _spread(group, share, pattern)
+    counts, left = dict[str, int](), 0.0
+    for group, amount in _by_budget(
+        populations, ratio, pattern, total
+    ):  # the dearest first: the others even it out
+        found = _spread(group, amount + left, pattern)
+        left += amount - sum(_price(one, pattern) * found[one.name] for one in group)
+        counts |= found
     return {one.name: counts.get(one.name, 0) for one in populations}
 
 
@@ -90,10 +95,7 @@ def select(
     if allocation == GLOBAL:
         parts = [([one for one in populations if one.open], budget(populations, ratio, pattern, total))]
     else:
-        parts = [
-            (group, share * sum(_price(one, pattern) * one.count for one in group))
-            for group, share in _by_budget(populations, ratio, pattern, total)
-        ]
+        parts = _by_budget(populations, ratio, pattern, total)
     for group, spend in parts:
         keep |= _cheapest(group, importance, spend, pattern)
     return keep
@@ -131,7 +133,7 @@ def _most(population: Population, pattern: Units) -> int:
 def _by_budget(
     populations: Sequence[Population], ratio: float, pattern: Units, total: Total
 ) -> list[tuple[list[Population], float]]:
-    """Return open populations that lose the same share, with the share of their cost that goes."""
+    """Return open populations that lose the same share, with what goes of them; those of the dearest units first."""
     groups = [[one for one in populations if one.open]]
     spend = [budget(populations, ratio, pattern, total)]
     if pattern.head_ratio is not None:
@@ -147,19 +149,19 @@ def _by_budget(
         spend = [spend[0] * cost / max(1, whole) for cost in costs]
     found = []
     for group, amount in zip(groups, spend, strict=True):
-        have = sum(_price(one, pattern) * one.count for one in group)
         most = sum(_price(one, pattern) * _most(one, pattern) for one in group)
         if amount < -ROUNDING or amount > most + max((_price(one, pattern) for one in group), default=0):
             raise _too_much(ratio, pattern, amount, most)
-        found.append((group, amount / have if have else 0.0))
-    return found
+        found.append((group, amount))
+    return sorted(found, key=lambda item: -max((_price(one, pattern) for one in item[0]), default=0))
 
 
-def _spread(group: Sequence[Population], share: float, pattern: Units) -> dict[str, int]:
+def _spread(group: Sequence[Population], amount: float, pattern: Units) -> dict[str, int]:
     """Whole units of the same share of each population, the largest remainders rounded up until the cost is met."""
+    have = sum(_price(one, pattern) * one.count for one in group)
+    share = min(1.0, max(0.0, amount / max(1, have)))
     counts = {one.name: min(int(share * one.count + ROUNDING), _most(one, pattern)) for one in group}
-    short = share * sum(_price(one, pattern) * one.count for one in group)
-    short -= sum(_price(one, pattern) * counts[one.name] for one in group)
+    short = amount - sum(_price(one, pattern) * counts[one.name] for one in group)
     for one in sorted(group, key=lambda one: int(share * one.count + ROUNDING) - share * one.count):
         if short >= _price(one, pattern) / 2 and counts[one.name] < _most(one, pattern):
             counts[one.name] += 1
