@@ -49,7 +49,10 @@ def test_every_method_of_the_command_line_prunes_here(tokens: torch.Tensor) -> N
         model = prunelab.load_model("embedded_opt")
         step = {"step": None} if pattern == "rows_columns" else {}
         state = prunelab.prune(model, tokens[:2], method=method, pattern=pattern, ratio=0.5, **step)
-        assert prunelab.ratios(model, state)["ratio/weights"] == pytest.approx(0.5, abs=2e-3), method
+        assert prunelab.ratios(model, state)["ratio/weights"] == pytest.approx(
+            0.5,
+            abs=1e-2 if pattern == "units" else 2e-3,  # a head is 2 % of this model
+        )
 
 
 @pytest.mark.parametrize("allocation", ["global", "owl"])

@@ -14,25 +14,20 @@ from prunelab.pattern import Units
 from prunelab.sparsity.units import equal_shares
 from prunelab.structures.units import trace_units
 
-LLAMA = {"num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32}
-SHAPES = {
-    "Llama-3-8B": (
-        LLAMA | {"num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256}, (4, 2), 8_030_261_248, 6_612_586_496,
-    ),
-    "TinyLlama": (
-        {"num_hidden_layers": 22, "hidden_size": 2048, "num_attention_heads": 32, "num_key_value_heads": 4, "intermediate_size": 5632,
-             "vocab_size": 32000}, (4, 4), 1_100_048_384, 945_907_712,
-    ),
-    "LLaMA-7B": (
-        LLAMA | {"num_key_value_heads": 32, "intermediate_size": 11008, "vocab_size": 32000}, (4, 2), 6_738_415_616, 5_422_977_024,
-    ),
-}  # fmt: skip
+SHAPES = {  # (blocks, width, heads, KV heads, FFN width, vocabulary), protected blocks, parameters before and after
+    "Llama-3-8B": ((32, 4096, 32, 8, 14336, 128256), (4, 2), 8_030_261_248, 6_612_586_496),
+    "TinyLlama": ((22, 2048, 32, 4, 5632, 32000), (4, 4), 1_100_048_384, 945_907_712),
+    "LLaMA-7B": ((32, 4096, 32, 32, 11008, 32000), (4, 2), 6_738_415_616, 5_422_977_024),
+}
+KEYS = (
+    "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_published_parameter_counts_come_out_exactly(name: str) -> None:
     shape, (first, last), dense, pruned = SHAPES[name]
-    config = AutoConfig.for_model("llama", tie_word_embeddings=False, **shape)
+    config = AutoConfig.for_model("llama", tie_word_embeddings=False, **dict(zip(KEYS, shape, strict=True)))
     with torch.device("meta"):
         decoder = Decoder(AutoModelForCausalLM.from_config(config), family_named("llama"), name, 2048)
     pattern = Units(counts="units", protect_first=first, protect_last=last, rounding="published")
