@@ -13,11 +13,11 @@ import yaml
 from prunelab.allocation.owl import OWL
 from prunelab.models.random import random_decoder
 from prunelab.passes.shots import prune
-from prunelab.pattern import NM, Pattern, RowsColumns, Unstructured
+from prunelab.pattern import NM, Pattern, RowsColumns, Units, Unstructured
 from prunelab.structures.state import state_digest
 
 CONF = Path(__file__).parents[2] / "conf" / "method"
-PATTERNS = (RowsColumns(), Unstructured(), NM(2, 4))
+PATTERNS = (RowsColumns(), Unstructured(), NM(2, 4), Units(compensation="least_squares"))
 
 
 def build(path: Path) -> Any:
