@@ -305,9 +305,8 @@ class Units:
 
     @property
     def tag(self) -> str:
-        """Kinds, where they are not all, and the compensation."""
-        kinds = "" if self.kinds == KINDS else "-".join(self.kinds)
-        return "-".join(word for word in (kinds, self.compensation) if word not in ("", "none"))
+        """``units``, or the kinds where they are not all."""
+        return self.name if self.kinds == KINDS else "-".join(self.kinds)
 
     def identity(self) -> dict[str, Any]:
         """Return what of the pattern decides a result."""

@@ -97,7 +97,7 @@ class Sparsity(Group):
     within: Annotated[str | None, "row | matrix"] = None  # where scores compete; null: as the method's paper
     rounding: Annotated[str | None, "exact | published"] = None  # of counts; null: exact
     # which stream gives a block its statistics; by_method: units only
-    propagation: Annotated[str, "by_method | pruned | dense"] = "pruned"
+    propagation: Annotated[str, "pruned | dense | by_method"] = "pruned"
     # of units, see prunelab.pattern.Units
     kinds: list[str] | None = None
     counts: Annotated[str | None, "units | decoder | model"] = None
@@ -105,7 +105,7 @@ class Sparsity(Group):
     protect_first: Annotated[int | None, "x >= 0"] = None
     protect_last: Annotated[int | None, "x >= 0"] = None
     min_units: Annotated[int | None, "x >= 1"] = None
-    compensation: Annotated[str | None, "by_method | none | bias | least_squares | merge"] = None
+    compensation: Annotated[str | None, "none | bias | least_squares | merge | by_method"] = None
 
 
 @dataclass(frozen=True)

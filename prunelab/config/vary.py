@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Any
 
+from prunelab.pattern import Units
+
 _PLACE = "says where and how fast, not what"
 _NAME = "a word for people; one thing under two names is one trial"
 STILL: Mapping[str, str] = {  # keys that make no other trial by themselves, and why; a test varies every key
@@ -41,6 +43,41 @@ _HIDDEN = ("_target_",)  # two classes under one name are refused
 _NOT = "\0"  # stands for a key that a config lacks
 
 
+_LEFT = (
+    "allocation.name",
+    "sparsity.propagation",
+    "sparsity.compensation",
+)  # what units may leave to their method
+
+
+def said_by_method(configs: Sequence[Mapping[str, Any]]) -> list[set[str]]:
+    """Return for each config the dotted keys that units leave to their method and that say no more than its name.
+
+    Those are the keys on which all trials of units with that method agree.
+    """
+    seen: dict[tuple[str, str], set[str]] = {}
+    for config in configs:
+        for key, value in _left(config):
+            seen.setdefault((str(config["method"].get("name")), key), set()).add(value)
+    return [
+        {key for key, _ in _left(config) if len(seen[str(config["method"].get("name")), key]) == 1}
+        for config in configs
+    ]
+
+
+def _left(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    sparsity, method = config.get("sparsity"), config.get("method")
+    if (
+        isinstance(sparsity, Mapping)
+        and isinstance(method, Mapping)
+        and sparsity.get("pattern") == Units.name
+    ):
+        for key in _LEFT:
+            group, _, name = key.partition(".")
+            if isinstance(values := config.get(group), Mapping) and name in values:
+                yield key, _spelled(values[name])
+
+
 def is_still(key: str) -> bool:
     """Say whether a dotted key is one of those that make no other trial."""
     return any(fnmatch(key, pattern) for pattern in STILL)
@@ -66,6 +103,9 @@ def differences(configs: Sequence[Mapping[str, Any]], told: Sequence[str] = ()) 
                 for number, text in zip(numbers, texts, strict=True):
                     if text is not None:
                         words[number][key] = text
+    for found, said in zip(words, said_by_method(configs), strict=True):
+        for key in said:
+            found.pop(key, None)
     return words
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from prunelab.config.vary import differences, plain_word
+from prunelab.config.vary import differences, plain_word, said_by_method
 from prunelab.pattern import pattern_of
 
 # what a name says of every trial, whether it varies or not
@@ -18,13 +18,13 @@ _LONGEST = 120  # letters; a name is part of file names
 
 def trial_names(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[str]:
     """Return a name for each trial; only names that are cut for their length end in digits of the trial's key."""
-    varying = differences(configs, _TOLD)
+    varying, said = differences(configs, _TOLD), said_by_method(configs)
     last = Counter(key.rpartition(".")[2] for key in {key for words in varying for key in words})
     names = []
-    for config, words in zip(configs, varying, strict=True):
+    for config, words, silent in zip(configs, varying, said, strict=True):
         shown = {key: key.rpartition(".")[2] if last[key.rpartition(".")[2]] == 1 else key for key in words}
         more = [f"{shown[key]}={value}" for key, value in words.items()]
-        names.append(_joined(config, [*_options(config, configs), *more]))
+        names.append(_joined(config, [*_options(config, configs, silent), *more]))
     count = Counter(names)
     return [
         name if count[name] == 1 and len(name) <= _LONGEST else f"{name[:_LONGEST].rstrip('-.')}-{key[:6]}"
@@ -32,13 +32,15 @@ def trial_names(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> li
     ]
 
 
-def _options(config: Mapping[str, Any], configs: Sequence[Mapping[str, Any]]) -> list[str]:
+def _options(
+    config: Mapping[str, Any], configs: Sequence[Mapping[str, Any]], silent: Collection[str]
+) -> list[str]:
     """Return the names of options that not all trials of the same pattern have."""
     alike = [other for other in configs if other["sparsity"]["pattern"] == config["sparsity"]["pattern"]]
     return [
         str(config[group]["name"])
         for group in _OPTIONS
-        if len({str(other[group]["name"]) for other in alike}) > 1
+        if f"{group}.name" not in silent and len({str(other[group]["name"]) for other in alike}) > 1
     ]
 
 

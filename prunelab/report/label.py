@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunelab.config.data import SAME, parts_of
-from prunelab.config.vary import first_digits, is_still
+from prunelab.config.vary import first_digits, is_still, said_by_method
 
 SILENT = ("paths", "tracking", "study", "seed", "hydra")  # never part of a comparison
 SIZES = ("calibration.n_samples", "calibration.seq_len")  # a choice like others, named in the variant
@@ -41,8 +41,12 @@ class Label:
 def label_trials(configs: Sequence[Mapping[str, Any]]) -> list[Label]:
     """A label for each config, naming only what differs between them; order as given."""
     flat = [
-        {key: value for key, value in flatten(config).items() if key.endswith(".name") or not is_still(key)}
-        for config in configs
+        {
+            key: "" if key in said else value
+            for key, value in flatten(config).items()
+            if key.endswith(".name") or not (is_still(key) or key in said)
+        }
+        for config, said in zip(configs, said_by_method(configs), strict=True)
     ]
     varying = {
         group: _group_labels(flat, group)
@@ -61,7 +65,7 @@ def label_trials(configs: Sequence[Mapping[str, Any]]) -> list[Label]:
     told = [names if len(set(names)) > 1 else [""] * len(flat) for names in (repairs, data, sizes)]
     labels = []
     for index in range(len(flat)):
-        mask = " + ".join(varying[group][index] for group in what)
+        mask = " + ".join(name for group in what if (name := varying[group][index]))
         words = [mask, *(names[index] for names in told)]
         labels.append(
             Label(

@@ -106,3 +106,11 @@ def test_a_name_is_a_file_name(names, name: str) -> None:
         [f"calibration.name='{name}'"], [f"calibration.name='{name}'", "calibration.n_samples=5"]
     )
     assert first != second
+
+
+def test_what_units_leave_to_their_method_is_no_word_unless_it_varies(names) -> None:
+    units = ["sparsity=units", "sparsity.ratio=0.2"]
+    both = names([*units, "method=flap"], [*units, "method=wanda_sp"])
+    assert both == ["flap-0.2-units-austen-s0", "wanda_sp-0.2-units-austen-s0"]
+    varied = names([*units, "method=flap"], [*units, "method=flap", "sparsity.compensation=none"])
+    assert varied[1].endswith("compensation=none-s0")

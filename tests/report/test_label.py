@@ -81,3 +81,19 @@ def test_flatten_keeps_lists_whole():
 def test_two_revisions_of_one_model_are_two_models():
     labels = label_trials([config(model={"name": "hub", "revision": word * 40}) for word in "ab"])
     assert len({label.facet for label in labels}) == len({label.model for label in labels}) == 2
+
+
+def test_what_units_leave_to_their_method_is_said_by_its_name_unless_it_varies():
+    def units(method: str, allocation: str, compensation: str, pattern: str = "units") -> dict:
+        sparsity = {"pattern": pattern, "ratio": 0.2, "compensation": compensation, "propagation": "dense"}
+        return {"method": {"name": method}, "sparsity": sparsity, "allocation": {"name": allocation}}
+
+    flap, wanda = units("flap", "global", "bias"), units("wanda_sp", "uniform", "none")
+    assert [label.variant for label in label_trials([flap, wanda])] == ["flap", "wanda_sp"]
+    more = [flap, wanda, units("wanda_sp", "uniform", "bias")]
+    said = [label.variant for label in label_trials(more)]
+    assert "compensation" not in said[0]
+    assert "compensation=none" in said[1]
+    assert "compensation=bias" in said[2]
+    mixed = [flap, units("wanda", "uniform", "none", "unstructured")]
+    assert "uniform" in label_trials(mixed)[1].variant
