@@ -83,7 +83,7 @@ SECOND = {
     "sparsity.kinds": "[neurons]", "sparsity.propagation": {"by_method": "dense"}, "sparsity.compensation": "bias",
     "sparsity.ratio": {"null": "0.4"}, "sparsity.n": "1", "sparsity.m": "16",
     "method._target_": {"prunelab.methods.random.Random": "method=magnitude", "*": "method=random"},
-    "method.step": {"null": "0.1"},
+    "method.step": {"null": "0.1"}, "method.p": "1",
     "allocation._target_": "allocation=uniform", "allocation.name": "allocation=global sparsity.propagation=dense",
     "reconstruction._target_": {"prunelab.reconstruction.exact.LeastSquares": "reconstruction=block",
                                 "prunelab.reconstruction.tuning.Tuning": "reconstruction=layer"},
