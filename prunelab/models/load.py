@@ -17,17 +17,20 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from prunelab.errors import ModelError
+from prunelab.models import bias
 from prunelab.models.checkpoint import (
     Weights,
     checkpoint_folder,
     dtype_of,
     open_folder,
     open_weights,
+    read_config,
     read_family,
     weights_digest,
 )
 from prunelab.models.decoder import Decoder, freeze
 from prunelab.models.random import random_decoder
+from prunelab.models.shape import ENTRY, UNBUILDABLE, narrow_as
 
 __all__ = ["checkpoint_folder", "load_decoder", "load_tokenizer", "open_weights", "weights_digest"]
 
@@ -43,17 +46,21 @@ def load_decoder(spec: Mapping[str, Any], *, device: str | torch.device = "cpu")
         return Decoder(drawn.model, drawn.family, str(spec["name"]), _max_len(spec, drawn.max_len))
     folder = checkpoint_folder(spec)
     family = read_family(folder, spec.get("family"))
-    trust = bool(spec["trust_remote_code"])
+    pruned = read_config(folder).get(ENTRY)
+    # a pruned model is built from the entry's numbers: the modelling file beside it is for those without prunelab
+    trust = bool(spec["trust_remote_code"]) and pruned is None
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=trust
             )
-    except (ValueError, TypeError, KeyError, OSError) as error:
+    except UNBUILDABLE as error:
         raise ModelError(
             f"{folder / 'config.json'} does not describe a model that can be built: {error}"
         ) from None
+    if pruned is not None:
+        narrow_as(model, family, pruned, str(folder / "config.json"))
     with suppress(OSError, ValueError):  # which tokens end a text; else as config.json says
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     _fill(model, open_folder(folder, family, dtype), device)
@@ -63,14 +70,25 @@ def load_decoder(spec: Mapping[str, Any], *, device: str | torch.device = "cpu")
 
 
 def restore(decoder: Decoder, spec: Mapping[str, Any]) -> None:
-    """Put the weights of ``spec``, from which ``decoder`` was loaded, back in place, one tensor at a time."""
+    """Put the weights of ``spec``, from which ``decoder`` was loaded, back in place, one tensor at a time.
+
+    Biases that a state added go. Raises ModelError for a decoder that was compacted since.
+    """
     model, weights = decoder.model, open_weights(spec)
+    for site in decoder.sites():
+        bias.remove(site.linear)
     tied: dict[str, str] = dict(model.all_tied_weights_keys)
     backups = {source: alias for alias, source in tied.items() if source not in weights.names}
     with torch.no_grad():
         for name in [name for name in model.state_dict() if name not in tied]:
-            stored = name if name in weights.names else str(backups.get(name, name))
-            model.get_parameter_or_buffer(name).copy_(weights.read(stored))
+            stored = weights.read(name if name in weights.names else str(backups.get(name, name)))
+            place = model.get_parameter_or_buffer(name)
+            if place.shape != stored.shape:
+                raise ModelError(
+                    f"{decoder.name}: {name} is {tuple(place.shape)}, in {weights.where} {tuple(stored.shape)}; the model "
+                    "was compacted. Save it and load that folder: its weights are then the ones to come back to."
+                )
+            place.copy_(stored)
 
 
 def load_tokenizer(spec: Mapping[str, Any]) -> Any:

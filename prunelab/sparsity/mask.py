@@ -68,7 +68,7 @@ class Structured:
     """Whole rows (outputs) and columns (inputs) of one linear layer.
 
     keep_rows (R,) bool; keep_columns (C,) bool, bias not among them; keep_bias: None where the layer has no
-    bias.
+    bias that could be removed (a repair may have added one).
     """
 
     keep_rows: Tensor
@@ -118,8 +118,8 @@ class Structured:
         return self.keep_rows[:, None] & self.keep_columns[None, :]
 
     def lines(self) -> tuple[Tensor, Tensor, bool]:
-        """Rows and columns that stay; whether the bias does."""
-        return self.keep_rows, self.keep_columns, bool(self.keep_bias)
+        """Rows and columns that stay; whether a bias does: None says that no bias could go, not that there is none."""
+        return self.keep_rows, self.keep_columns, self.keep_bias is not False
 
     def counts(self) -> dict[str, int]:
         """Numbers for a report; a bias is a column."""

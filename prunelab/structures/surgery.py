@@ -3,10 +3,15 @@
 First, what removal in one layer makes useless in another is dropped too: a hidden unit of the MLP whose
 output column is gone, or that is always zero; a value channel that no query head reads, and the reverse. Then
 each linear layer becomes the smallest one that computes the same: a plain Linear where neighbours agree on
-the width (inside the MLP), otherwise a CompactLinear that picks its inputs and puts its outputs among zeros
-(the residual stream, of which every layer uses its own part, and heads, whose width the attention code
-fixes). Query and key channels are not dropped beyond their own rows: rotary pairs and per-head norms couple
-them.
+the width (inside the MLP, and inside the attention where whole heads are gone), otherwise a CompactLinear that
+picks its inputs and puts its outputs among zeros (the residual stream, of which every layer uses its own part,
+and parts of heads, whose width the attention code fixes). Query and key channels are not dropped beyond their
+own rows: rotary pairs and per-head norms couple them.
+
+Heads are gone as a whole where query, key and value lost their rows and the output map their columns, and every
+key-value head that stays serves equally many query heads, as transformers' ``repeat_kv`` has it (query head q reads
+key-value head q // (heads / kv_heads)). A decoder that got plain layers only is one like any other: it is
+walked, pruned, repaired and saved again.
 """
 
 from __future__ import annotations
@@ -14,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +26,9 @@ from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
 from prunelab.models.decoder import Decoder
+from prunelab.models.narrow import count_heads, count_units, parent, place
+from prunelab.models.shape import Heads, heads_of
 from prunelab.structures.state import StateReader, apply_state
-
-_COMPACTED: WeakSet[nn.Module] = WeakSet()
 
 
 class CompactLinear(nn.Module):
@@ -86,44 +90,52 @@ def compact(decoder: Decoder, state: StateReader) -> None:
     """Apply ``state`` to ``decoder`` and make its linear layers physically smaller, in place.
 
     Logits stay those of the zero-filled model up to rounding (1e-5 in float32). Layers with masks of single
-    weights keep their shape. Afterwards the decoder runs and counts its parameters, but ``sites()`` refuses
-    it: replaced layers are no longer what its family describes.
+    weights keep their shape. Where whole heads and hidden units are gone, every layer is a plain Linear again and the
+    decoder an ordinary one of other widths; otherwise (:func:`is_compact`) it runs and counts its parameters, but
+    ``sites()`` refuses it: replaced layers are no longer what its family describes.
     """
     apply_state(decoder, state)
-    _COMPACTED.add(decoder.model)
     for index, block in enumerate(decoder.blocks):
         sites = decoder.sites(index)
-        for path, plan in _plans(decoder, state, index).items():
+        plans, left = _plans(decoder, state, index)
+        for path, plan in plans.items():
             linear = next(site.linear for site in sites if site.path == path)
-            parent, _, name = path.rpartition(".")
-            setattr(block.get_submodule(parent), name, _smaller(linear, plan))
+            place(block, path, _smaller(linear, plan))
+        if left is not None and decoder.family.attention is not None:
+            count_heads(parent(block, decoder.family.attention[3]), left.heads, left.kv_heads)
+        if decoder.family.mlp is not None:
+            reader = decoder.family.mlp[1]
+            count_units(parent(block, reader), block.get_submodule(reader).get_parameter("weight").shape[1])
 
 
 def is_compact(decoder: Decoder) -> bool:
-    """Whether :func:`compact` has made this model smaller: its config no longer describes it."""
-    return decoder.model in _COMPACTED
+    """Whether :func:`compact` has put in layers that pick their inputs and place their outputs: no config describes
+    such a model."""
+    return any(isinstance(module, CompactLinear) for module in decoder.blocks.modules())
 
 
 def compact_parameters(state: StateReader, decoder: Decoder) -> int:
     """Return how many parameters ``decoder`` would hold once compacted, without building anything."""
     count = decoder.n_parameters()
     for index in range(len(decoder.blocks)):
-        plans = _plans(decoder, state, index)
+        plans, _ = _plans(decoder, state, index)
         for site in decoder.sites(index):
-            dense = sum(parameter.numel() for parameter in site.linear.parameters())
-            count += plans[site.path].n_parameters - dense
+            now = sum(parameter.numel() for parameter in site.linear.parameters())
+            count += plans[site.path].n_parameters - now
     return count
 
 
-def _plans(decoder: Decoder, state: StateReader, index: int) -> dict[str, Plan]:
-    """What is left of each linear layer of block ``index``, by path."""
+def _plans(decoder: Decoder, state: StateReader, index: int) -> tuple[dict[str, Plan], Heads | None]:
+    """What is left of each linear layer of block ``index``, by path; and of its heads, None unless all that goes of the
+    attention is whole heads."""
     rows, columns, biases = {}, {}, {}
     for site in decoder.sites(index):
-        mask = state.site(site.name).mask
-        rows[site.path], columns[site.path], bias = mask.lines()
-        biases[site.path] = site.linear.bias is not None and bias
+        stored = state.site(site.name)
+        rows[site.path], columns[site.path], bias = stored.mask.lines()
+        biases[site.path] = stored.bias is not None and bias
     narrow_outputs: set[str] = set()
     narrow_inputs: set[str] = set()
+    left = None
     if decoder.family.mlp is not None:
         writers, reader = decoder.family.mlp
         alive = _living_units(decoder, [rows[path] for path in writers], columns[reader])
@@ -133,12 +145,39 @@ def _plans(decoder: Decoder, state: StateReader, index: int) -> dict[str, Plan]:
         narrow_outputs |= set(writers)
         narrow_inputs.add(reader)
     if decoder.family.attention is not None:
-        _, _, value, output = decoder.family.attention
-        rows[value], columns[output] = _living_channels(decoder, rows[value], columns[output])
+        query, key, value, output = decoder.family.attention
+        now = heads_of(decoder, index)
+        width = now.width if now is not None else _config_width(decoder)
+        rows[value], columns[output] = _living_channels(width, rows[value], columns[output])
+        if now is not None:
+            left = _whole_heads(now, rows[query], rows[key], rows[value], columns[output])
+        if left is not None:
+            narrow_outputs |= {query, key, value}
+            narrow_inputs.add(output)
     return {
         path: Plan(rows[path], columns[path], biases[path], path in narrow_outputs, path in narrow_inputs)
         for path in rows
-    }
+    }, left
+
+
+def _whole_heads(now: Heads, query: Tensor, key: Tensor, value: Tensor, output: Tensor) -> Heads | None:
+    """The heads that stay, if rows (of query, key, value) and columns (of output) go by whole heads and each key-value
+    head that stays serves equally many query heads, at least one; else None."""
+    by_query, by_output = query.view(now.heads, now.width), output.view(now.heads, now.width)
+    by_key, by_value = key.view(now.kv_heads, now.width), value.view(now.kv_heads, now.width)
+    for lines in (by_query, by_output, by_key, by_value):
+        if not torch.equal(lines.all(1), lines.any(1)):
+            return None
+    queries, keys = by_query[:, 0], by_key[:, 0]
+    if not (torch.equal(queries, by_output[:, 0]) and torch.equal(keys, by_value[:, 0])):
+        return None
+    served = queries.view(now.kv_heads, -1).sum(1)  # query heads that stay, of each key-value head
+    if not bool(keys.any()) or bool(served[~keys].any()):
+        return None
+    each = int(served[keys][0])
+    if each == 0 or not bool((served[keys] == each).all()):
+        return None
+    return Heads(int(queries.sum()), int(keys.sum()), now.width)
 
 
 def _living_units(decoder: Decoder, writers: Sequence[Tensor], reader: Tensor) -> Tensor:
@@ -152,11 +191,15 @@ def _living_units(decoder: Decoder, writers: Sequence[Tensor], reader: Tensor) -
     return alive
 
 
-def _living_channels(decoder: Decoder, value: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of the value map and columns of the output map that matter; query heads share grouped value
-    heads."""
+def _config_width(decoder: Decoder) -> int:
+    """Width of a head by the config, for attention modules that do not keep it."""
     config = decoder.model.config
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _living_channels(width: int, value: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of the value map and columns of the output map that matter; query heads share grouped value
+    heads of ``width`` channels."""
     channels = value.view(-1, 1, width)
     readers = output.view(channels.shape[0], -1, width)
     return (channels & readers.any(1, keepdim=True)).reshape(-1), (readers & channels).reshape(-1)
