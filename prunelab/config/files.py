@@ -201,10 +201,14 @@ def input_widths(model: Mapping[str, Any]) -> list[int]:
         found = json.loads((folders[model["source"]] / "config.json").read_text(encoding="utf-8"))
         found = found.get("text_config") or found
         width, heads = found["hidden_size"], found["num_attention_heads"]
+        of_head = found.get("head_dim") or width // heads
+        units = found.get("intermediate_size") or found["ffn_dim"]
         widths.add(width)
-        widths.add(heads * (found.get("head_dim") or width // heads))
-        widths.add(found.get("intermediate_size") or found["ffn_dim"])
-    return sorted(widths)
+        # of a model with other widths in every block, the entry "pruned" says which (models/shape.py)
+        blocks = (found.get("pruned") or {}).get("blocks") or [{}]
+        widths |= {block.get("heads", heads) * of_head for block in blocks}
+        widths |= {block.get("ffn", units) for block in blocks}
+    return sorted(width for width in widths if isinstance(width, int))
 
 
 def content_digest(path: str | Path) -> str:
