@@ -39,11 +39,12 @@ CONVERT = (
 @dataclass(frozen=True)
 class Weights:
     """A lazy reader: ``names`` are the model's tensor names, ``read(name)`` brings one of them, on the CPU
-    and in the spec's dtype.
+    and in the spec's dtype; ``shape(name)`` reads no weights.
     """
 
     names: frozenset[str]
     read: Callable[[str], Tensor]
+    shape: Callable[[str], tuple[int, ...]]
     where: str
 
 
@@ -164,12 +165,17 @@ def open_folder(folder: Path, family: Family, dtype: torch.dtype) -> Weights:
     else:
         keys = {key: key for key in files}
 
-    def read(name: str) -> Tensor:
+    def key(name: str) -> str:
         if name not in keys:
             raise ModelError(f"{folder} has no tensor {name!r}. {nearest(name, keys)}".rstrip())
-        return _read_tensor(files[keys[name]], keys[name], dtype)
+        return keys[name]
 
-    return Weights(names=frozenset(keys), read=read, where=str(folder))
+    return Weights(
+        names=frozenset(keys),
+        read=lambda name: _read_tensor(files[key(name)], keys[name], dtype),
+        shape=lambda name: _read_shape(files[key(name)], keys[name]),
+        where=str(folder),
+    )
 
 
 def _read_tensor(file: Path, key: str, dtype: torch.dtype) -> Tensor:
@@ -179,6 +185,14 @@ def _read_tensor(file: Path, key: str, dtype: torch.dtype) -> Tensor:
             stored = reader.get_tensor(key)
             tensor = torch.empty(stored.shape, dtype=dtype if stored.is_floating_point() else stored.dtype)
             return tensor.copy_(stored)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file}: tensor {key!r} cannot be read ({error}); fetch the file again.") from None
+
+
+def _read_shape(file: Path, key: str) -> tuple[int, ...]:
+    try:
+        with safe_open(file, framework="pt", device="cpu") as reader:
+            return tuple(reader.get_slice(key).get_shape())
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{file}: tensor {key!r} cannot be read ({error}); fetch the file again.") from None
 
@@ -206,12 +220,17 @@ def _no_weights(folder: Path) -> str:
 def _resident_weights(spec: Mapping[str, Any], dtype: torch.dtype) -> Weights:
     state = random_decoder(str(spec["id"]), dtype=dtype).model.state_dict()
 
-    def read(name: str) -> Tensor:
+    def find(name: str) -> Tensor:
         if name not in state:
             raise ModelError(f"{spec['name']} has no tensor {name!r}. {nearest(name, state)}".rstrip())
-        return state[name].clone()
+        return state[name]
 
-    return Weights(names=frozenset(state), read=read, where=f"random {spec['id']}")
+    return Weights(
+        names=frozenset(state),
+        read=lambda name: find(name).clone(),
+        shape=lambda name: tuple(find(name).shape),
+        where=f"random {spec['id']}",
+    )
 
 
 def _embedded_folder(name: str) -> Path:

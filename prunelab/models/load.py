@@ -75,20 +75,26 @@ def restore(decoder: Decoder, spec: Mapping[str, Any]) -> None:
     Biases that a state added go. Raises ModelError for a decoder that was compacted since.
     """
     model, weights = decoder.model, open_weights(spec)
-    for site in decoder.sites():
-        bias.remove(site.linear)
     tied: dict[str, str] = dict(model.all_tied_weights_keys)
     backups = {source: alias for alias, source in tied.items() if source not in weights.names}
+    added = {f"{site.name}.bias" for site in decoder.sites() if bias.is_added(site.linear)}
+    places = {
+        name: name if name in weights.names else str(backups.get(name, name))
+        for name in model.state_dict()
+        if name not in tied and name not in added
+    }
+    for name, stored in places.items():  # before anything is changed
+        shape = tuple(model.get_parameter_or_buffer(name).shape)
+        if shape != weights.shape(stored):
+            raise ModelError(
+                f"{decoder.name}: {name} is {shape}, in {weights.where} {weights.shape(stored)}; the model was "
+                "compacted. Save it and load that folder: its weights are then the ones to come back to."
+            )
+    for site in decoder.sites():
+        bias.remove(site.linear)
     with torch.no_grad():
-        for name in [name for name in model.state_dict() if name not in tied]:
-            stored = weights.read(name if name in weights.names else str(backups.get(name, name)))
-            place = model.get_parameter_or_buffer(name)
-            if place.shape != stored.shape:
-                raise ModelError(
-                    f"{decoder.name}: {name} is {tuple(place.shape)}, in {weights.where} {tuple(stored.shape)}; the model "
-                    "was compacted. Save it and load that folder: its weights are then the ones to come back to."
-                )
-            place.copy_(stored)
+        for name, stored in places.items():
+            model.get_parameter_or_buffer(name).copy_(weights.read(stored))
 
 
 def load_tokenizer(spec: Mapping[str, Any]) -> Any:

@@ -50,7 +50,8 @@ def save_checkpoint(decoder: Decoder, folder: Path, origin: Mapping[str, str | N
     if is_compact(decoder):
         raise ModelError(
             f"{decoder.name} is compacted: some of its layers pick single inputs or outputs, which no checkpoint can say, "
-            "so nothing could load it. Save it before compact(): the checkpoint then holds the same function, with zeros."
+            "so nothing could load it. Save it before compact(), or export it without --compact: the checkpoint then holds "
+            "the same function, with zeros."
         )
     changes = _config_changes(decoder, origin)
     decoder.model.save_pretrained(folder)
