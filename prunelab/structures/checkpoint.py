@@ -77,7 +77,7 @@ def _config_changes(decoder: Decoder, origin: Mapping[str, str | None]) -> dict[
     uniform = _uniform(decoder, shapes, block_shapes(dense, dense))
     if uniform is not None and _same(decoder, _built(decoder, uniform)):
         return uniform
-    _check_describable(decoder)
+    _check_describable(decoder, shapes)
     return {
         "architectures": [CLASS],
         "auto_map": {AUTO: f"{MODULE}.{CLASS}"},
@@ -135,12 +135,19 @@ def _constants(decoder: Decoder) -> list[dict[str, object]]:
     return [{k: v for k, v in vars(m).items() if type(v) in (int, float)} for m in modules]
 
 
-def _check_describable(decoder: Decoder) -> None:
+def _check_describable(decoder: Decoder, shapes: Sequence[BlockShape]) -> None:
+    instead = "Save it before compact(): the checkpoint then holds the same function, with zeros."
+    for index, shape in enumerate(shapes):
+        if shape.ffn == 0:
+            raise ModelError(
+                f"{decoder.name}: block {index} has no hidden unit left; a checkpoint of its own widths needs one in "
+                f"every block. {instead}"
+            )
     kind = type(decoder.model)
     if not kind.__module__.startswith("transformers."):
         raise ModelError(
             f"{decoder.name}: its class {kind.__name__} comes with its checkpoint; a narrow one can only be written for "
-            "classes of transformers. Save it before compact(): the checkpoint then holds the same function, with zeros."
+            f"classes of transformers. {instead}"
         )
 
 

@@ -225,7 +225,8 @@ def _smaller(linear: nn.Linear, plan: Plan) -> nn.Module:
     if inputs is not None or outputs is not None:
         return CompactLinear(weight, bias, inputs, outputs, linear.in_features, linear.out_features)
     with torch.device("meta"):
-        plain = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+        plain = nn.Linear(1, 1, bias=bias is not None)  # its own widths may be 0, at which initialisers warn
+    plain.out_features, plain.in_features = weight.shape
     plain.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
         plain.bias = nn.Parameter(bias, requires_grad=False)

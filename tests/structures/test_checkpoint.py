@@ -316,6 +316,19 @@ def test_layers_that_pick_and_place_cannot_be_saved(tmp_path: Path, remove_units
     assert not (tmp_path / "no").exists()
 
 
+def test_a_block_without_hidden_units_computes_and_cannot_be_saved(
+    tmp_path: Path, tokens: Tensor, remove_units: Remove
+) -> None:
+    decoder = random_decoder("llama")
+    state = remove_units(decoder, {0: (range(40), ())})
+    expected = logits(decoder, tokens)
+    compact(decoder, state)
+    torch.testing.assert_close(logits(decoder, tokens), expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ModelError, match=r"block 0 has no hidden unit left"):
+        save_checkpoint(decoder, tmp_path / "no", ORIGIN)
+    assert not (tmp_path / "no").exists()
+
+
 def test_a_class_that_comes_with_its_checkpoint_is_refused(tmp_path: Path, remove_units: Remove) -> None:
     decoder = random_decoder("llama")
     own = type("OwnForCausalLM", (type(decoder.model),), {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from prunelab.models.random import random_decoder
 from prunelab.models.shape import heads_of, units_of
 from prunelab.passes.shots import prune
 from prunelab.pattern import build_pattern
-from prunelab.reconstruction.walk import reconstruct
+from prunelab.reconstruction.walk import RepairReport, reconstruct
 from prunelab.sparsity.mask import Structured
 from prunelab.structures.state import (
     State,
@@ -256,17 +257,36 @@ def test_an_added_bias_comes_and_goes(
     torch.testing.assert_close(logits(decoder, tokens), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("repair", ["layer", "block", "cross_block"])
 def test_a_repair_takes_added_biases_along(
-    tokens: Tensor, remove_at_random: Remove, with_added_biases: Remove
+    repair: str, tokens: Tensor, tmp_path: Path, remove_at_random: Remove, with_added_biases: Remove
 ) -> None:
-    decoder = random_decoder("llama")
+    """Exact and by gradient; and a repair that was broken off after block 0 ends in the same bits."""
+    short = {} if repair == "layer" else {"epochs": 4, "min_updates": 0, "batch": 2, "learning_rate": 1e-2}
+    spec = replace(build(f"reconstruction/{repair}.yaml"), **short)
+    decoder = deep("llama")
     state = with_added_biases(decoder, remove_at_random(decoder)).clone()
-    dense = random_decoder("llama")
+    dense = deep("llama")
     before = logits(dense, tokens)
     pruned = (logits(decoder, tokens) - before).square().mean()
-    repaired = reconstruct(dense, state, tokens, build("reconstruction/layer.yaml"), seed=0, batch_size=4)
+    parts = []
+
+    def keep(report: RepairReport, part: State) -> None:
+        path = tmp_path / str(report.done)
+        save_state(part, path)
+        parts.append((report.done, open_state(path)))
+
+    repaired = reconstruct(dense, state, tokens, spec, seed=0, batch_size=4, on_block=keep)
     check(dense, repaired)
-    assert repaired.site("model.layers.0.mlp.down_proj").bias is not None
+    for site in dense.sites():
+        if site.path in ("self_attn.o_proj", "mlp.down_proj"):
+            assert is_added(site.linear)
+            assert not torch.equal(repaired.site(site.name).bias, state.site(site.name).bias)
     assert (logits(dense, tokens) - before).square().mean() < pruned
+    (done, part), *_ = parts
+    again = reconstruct(
+        deep("llama"), state, tokens, spec, seed=0, batch_size=4, start=part, start_block=done
+    )
+    assert state_digest(again) == state_digest(repaired)
     compact(dense, repaired)
     assert not is_compact(dense)
