@@ -39,4 +39,4 @@ def remove(linear: nn.Linear) -> None:
 
 def is_added(linear: nn.Linear) -> bool:
     """Whether the layer's bias is one that :func:`add` gave it."""
-    return bool(getattr(linear, _MARK, False))
+    return linear.bias is not None and bool(getattr(linear, _MARK, False))

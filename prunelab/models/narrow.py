@@ -17,6 +17,7 @@ from torch import nn
 
 QUERY_COUNTS = ("num_heads", "num_attention_heads", "n_heads")
 KEY_VALUE_COUNTS = ("num_key_value_heads", "num_kv_heads")
+HEAD_WIDTHS = ("head_dim", "head_size")
 RATIOS = ("num_key_value_groups",)
 WIDTHS = ("intermediate_size",)
 

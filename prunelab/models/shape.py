@@ -18,7 +18,7 @@ from prunelab.errors import ModelError, nearest
 from prunelab.family import Family
 from prunelab.models.bias import may_add
 from prunelab.models.decoder import Decoder
-from prunelab.models.narrow import narrow, parent
+from prunelab.models.narrow import HEAD_WIDTHS, narrow, parent
 
 ENTRY, VERSION = "pruned", 1
 UNBUILDABLE = (
@@ -60,16 +60,23 @@ class BlockShape:
         }
 
 
-def heads_of(decoder: Decoder, block: int) -> Heads | None:
-    """Count the heads of ``block`` by its layers' widths; None where the family names no attention, it keeps no
-    ``head_dim``, or its widths are no such heads."""
+def head_width(decoder: Decoder, block: int) -> int | None:
+    """Channels of a head as the attention module of ``block`` keeps them; None where it, or the family, names none."""
     if decoder.family.attention is None:
+        return None
+    attention = parent(decoder.blocks[block], decoder.family.attention[3])
+    widths = (getattr(attention, name, None) for name in HEAD_WIDTHS)
+    return next((width for width in widths if isinstance(width, int) and width > 0), None)
+
+
+def heads_of(decoder: Decoder, block: int) -> Heads | None:
+    """Count the heads of ``block`` by its layers' widths; None where its attention is not known to run with fewer of
+    them: it keeps no width of a head, or query, key and value are one map (``layout``)."""
+    width = head_width(decoder, block)
+    if decoder.family.attention is None or width is None or decoder.family.layout != "separate":
         return None
     module = decoder.blocks[block]
     query, key, value, output = decoder.family.attention
-    width = getattr(parent(module, output), "head_dim", None)
-    if not isinstance(width, int) or width < 1:
-        return None
     rows = [module.get_submodule(path).get_parameter("weight").shape[0] for path in (query, key, value)]
     columns = module.get_submodule(output).get_parameter("weight").shape[1]
     heads, kv_heads = rows[0] // width, rows[1] // width

@@ -16,7 +16,6 @@ walked, pruned, repaired and saved again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -25,9 +24,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
+from prunelab.models import shape
 from prunelab.models.decoder import Decoder
 from prunelab.models.narrow import count_heads, count_units, parent, place
-from prunelab.models.shape import Heads, heads_of
+from prunelab.models.shape import Heads
+from prunelab.structures.layout import attention_rows, heads_of, mlp_rows
 from prunelab.structures.state import StateReader, apply_state
 
 
@@ -138,17 +139,20 @@ def _plans(decoder: Decoder, state: StateReader, index: int) -> tuple[dict[str, 
     left = None
     if decoder.family.mlp is not None:
         writers, reader = decoder.family.mlp
-        alive = _living_units(decoder, [rows[path] for path in writers], columns[reader])
+        gate, up = mlp_rows(decoder.family.halves, columns[reader].numel())
+        alive = _living_units(decoder, rows[writers[0]][gate], rows[writers[-1]][up], columns[reader])
         for path in writers:
-            rows[path] = alive
+            rows[path] = torch.cat([alive, alive]) if decoder.family.halves else alive
         columns[reader] = alive
         narrow_outputs |= set(writers)
         narrow_inputs.add(reader)
     if decoder.family.attention is not None:
         query, key, value, output = decoder.family.attention
-        now = heads_of(decoder, index)
-        width = now.width if now is not None else _config_width(decoder)
-        rows[value], columns[output] = _living_channels(width, rows[value], columns[output])
+        n_q, n_kv, d_h = heads_of(decoder, index)
+        at = attention_rows(decoder.family.layout, n_q, n_kv, d_h)
+        rows[value] = rows[value].clone()  # other rows of a fused map stay as they are
+        rows[value][at[2]], columns[output] = _living_channels(rows[value][at[2]], columns[output])
+        now = shape.heads_of(decoder, index)
         if now is not None:
             left = _whole_heads(now, rows[query], rows[key], rows[value], columns[output])
         if left is not None:
@@ -180,29 +184,24 @@ def _whole_heads(now: Heads, query: Tensor, key: Tensor, value: Tensor, output: 
     return Heads(int(queries.sum()), int(keys.sum()), now.width)
 
 
-def _living_units(decoder: Decoder, writers: Sequence[Tensor], reader: Tensor) -> Tensor:
-    """Hidden units (n,) bool that are read and not always zero; ``writers``: rows of (gate, up) or of
-    (fc1,)."""
+def _living_units(decoder: Decoder, gate: Tensor, up: Tensor, reader: Tensor) -> Tensor:
+    """Hidden units (n,) bool that are read and not always zero. ``gate``, ``up``: the maps' rows; without a gate
+    both are the only map's."""
+    gated = decoder.family.halves or len(cast(tuple, decoder.family.mlp)[0]) == 2
     alive = reader.clone()
-    if len(writers) == 2:
-        alive &= writers[1]  # the gate multiplies: a zero there is a zero
+    if gated:
+        alive &= up  # the gate multiplies: a zero there is a zero
     if _activation_keeps_zero(decoder):
-        alive &= writers[0]
+        alive &= gate
     return alive
 
 
-def _config_width(decoder: Decoder) -> int:
-    """Width of a head by the config, for attention modules that do not keep it."""
-    config = decoder.model.config
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-
-
-def _living_channels(width: int, value: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of the value map and columns of the output map that matter; query heads share grouped value
-    heads of ``width`` channels."""
-    channels = value.view(-1, 1, width)
-    readers = output.view(channels.shape[0], -1, width)
-    return (channels & readers.any(1, keepdim=True)).reshape(-1), (readers & channels).reshape(-1)
+def _living_channels(value: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+    """Value channels (n_kv, d_h) and columns of the output map (n_q * d_h,) that matter; query heads share grouped
+    value heads."""
+    channels = value.unsqueeze(1)
+    readers = output.view(value.shape[0], -1, value.shape[1])
+    return (channels & readers.any(1, keepdim=True)).squeeze(1), (readers & channels).reshape(-1)
 
 
 def _activation_keeps_zero(decoder: Decoder) -> bool:

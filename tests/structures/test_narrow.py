@@ -290,3 +290,31 @@ def test_a_repair_takes_added_biases_along(
     assert state_digest(again) == state_digest(repaired)
     compact(dense, repaired)
     assert not is_compact(dense)
+
+
+def test_units_are_traced_pruned_and_compacted_again(family_name: str, tokens: Tensor) -> None:
+    """The pattern of units on a model that has fewer in every block: it counts what is there, not what the config says."""
+    decoder = deep(family_name)
+    for ratio in (0.2, 0.3):
+        n_before, before = decoder.n_parameters(), [units_of(decoder, index) for index in range(3)]
+        method, pattern = build("method/flap.yaml"), build_pattern("units", compensation="bias")
+        state = prune(
+            decoder,
+            method,
+            tokens,
+            [ratio],
+            pattern=pattern,
+            seed=0,
+            batch_size=4,
+            allocation="global",
+            propagation="dense",
+        )
+        check(decoder, state)
+        expected, predicted = logits(decoder, tokens), compact_parameters(state, decoder)
+        measured = ratios(state, decoder)
+        compact(decoder, state)
+        torch.testing.assert_close(logits(decoder, tokens), expected, rtol=1e-5, atol=1e-5)
+        assert decoder.n_parameters() == predicted < n_before
+        assert not is_compact(decoder)
+        assert [units_of(decoder, index) for index in range(3)] != before
+        assert 0 < measured["ratio/parameters"] < ratio + 0.05
