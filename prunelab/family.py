@@ -6,11 +6,11 @@ tables, norms and the head stay the model's own and are reached through its forw
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -18,6 +18,7 @@ from prunelab.errors import ModelError, nearest, unknown
 
 _TABLE = Path(__file__).with_name("families.yaml")
 _LIMIT = 1 << 20  # bytes; a larger file is no family
+Layout = Literal["separate", "stacked", "per_head", "per_group"]
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,14 @@ class Family:
 
     ``model_types``: values of ``model_type`` in config.json. ``blocks``: path of the block list.
     ``inputs``: paths (inside a block) of the linear maps in forward order, grouped by the input
-    they share. ``mlp``: paths that write the hidden units, and the path that reads them, or None.
-    ``attention``: paths of the query, key, value and output maps, or None. ``random``: config of a
-    small random model for tests and dry runs (``source: random``).
+    they share. ``mlp``: paths that write the hidden units (gate and up, or the only one), and the path that
+    reads them, or None. ``halves`` (``mlp: {halves: true}``): the one writer holds both, its first half of rows
+    the gate, its second the up map. ``attention``: paths of the query, key, value and output maps, or None.
+    ``layout`` (``attention: {layout: stacked}``): how the first three lie: ``separate`` maps, or one map that all
+    three name: ``stacked`` = all queries, all keys, all values; ``per_head`` = query, key and value of head 0, of
+    head 1 and so on; ``per_group`` = the query heads of key-value head 0, its key, its value, and so on.
+    ``transposed``: paths whose weight the architecture stores as (in, out); prunelab holds it as (out, in).
+    ``random``: config of a small random model for tests and dry runs (``source: random``).
     """
 
     name: str
@@ -38,6 +44,9 @@ class Family:
     mlp: tuple[tuple[str, ...], str] | None
     attention: tuple[str, str, str, str] | None
     random: Mapping[str, object]
+    halves: bool = False
+    layout: Layout = "separate"
+    transposed: tuple[str, ...] = ()
 
 
 @cache
@@ -97,41 +106,74 @@ def family_named(name: str) -> Family:
 
 def _family(name: str, values: Mapping[str, Any], file: Path) -> Family:
     """Return a checked family; ModelError names the file and the field."""
-    known = [field.name for field in fields(Family)][1:]
-    for key in values:
-        if key not in known:
-            hint = nearest(str(key), known)
-            raise ModelError(
-                f"family {file}: {key!r} is no field; allowed are {', '.join(known)}. {hint}".rstrip()
-            )
+    _check_keys(
+        file, "", values, [f.name for f in fields(Family) if f.name not in ("name", "halves", "layout")]
+    )
     mlp, attention = values.get("mlp"), values.get("attention")
+    roles = ("query", "key", "value", "output")
     try:
+        _check_keys(file, "mlp.", mlp or {}, ("writers", "reader", "halves"))
+        _check_keys(file, "attention.", attention or {}, (*roles, "layout"))
         family = Family(
             name,
             _words(values["model_types"]),
             str(values["blocks"]),
             tuple(_words(group) for group in values["inputs"]),
             None if mlp is None else (_words(mlp["writers"]), str(mlp["reader"])),
-            None
-            if attention is None
-            else tuple(str(attention[k]) for k in ("query", "key", "value", "output")),  # type: ignore[arg-type]
+            None if attention is None else tuple(str(attention[k]) for k in roles),  # type: ignore[arg-type]
             dict(values.get("random") or {}),
+            (mlp or {}).get("halves", False),
+            (attention or {}).get("layout", "separate"),
+            _words(values["transposed"]) if values.get("transposed") else (),
         )
     except KeyError as error:
         raise ModelError(
             f"family {file}: {error.args[0]!r} is missing; see families.yaml for an example."
         ) from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise ModelError(f"family {file}: {error}; see families.yaml for an example.") from None
+    _check(family, file)
+    return family
+
+
+def _check_keys(file: Path, where: str, values: Mapping[str, Any], known: Sequence[str]) -> None:
+    for key in values:
+        if key not in known:
+            hint = nearest(str(key), known)
+            raise ModelError(
+                f"family {file}: {where + str(key)!r} is no field; allowed are {', '.join(known)}. {hint}".rstrip()
+            )
+
+
+def _check(family: Family, file: Path) -> None:
+    """Raise ModelError unless the fields of ``family`` go together."""
     paths = {path for group in family.inputs for path in group}
     named = {
         *(family.mlp[0] if family.mlp else ()),
         *([family.mlp[1]] if family.mlp else ()),
         *(family.attention or ()),
+        *family.transposed,
     }
     if lacking := sorted(named - paths):
-        raise ModelError(f"family {file}: {', '.join(lacking)} of mlp or attention is not among the inputs.")
-    return family
+        raise ModelError(
+            f"family {file}: {', '.join(lacking)} of mlp, attention or transposed is not among the inputs."
+        )
+    if family.layout not in get_args(Layout):
+        raise ModelError(
+            f"family {file}: attention.layout={family.layout!r}; allowed are {', '.join(get_args(Layout))}."
+        )
+    if not isinstance(family.halves, bool):
+        raise ModelError(f"family {file}: mlp.halves={family.halves!r}; allowed are true and false.")
+    if family.attention is not None:
+        maps, needed = len(set(family.attention[:3])), 3 if family.layout == "separate" else 1
+        if maps != needed:
+            raise ModelError(
+                f"family {file}: attention.layout={family.layout} is about {needed} map(s), but query, key and value "
+                f"name {maps}. Maps of their own are separate; one map for all is stacked, per_head or per_group."
+            )
+    if family.mlp is not None and len(family.mlp[0]) != 1 and (family.halves or len(family.mlp[0]) != 2):
+        allowed = "one, since halves is true" if family.halves else "gate and up, or one"
+        raise ModelError(f"family {file}: mlp.writers are {len(family.mlp[0])} maps; allowed: {allowed}.")
 
 
 def _words(value: Any) -> tuple[str, ...]:
