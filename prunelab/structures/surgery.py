@@ -11,7 +11,6 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 from weakref import WeakSet
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
 from prunelab.models.decoder import Decoder
+from prunelab.structures.layout import attention_rows, heads_of, mlp_rows
 from prunelab.structures.state import StateReader, apply_state
 
 _COMPACTED: WeakSet[nn.Module] = WeakSet()
@@ -126,53 +126,61 @@ def _plans(decoder: Decoder, state: StateReader, index: int) -> dict[str, Plan]:
     narrow_inputs: set[str] = set()
     if decoder.family.mlp is not None:
         writers, reader = decoder.family.mlp
-        alive = _living_units(decoder, [rows[path] for path in writers], columns[reader])
+        gate, up = mlp_rows(decoder.family.halves, columns[reader].numel())
+        alive = _living_units(decoder, rows[writers[0]][gate], rows[writers[-1]][up], columns[reader])
         for path in writers:
-            rows[path] = alive
+            rows[path] = torch.cat([alive, alive]) if decoder.family.halves else alive
         columns[reader] = alive
         narrow_outputs |= set(writers)
         narrow_inputs.add(reader)
     if decoder.family.attention is not None:
         _, _, value, output = decoder.family.attention
-        rows[value], columns[output] = _living_channels(decoder, rows[value], columns[output])
+        n_q, n_kv, d_h = heads_of(decoder, index)
+        at = attention_rows(decoder.family.layout, n_q, n_kv, d_h)[2]
+        rows[value] = rows[value].clone()  # other rows of a fused map stay as they are
+        rows[value][at], columns[output] = _living_channels(rows[value][at], columns[output])
     return {
         path: Plan(rows[path], columns[path], biases[path], path in narrow_outputs, path in narrow_inputs)
         for path in rows
     }
 
 
-def _living_units(decoder: Decoder, writers: Sequence[Tensor], reader: Tensor) -> Tensor:
-    """Hidden units (n,) bool that are read and not always zero; ``writers``: rows of (gate, up) or of
-    (fc1,)."""
+def _living_units(decoder: Decoder, gate: Tensor, up: Tensor, reader: Tensor) -> Tensor:
+    """Hidden units (n,) bool that are read and not always zero. ``gate``, ``up``: the maps' rows; without a gate
+    both are the only map's."""
+    gated = decoder.family.halves or len(cast(tuple, decoder.family.mlp)[0]) == 2
     alive = reader.clone()
-    if len(writers) == 2:
-        alive &= writers[1]  # the gate multiplies: a zero there is a zero
+    if gated:
+        alive &= up  # the gate multiplies: a zero there is a zero
     if _activation_keeps_zero(decoder):
-        alive &= writers[0]
+        alive &= gate
     return alive
 
 
-def _living_channels(decoder: Decoder, value: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of the value map and columns of the output map that matter; query heads share grouped value
-    heads."""
-    config = decoder.model.config
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    channels = value.view(-1, 1, width)
-    readers = output.view(channels.shape[0], -1, width)
-    return (channels & readers.any(1, keepdim=True)).reshape(-1), (readers & channels).reshape(-1)
+def _living_channels(value: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+    """Value channels (n_kv, d_h) and columns of the output map (n_q * d_h,) that matter; query heads share grouped
+    value heads."""
+    channels = value.unsqueeze(1)
+    readers = output.view(value.shape[0], -1, value.shape[1])
+    return (channels & readers.any(1, keepdim=True)).squeeze(1), (readers & channels).reshape(-1)
 
 
 def _activation_keeps_zero(decoder: Decoder) -> bool:
     """Whether the MLP's activation maps 0 to 0; unknown ones are taken not to."""
     config = decoder.model.config
-    for key in ("hidden_activation", "hidden_act", "activation_function"):
-        name = getattr(config, key, None)
+    names = [
+        getattr(config, key, None)
+        for key in ("hidden_activation", "hidden_act", "activation_function", "activation")
+    ]
+    for name in (*names, decoder.family.activation):
         if name in ACT2FN:
             return float(ACT2FN[name](torch.zeros(1))) == 0.0
     return False
 
 
 def _smaller(linear: nn.Linear, plan: Plan) -> nn.Module:
+    if bool(plan.rows.all()) and bool(plan.columns.all()) and plan.bias == (linear.bias is not None):
+        return linear  # nothing goes: it stays the architecture's own kind
     device = linear.weight.device
     rows, columns = plan.rows.to(device), plan.columns.to(device)
     weight = linear.weight.detach()[rows][:, columns].contiguous()
