@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,11 @@ from prunelab.models.random import random_decoder
 
 def block_outputs(decoder: Decoder, tokens: Tensor) -> list[Tensor]:
     outputs: list[Tensor] = []
-    handles = [block.register_forward_hook(lambda *call: outputs.append(call[2])) for block in decoder.blocks]
+
+    def listen(module: Any, args: Any, output: Any) -> None:
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+
+    handles = [block.register_forward_hook(listen) for block in decoder.blocks]
     with torch.no_grad():
         decoder.model(tokens)
     for handle in handles:

@@ -66,12 +66,12 @@ def same_bits(left: State, right: State) -> bool:
 
 @each_method
 def test_counts_zeros_and_kept_weights_on_every_family(decoder: Decoder, method: Any, tokens: Tensor) -> None:
-    before = {name: value.clone() for name, value in decoder.model.state_dict().items()}
+    before = {name: value.clone() for name, value in decoder.model.named_parameters()}
     reports: list[StepReport] = []
     state = run(decoder, method, tokens, on_step=lambda report, _: reports.append(report))
     assert check(decoder, state)["integrity/violations"] == 0
     linear = {f"{site.name}.weight" for site in decoder.sites()}
-    for name, value in decoder.model.state_dict().items():
+    for name, value in decoder.model.named_parameters():
         assert name in linear or torch.equal(value, before[name])
     for site in decoder.sites():
         mask = keep(state, site.name)

@@ -93,8 +93,10 @@ def test_promises_on_every_family(
     assert not any(parameter.requires_grad for parameter in decoder.model.parameters())
     rows = [row for report in reports for row in report.blocks]
     assert [row["block"] for row in rows] == list(range(len(decoder.blocks)))
-    # random models of two blocks and seven sequences: whatever was fitted, calibration error fell
-    assert rows[-1]["error"] < rows[-1]["error_before"]
+    # random models of two blocks and seven sequences: whatever was fitted, calibration error fell. Layers that are
+    # fitted one by one promise it of their own outputs, from which a block's follows only while its input is dense.
+    at = 0 if name == "layer" else -1
+    assert rows[at]["error"] < rows[at]["error_before"]
 
 
 @each_repair
