@@ -102,6 +102,7 @@ def test_a_broken_block_is_inf(tokens: Tensor) -> None:
     assert got.perplexity == {"a": math.inf}
 
 
+@pytest.mark.typical_families
 def test_no_digit_depends_on_the_batch(family_name: str) -> None:
     tokens = torch.randint(3, 64, (17, 20), generator=torch.Generator().manual_seed(7))
     measured = []

@@ -86,9 +86,10 @@ def test_counts_zeros_and_kept_weights_on_every_family(decoder: Decoder, method:
     assert all(abs(report.achieved - 0.5) < 0.05 for report in reports)
 
 
+@pytest.mark.typical_families
 @pytest.mark.parametrize("shape", [(2, 4), (4, 8), (1, 4)], ids=str)
 @each_method
-def test_nm_in_full_coordinates_on_every_family(
+def test_nm_in_full_coordinates(
     decoder: Decoder, method: Any, tokens: Tensor, shape: tuple[int, int]
 ) -> None:
     n, m = shape

@@ -79,6 +79,7 @@ def one_more(decoder: Decoder, state: State, path: str, n_dead: int, tokens: Ten
     return state
 
 
+@pytest.mark.typical_families
 @pytest.mark.parametrize("method", [SURGEON, KOBD("kobd", 1, None)], ids=lambda method: method.name)
 def test_a_column_gone_in_the_reader_takes_the_rows_of_its_writers(
     decoder: Decoder, tokens: Tensor, method

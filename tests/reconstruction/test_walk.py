@@ -68,8 +68,9 @@ def test_yaml_and_dataclass_agree(path: Path, spec: Make) -> None:
     assert all(field.default is MISSING for field in fields(spec(path.stem)))
 
 
+@pytest.mark.typical_families
 @each_repair
-def test_promises_on_every_family(
+def test_promises(
     decoder: Decoder, family_name: str, name: str, tokens: Tensor, spec: Make, pruned: Make
 ) -> None:
     state = pruned(family_name, tokens)
@@ -168,6 +169,7 @@ def test_no_epochs_leave_the_pruners_weights(name: str, tokens: Tensor, spec: Ma
     )
 
 
+@pytest.mark.typical_families
 @each_repair
 def test_sparsity_zero_means_error_zero_and_the_same_bits(
     decoder: Decoder, family_name: str, name: str, tokens: Tensor, spec: Make, pruned: Make
