@@ -34,7 +34,17 @@ from prunelab.models.decoder import Decoder
 from prunelab.models.load import load_decoder, load_tokenizer, restore
 from prunelab.passes import shots as passes
 from prunelab.passes.between import Between
-from prunelab.pattern import BETWEEN, GLOBAL, UNIFORM, Unstructured, build_pattern
+from prunelab.pattern import (
+    BETWEEN,
+    BY_CLASS,
+    BY_KIND,
+    GLOBAL,
+    UNIFORM,
+    Units,
+    Unstructured,
+    build_pattern,
+    settle,
+)
 from prunelab.plan.schedule import schedule
 from prunelab.reconstruction.walk import reconstruct, split_stopping
 from prunelab.structures.state import State, open_state, save_state
@@ -112,26 +122,36 @@ def load_tokens(
 def prune(
     model: Model, tokens: Tensor | None, *, method: str = "surgeon", ratio: float | None = None,
     pattern: str | None = None, within: str | None = None, rounding: str | None = None, allocation: str | None = None,
-    propagation: Literal["pruned", "dense"] = "pruned", seed: int = 0, batch_size: int = 16,
-    progress: Callable[[Mapping[str, Any]], None] | None = None, **fields: Any,
+    propagation: Literal["pruned", "dense"] | None = None, units: Mapping[str, Any] | None = None, seed: int = 0,
+    batch_size: int = 16, progress: Callable[[Mapping[str, Any]], None] | None = None, **fields: Any,
 ) -> State:  # fmt: skip
     """Prune a dense model in place and return its state, which shares the model's memory.
 
     ``ratio``: removed fraction of the weights the pattern counts; n:m fixes its own. ``pattern``: ``rows_columns``,
-    ``unstructured``, or e.g. ``2:4``; None = the first one that the method supports. ``allocation``: a name of
-    ``conf/allocation``; None = as the pattern's paper. ``fields`` replace the method's defaults.
+    ``unstructured``, ``units``, or e.g. ``2:4``; None = the first one that the method supports. ``allocation``: a name
+    of ``conf/allocation``; None = as the pattern's paper. ``units``: fields of ``conf/sparsity/units.yaml``, such as
+    ``{"compensation": "bias"}``. ``fields`` replace the method's defaults.
     Raises ConfigError for what does not fit together.
     """
     built = _built("method", method, fields)
-    form = build_pattern(pattern or built.supports[0], within=within, rounding=rounding)
+    name, own = (
+        pattern or built.supports[0],
+        {literal: getattr(built, literal) for literal in BY_CLASS if hasattr(built, literal)},
+    )
+    options = {**units} if units else {}
+    if name == Units.name:
+        options["compensation"] = settle(options.get("compensation"), own, "compensation", "none")
+        propagation = propagation or settle(None, own, "propagation", "dense")  # type: ignore[assignment]
+    form = build_pattern(name, within=within, rounding=rounding, **options)
     ratio = form.fixed_ratio if ratio is None else ratio
     if ratio is None or not 0 <= ratio < 1:
         raise ConfigError("ratio", ratio, "a number, 0 <= x < 1")
-    spread = None if allocation in (None, "by_pattern") else _allocation(str(allocation))
+    allocation = own.get("allocation") if allocation in (None, "by_pattern") else allocation
+    spread = None if allocation is None else _allocation(str(allocation))
     targets = schedule(ratio, built.step if form.several_shots else None)
     return passes.prune(
         model.decoder, built, tokens, targets or ([] if form.several_shots else [0.0]), pattern=form, seed=seed,
-        batch_size=batch_size, allocation=spread, propagation=propagation, progress=progress,
+        batch_size=batch_size, allocation=spread, propagation=propagation or "pruned", progress=progress,
     )  # fmt: skip
 
 
@@ -249,7 +269,7 @@ def _built(group: str, name: str, fields: Mapping[str, Any]) -> Any:
 
 
 def _allocation(name: str) -> Any:
-    return name if name in (UNIFORM, GLOBAL) else _built("allocation", name, {})
+    return name if name in (UNIFORM, GLOBAL, BY_KIND) else _built("allocation", name, {})
 
 
 def _names(group: str) -> list[str]:

@@ -7,7 +7,7 @@ numerics ask again with the objects at hand. Nothing here imports torch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, Protocol
 
 from prunelab.errors import ConfigError, nearest
@@ -16,8 +16,21 @@ from prunelab.statistic import CLASSES, OUTPUT_GRADIENT, class_of
 Within = Literal["row", "matrix"]
 Propagation = Literal["pruned", "dense"]
 Rounding = Literal["exact", "published"]
-SCOPES = ("linear",)  # what a method decides about at a time, and a pass exists for
-UNIFORM, GLOBAL = "uniform", "global"
+Counts = Literal["units", "decoder", "model"]
+SCOPES = ("linear", "unit")  # what a method decides about at a time, and a pass exists for
+UNIFORM, GLOBAL, BY_KIND = "uniform", "global", "by_kind"
+BY_CLASS = ("allocation", "propagation", "compensation")  # literals that a method's class may have
+BY_METHOD = "by_method"  # what the method's class says of itself, see :func:`settle`
+NEURONS, HEADS = "neurons", "heads"
+KINDS = (NEURONS, HEADS)
+COMPENSATION: Mapping[
+    str, tuple[str, ...]
+] = {  # how the output map makes up for removed inputs: what it looks at
+    "none": (),
+    "bias": ("input_moments",),
+    "least_squares": ("input_moments", "input_gram"),
+    "merge": (),  # the method says which unit stands in for which, from what it looked at itself
+}
 BEFORE, BETWEEN, BY_PATTERN = (
     "before",
     "between",
@@ -86,6 +99,11 @@ class Pattern(Protocol):
         ...
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """Statistics that it looks at itself, whatever the method."""
+        ...
+
+    @property
     def tag(self) -> str:
         """A short word for trial names, "" for the default pattern."""
         ...
@@ -117,6 +135,7 @@ class RowsColumns:
     group = None
     within = None
     fixed_ratio = None
+    needs = ()
     tag = ""
     label = "rows and columns"
 
@@ -158,6 +177,7 @@ class Unstructured:
 
     group = None
     fixed_ratio = None
+    needs = ()
     tag = "u"
     label = "unstructured"
 
@@ -171,6 +191,10 @@ class Unstructured:
         if self.name not in run.method.supports:
             return  # the rest would be about a pattern that cannot be
         yield from _check_stream(run)
+        if run.allocation == BY_KIND:
+            hint = "Neurons and heads are kinds of units."
+            allowed = f"{UNIFORM} | {GLOBAL} | owl with sparsity.pattern={self.name}"
+            yield ConfigError("allocation", run.allocation, allowed, hint)
         if run.method.scores:
             return
         hint = f"method={run.method.name} chooses in its own way."
@@ -195,6 +219,7 @@ class NM:
     propagates: ClassVar[bool] = True
 
     within = None
+    needs = ()
 
     @property
     def group(self) -> tuple[int, int]:
@@ -241,18 +266,92 @@ class NM:
             yield ConfigError("sparsity.m", self.m, "a divisor of every layer's number of inputs", hint)
 
 
-PATTERNS: Mapping[str, type[Pattern]] = {kind.name: kind for kind in (RowsColumns, Unstructured, NM)}
+@dataclass(frozen=True)
+class Units:
+    """Whole FFN neurons and attention heads (KV groups), with all weights that belong to each.
+
+    ``counts``: what the ratio is a share of: ``units`` (of each kind in each unprotected block, as arXiv:2305.11627),
+    ``decoder`` (weights of the blocks' linear maps, as arXiv:2312.11983) or ``model`` (all parameters). ``head_ratio``:
+    heads lose this share whatever the scores, neurons the rest; None = scores or equal shares decide.
+    ``protect_first``, ``protect_last``: blocks that lose nothing. ``min_units``: of each kind stay in every block.
+    ``rounding``: of shares of units: ``exact`` = down, ``published`` = up, as arXiv:2305.11627's code.
+    ``compensation``: of ``COMPENSATION``.
+    """
+
+    kinds: tuple[str, ...] = KINDS
+    counts: Counts = "decoder"
+    head_ratio: float | None = None
+    protect_first: int = 0
+    protect_last: int = 0
+    min_units: int = 1
+    rounding: Rounding = "exact"
+    compensation: str = "none"
+
+    name: ClassVar[str] = "units"
+    functions: ClassVar[tuple[tuple[str, ...], ...]] = (("importance",), ("study",))
+    default_allocation: ClassVar[str] = UNIFORM
+    several_shots: ClassVar[bool] = True
+    propagates: ClassVar[bool] = True
+
+    group = None
+    within = None
+    fixed_ratio = None
+    label = "units"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What the compensation looks at."""
+        return COMPENSATION[self.compensation]
+
+    @property
+    def tag(self) -> str:
+        """Kinds, where they are not all, and the compensation."""
+        kinds = "" if self.kinds == KINDS else "-".join(self.kinds)
+        return "-".join(word for word in (kinds, self.compensation) if word not in ("", "none"))
+
+    def identity(self) -> dict[str, Any]:
+        """Return what of the pattern decides a result."""
+        return {"pattern": self.name} | {
+            key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()
+        }
+
+    def check(self, run: Run) -> Iterator[ConfigError]:
+        """Yield every mistake of a run with this pattern."""
+        yield from _check_method(self, run)
+        if self.name not in run.method.supports:
+            return  # the rest would be about a pattern that cannot be
+        yield from _check_stream(run, self.needs)
+        if run.allocation not in (UNIFORM, GLOBAL, BY_KIND):
+            allowed = f"{UNIFORM} | {GLOBAL} | {BY_KIND} with sparsity.pattern={self.name}"
+            yield ConfigError("allocation", run.allocation, allowed)
+        if self.head_ratio is not None and run.allocation == GLOBAL:
+            hint = "One ranking decides how many heads go."
+            yield ConfigError("sparsity.head_ratio", self.head_ratio, f"null with allocation={GLOBAL}", hint)
+        if self.compensation == "merge" and "merge" not in run.method.functions:
+            others = " | ".join(kind for kind in COMPENSATION if kind != "merge")
+            hint = f"method={run.method.name} does not say which unit stands in for which."
+            yield ConfigError("sparsity.compensation", "merge", others, hint)
+        if run.propagation == "pruned" and run.method.step is not None:
+            hint = "Each shot looks at the model as the shots before have left it."
+            yield ConfigError("sparsity.propagation", "pruned", "dense with method.step", hint)
+
+
+PATTERNS: Mapping[str, type[Pattern]] = {kind.name: kind for kind in (RowsColumns, Unstructured, NM, Units)}
+UNIT_KEYS = tuple(item.name for item in fields(Units) if item.name != "rounding")  # keys that only units have
 
 
 def build_pattern(
     name: str, *, n: int | None = None, m: int | None = None, within: str | None = None,
-    rounding: str | None = None,
+    rounding: str | None = None, **units: Any,
 ) -> Pattern:  # fmt: skip
-    """Return the checked pattern. ``name``: one of ``PATTERNS``, or e.g. ``2:4`` for ``n:m``.
+    """Return the checked pattern. ``name``: one of ``PATTERNS``, or e.g. ``2:4`` for ``n:m``. ``units``: fields of Units.
 
-    Raises ConfigError for an unknown name, for n, m, within or rounding where they have no meaning, unless
-    1 <= n < m.
+    Raises ConfigError for an unknown name, for fields where they have no meaning, unless 1 <= n < m.
     """
+    units = {key: value for key, value in units.items() if value is not None}
+    for key, value in units.items():
+        if name != Units.name:
+            raise ConfigError(f"sparsity.{key}", value, f"null with sparsity.pattern={name}")
     first, colon, second = name.partition(":")
     if colon and first.isdigit() and second.isdigit():
         name, n, m = NM.name, int(first), int(second)
@@ -262,7 +361,7 @@ def build_pattern(
         raise ConfigError("sparsity.within", within, "row | matrix | null (as the method's paper does it)")
     if rounding not in (None, "exact", "published"):
         raise ConfigError("sparsity.rounding", rounding, "exact | published")
-    if rounding == "published" and name != Unstructured.name:
+    if rounding == "published" and name not in (Unstructured.name, Units.name):
         hint = "Its counts are whole numbers."
         raise ConfigError("sparsity.rounding", rounding, f"exact with sparsity.pattern={name}", hint)
     if name == NM.name:
@@ -279,15 +378,37 @@ def build_pattern(
         return Unstructured(within, rounding or "exact")  # type: ignore[arg-type]
     if within is not None:
         raise ConfigError("sparsity.within", within, f"null with sparsity.pattern={name}")
-    return RowsColumns()
+    return _units(rounding or "exact", units) if name == Units.name else RowsColumns()
+
+
+def _units(rounding: str, values: Mapping[str, Any]) -> Units:
+    kinds = tuple(kind for kind in KINDS if kind in values.get("kinds", KINDS))
+    if not kinds or len(kinds) != len(values.get("kinds", KINDS)):
+        raise ConfigError("sparsity.kinds", values["kinds"], f"one or more of {', '.join(KINDS)}, each once")
+    pattern = Units(**{**values, "kinds": kinds, "rounding": rounding})
+    if pattern.counts not in ("units", "decoder", "model"):
+        raise ConfigError("sparsity.counts", pattern.counts, "units | decoder | model")
+    if pattern.compensation not in COMPENSATION:
+        known = " | ".join(COMPENSATION)
+        hint = nearest(pattern.compensation, COMPENSATION)
+        raise ConfigError("sparsity.compensation", pattern.compensation, known, hint)
+    if pattern.head_ratio is not None and set(kinds) != set(KINDS):
+        hint = "There is one kind only, and the ratio is its own."
+        raise ConfigError("sparsity.head_ratio", pattern.head_ratio, "null unless both kinds go", hint)
+    return pattern
 
 
 def pattern_of(values: Mapping[str, Any]) -> Pattern:
     """Return the pattern of a config's ``sparsity``, or of the identity that :meth:`Pattern.identity` gave."""
     return build_pattern(
         values["pattern"], n=values.get("n"), m=values.get("m"), within=values.get("within"),
-        rounding=values.get("rounding"),
+        rounding=values.get("rounding"), **{key: values.get(key) for key in UNIT_KEYS},
     )  # fmt: skip
+
+
+def settle(value: str | None, literals: Mapping[str, Any], key: str, default: str) -> str:
+    """Return ``value``, or where it is left to the method what its class says of itself, or ``default``."""
+    return str(literals.get(key, default)) if value in (None, BY_METHOD) else value
 
 
 def _check_method(pattern: Pattern, run: Run) -> Iterator[ConfigError]:
@@ -316,13 +437,14 @@ def _check_method(pattern: Pattern, run: Run) -> Iterator[ConfigError]:
         yield ConfigError("sparsity.ratio", ratio, f"{fixed:g}, what {pattern.label} removes")
 
 
-def _check_stream(run: Run) -> Iterator[ConfigError]:
-    """Rules about the stream that statistics are taken on, where there is a choice."""
+def _check_stream(run: Run, needs: tuple[str, ...] = ()) -> Iterator[ConfigError]:
+    """Rules about the stream that statistics are taken on, where there is a choice; ``needs``: the pattern's own."""
+    compared = run.allocation in (GLOBAL, BY_KIND)
     if run.propagation not in ("pruned", "dense"):
         yield ConfigError("sparsity.propagation", run.propagation, "pruned | dense")
-    elif run.propagation == "pruned" and run.allocation == GLOBAL and run.method.needs:
+    elif run.propagation == "pruned" and compared and (run.method.needs or needs):
         hint = "All layers are compared before any is pruned."
-        yield ConfigError("sparsity.propagation", "pruned", f"dense with allocation={GLOBAL}", hint)
+        yield ConfigError("sparsity.propagation", "pruned", f"dense with allocation={run.allocation}", hint)
     elif run.propagation == "pruned" and OUTPUT_GRADIENT in run.method.reads:
         hint = "Gradients come from one walk back through the whole model, before any block is pruned."
         yield ConfigError("sparsity.propagation", "pruned", f"dense with method={run.method.name}", hint)
@@ -335,9 +457,9 @@ def between_error(pattern: Pattern, allocation: str, propagation: str) -> Config
     """
     if not pattern.propagates:
         what, hint = f"sparsity.pattern={pattern.name}", "Every shot compares the layers of all blocks."
-    elif allocation == GLOBAL:
+    elif allocation in (GLOBAL, BY_KIND):
         what, hint = (
-            f"allocation={GLOBAL}",
+            f"allocation={allocation}",
             "It compares all layers before any is pruned; uniform and owl do not.",
         )
     elif propagation != "pruned":

@@ -15,6 +15,7 @@ READS = (
 
 CLASSES = {
     "input_norm": "prunelab.stats.input_norm.InputNorm",
+    "input_moments": "prunelab.stats.input_moments.InputMoments",
     "input_gram": "prunelab.stats.gram.InputGram",
     "output_gram": "prunelab.stats.gram.OutputGram",
 }

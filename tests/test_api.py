@@ -38,7 +38,8 @@ def test_the_six_lines(tmp_path: Path) -> None:
 
 PATTERNS = {
     "surgeon": "rows_columns", "kobd": "rows_columns", "lobd": "rows_columns", "magnitude": "unstructured",
-    "random": "2:4", "wanda": "2:4", "sparsegpt": "unstructured",
+    "random": "2:4", "wanda": "2:4", "sparsegpt": "unstructured", "magnitude_sp": "units", "wanda_sp": "units",
+    "flap": "units",
 }  # fmt: skip
 
 
@@ -48,7 +49,7 @@ def test_every_method_of_the_command_line_prunes_here(tokens: torch.Tensor) -> N
         model = prunelab.load_model("embedded_opt")
         step = {"step": None} if pattern == "rows_columns" else {}
         state = prunelab.prune(model, tokens[:2], method=method, pattern=pattern, ratio=0.5, **step)
-        assert prunelab.ratios(model, state)["ratio/weights"] == pytest.approx(0.5, abs=2e-3)
+        assert prunelab.ratios(model, state)["ratio/weights"] == pytest.approx(0.5, abs=2e-3), method
 
 
 @pytest.mark.parametrize("allocation", ["global", "owl"])

@@ -21,13 +21,16 @@ from prunelab.errors import ConfigError, PrunelabError, nearest
 from prunelab.pattern import (
     BEFORE,
     BETWEEN,
+    BY_METHOD,
     BY_PATTERN,
     PATTERNS,
     ROUNDED,
     UNIFORM,
     Run,
+    Units,
     between_error,
     pattern_of,
+    settle,
 )
 
 _SCHEMA = "prunelab.config.schema"
@@ -56,9 +59,7 @@ def check_trial(
         config["model"] = {**config["model"], "name": model_name(config["model"])}
     if isinstance(config.get("method"), Mapping):
         config["method"] = _check_method(config, errors)
-    if isinstance(config.get("allocation"), Mapping) and config["allocation"].get("name") == "by_pattern":
-        pattern = PATTERNS.get(str(config["sparsity"].get("pattern")))
-        config["allocation"] = {"name": pattern.default_allocation if pattern else UNIFORM}
+    _settle(config)
     if isinstance(config.get("stages"), Mapping):
         config["stages"] = _check_outside(STAGES, config["stages"], errors)
     if isinstance(config.get("reconstruction"), Mapping) and config["reconstruction"].get("name") == "none":
@@ -109,6 +110,28 @@ def _exact_ratio(config: Config) -> None:
         return
     if ratio is None or (isinstance(ratio, float) and abs(ratio - (1 - n / m)) <= ROUNDED):
         config["sparsity"] = {**sparsity, "ratio": 1 - n / m}
+
+
+def _settle(config: Config) -> None:
+    """Put in place what a trial leaves to its method and pattern: the allocation, the stream, the compensation."""
+    sparsity, allocation = config.get("sparsity"), config.get("allocation")
+    if not isinstance(sparsity, Mapping) or not isinstance(config.get("method"), Mapping):
+        return
+    literals: Mapping[str, Any] = {}
+    with suppress(ConfigError):
+        literals = method_source(config["method"]).literals
+    defaults = {"propagation": "dense", "compensation": "none"}
+    settled = {
+        key: settle(BY_METHOD, literals, key, default)
+        for key, default in defaults.items()
+        if sparsity.get(key) == BY_METHOD
+    }
+    if settled and sparsity.get("pattern") == Units.name:
+        config["sparsity"] = {**sparsity, **settled}
+    if isinstance(allocation, Mapping) and allocation.get("name") == "by_pattern":
+        pattern = PATTERNS.get(str(sparsity.get("pattern")))
+        default = pattern.default_allocation if pattern else UNIFORM
+        config["allocation"] = {"name": settle(None, literals, "allocation", default)}
 
 
 def _resolve_masks(config: Config) -> None:

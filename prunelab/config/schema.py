@@ -90,20 +90,29 @@ class Calibration(Group):
 class Sparsity(Group):
     """What is removed together, and which fraction of the prunable weights goes."""
 
-    pattern: Annotated[str, "rows_columns | unstructured | n:m"]
+    pattern: Annotated[str, "rows_columns | unstructured | n:m | units"]
     ratio: Annotated[float | None, "0 <= x < 1"]  # null: what n:m removes
     n: Annotated[int | None, "x >= 1"] = None  # kept of every m consecutive inputs
     m: Annotated[int | None, "x >= 2"] = None
     within: Annotated[str | None, "row | matrix"] = None  # where scores compete; null: as the method's paper
     rounding: Annotated[str | None, "exact | published"] = None  # of counts; null: exact
-    propagation: Annotated[str, "pruned | dense"] = "pruned"  # which stream gives a block its statistics
+    # which stream gives a block its statistics; by_method: units only
+    propagation: Annotated[str, "by_method | pruned | dense"] = "pruned"
+    # of units, see prunelab.pattern.Units
+    kinds: list[str] | None = None
+    counts: Annotated[str | None, "units | decoder | model"] = None
+    head_ratio: Annotated[float | None, "0 <= x < 1"] = None
+    protect_first: Annotated[int | None, "x >= 0"] = None
+    protect_last: Annotated[int | None, "x >= 0"] = None
+    min_units: Annotated[int | None, "x >= 1"] = None
+    compensation: Annotated[str | None, "by_method | none | bias | least_squares | merge"] = None
 
 
 @dataclass(frozen=True)
 class Allocation:
     """How the ratio is spread over the layers."""
 
-    name: Annotated[str, "by_pattern | global | uniform"]
+    name: Annotated[str, "by_pattern | global | by_kind | uniform"]
 
 
 @dataclass(frozen=True)

@@ -3,19 +3,21 @@
 A method is a frozen dataclass without defaults: every value comes from ``conf/method/<name>.yaml``. Its first
 fields are ``name``, ``revision`` (raised when the same inputs give other numbers) and ``step`` (ratio per
 shot; None = everything in one shot). Three literals let a plan be checked without torch: ``scope`` (what it decides
-about at a time: ``linear``), ``needs`` (names of statistics, see prunelab.statistic) and
+about at a time: ``linear`` or ``unit``), ``needs`` (names of statistics, see prunelab.statistic) and
 ``supports`` (names of patterns, see prunelab.pattern). A method may be several of these at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from prunelab.pattern import Within
 from prunelab.sparsity.element import Budget
+from prunelab.stats.base import Values
+from prunelab.stats.unit_view import Member, UnitView
 from prunelab.stats.view import View
 
 
@@ -39,7 +41,7 @@ class Method(Protocol):
 
     @property
     def scope(self) -> str:
-        """What it decides about at a time; ``linear``."""
+        """What it decides about at a time: ``linear`` or ``unit``."""
         ...
 
     @property
@@ -50,7 +52,7 @@ class Method(Protocol):
 
     @property
     def supports(self) -> tuple[str, ...]:
-        """Sparsity patterns it can do: ``rows_columns``, ``unstructured``, ``n:m``."""
+        """Sparsity patterns it can do: ``rows_columns``, ``unstructured``, ``n:m``, ``units``."""
         ...
 
 
@@ -95,5 +97,35 @@ class UpdatingMethod(Method, Protocol):
 
         A method may also have ``prune_many(view, choices)``: a list of such results for a list of such
         budgets, to the bit those of one after the other, where that is faster.
+        """
+        ...
+
+
+class UnitMethod(Method, Protocol):
+    """Removes whole neurons and heads by importance; the pass chooses, removes and compensates.
+
+    Three more literals may stand in the class, for what a trial leaves to the method (``by_method``): ``allocation``
+    (``uniform`` unless it says otherwise), ``propagation`` (``dense``), ``compensation`` (``none``).
+    """
+
+    def importance(self, view: UnitView) -> Tensor:
+        """Return the importance (count,) of every unit, finite, float64; the lowest go. Compared inside a kind and
+        block, or over all of them: then its scale must be the same everywhere."""
+        ...
+
+
+class MergingMethod(Method, Protocol):
+    """A unit method that knows which unit stands in for a removed one."""
+
+    def study(self, view: UnitView) -> tuple[Tensor, Any]:
+        """Return the importance, and evidence that :meth:`merge` gets back."""
+        ...
+
+    def merge(
+        self, evidence: Any, output: Member, values: Values, keep: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the output map's new weight (R, C) and bias once the units ``keep`` (count,) bool are decided.
+
+        ``values``: the statistics of that layer. The pass zeroes what is removed.
         """
         ...

@@ -10,7 +10,11 @@ from prunelab.stats.base import load_statistic
 
 def facts_of(method: Any) -> MethodFacts:
     """Return the facts of a built method; ConfigError for a statistic that does not exist."""
-    functions = (name for name in ("score", "prune", "costs", "update") if hasattr(method, name))
+    functions = (
+        name
+        for name in ("score", "prune", "costs", "update", "importance", "study", "merge")
+        if hasattr(method, name)
+    )
     return MethodFacts(
         name=method.name, scope=method.scope, supports=tuple(method.supports), needs=tuple(method.needs),
         step=method.step, functions=frozenset(functions),

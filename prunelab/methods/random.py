@@ -1,4 +1,4 @@
-"""Random: every row and column, or every weight, draws its cost uniformly from [0, 1). The floor that any
+"""Random: every row and column, every weight, or every unit draws its cost uniformly from [0, 1). The floor that any
 method must beat."""
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from prunelab.stats.unit_view import UnitView
 from prunelab.stats.view import View
 
 
@@ -22,7 +23,7 @@ class Random:
 
     scope = "linear"
     needs = ()
-    supports = ("rows_columns", "unstructured", "n:m")
+    supports = ("rows_columns", "unstructured", "n:m", "units")
     within = "row"
 
     def score(self, view: View) -> Tensor:
@@ -39,6 +40,10 @@ class Random:
         r, c = view.W.shape
         draw = torch.rand(r + c, generator=view.generator, dtype=torch.float64)
         return draw[:r], draw[r:]
+
+    def importance(self, view: UnitView) -> Tensor:
+        """Return the importance (count,) of every unit in [0, 1), float64."""
+        return torch.rand(view.count, generator=view.generator, dtype=torch.float64)
 
     def update(self, view: View, keep_rows: Tensor, keep_columns: Tensor) -> None:
         """Leave the kept weights alone."""

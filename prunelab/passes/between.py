@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunelab.distributed.group import ALONE
 from prunelab.models.activation import Shelf
@@ -60,8 +60,8 @@ class Between:
             raise error
         check_run(decoder, self.method, self.pattern, [self.ratio], allocation, "pruned", self.tokens, None)
         walk = Walk(
-            decoder, self.method, chooser_of(self.pattern), self.seed, self.batch_size, shelf, ALONE, self.progress,
-            self.on_step,
+            decoder, self.method, chooser_of(self.pattern, decoder), self.seed, self.batch_size, shelf, ALONE, self.progress,
+            self.on_step, self.pattern.needs,
         )  # fmt: skip
         source, ratios = walk.begin(self.tokens, None, allocation, self.ratio)
         return BlockPruner(walk, source, ratios)
@@ -84,10 +84,12 @@ class BlockPruner:
         """
         began = time.perf_counter()
         sites = self.walk.decoder.sites(index)
-        dense = [site.linear.weight.data for site in sites]
+        dense = [(site.linear.weight.data, site.linear.bias) for site in sites]
         try:
             for site in sites:
                 site.linear.weight.data = site.linear.weight.data.clone()
+                if site.linear.bias is not None:
+                    site.linear.bias = nn.Parameter(site.linear.bias.detach().clone(), requires_grad=False)
             with self._at(index) as source:
                 masks = self.walk.prune_block(index, source, self.ratios[index], advancing=False)
             self.walk.tell_block(index, self.ratios[index], masks, began)
@@ -96,8 +98,8 @@ class BlockPruner:
                 bias = None if site.linear.bias is None else site.linear.bias.detach().clone()
                 items[site.name] = SiteState(site.linear.weight.detach(), bias, masks[site.name])
         finally:
-            for site, weight in zip(sites, dense, strict=True):
-                site.linear.weight.data = weight
+            for site, (weight, bias) in zip(sites, dense, strict=True):
+                site.linear.weight.data, site.linear.bias = weight, bias
         return State(self.walk.decoder.name, items)
 
     def advance(self, index: int) -> None:

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from prunelab.errors import ModelError
 from prunelab.models.block import LinearSite
+from prunelab.models.decoder import Decoder
 from prunelab.passes.collect import BlockValues, Needs
-from prunelab.pattern import Pattern
 from prunelab.sparsity.mask import Mask
-from prunelab.stats.view import View
 
 Generators = Callable[[str], torch.Generator]  # by layer name
 
@@ -27,11 +26,11 @@ Generators = Callable[[str], torch.Generator]  # by layer name
 class Part:
     """Layers that are decided about together, and what the method sees of them.
 
-    ``live``: which rows and columns are in the view; None where all are.
+    ``view``: a View of layers, or of units; ``live``: which rows and columns are in it, None where all are.
     """
 
     sites: tuple[LinearSite, ...]
-    view: View
+    view: Any
     live: tuple[Tensor, Tensor] | None = None
 
 
@@ -57,7 +56,7 @@ class Chooser(Protocol):
     joins_bias: bool
     looks_twice: bool
 
-    def is_whole(self, allocation: object) -> bool:
+    def is_whole(self, allocation: object, shots: int) -> bool:
         """Whether all layers are looked at before any is pruned."""
         ...
 
@@ -80,8 +79,23 @@ class Chooser(Protocol):
         """Compare all prices; ``target`` is the removed fraction of all weights."""
         ...
 
-    def take(self, method: Any, site: LinearSite, decision: Any, part: Callable[[], Part]) -> Mask:
-        """Carry out one layer's decision, in place; ``part()`` builds what the method sees of it, if that is needed."""
+    def one(
+        self, site: LinearSite, masks: Mapping[str, Mask], values: BlockValues, needs: Needs, generators: Generators
+    ) -> Part:  # fmt: skip
+        """Return one layer's part, to carry out what was chosen."""
+        ...
+
+    def take(
+        self, method: Any, site: LinearSite, decision: Any, part: Callable[[], Part], mask: Mask
+    ) -> Mask:
+        """Carry out one layer's decision, in place; return its new mask, ``mask`` being the one before.
+
+        ``part()`` builds what :meth:`one` gives, if that is needed. A layer that nothing was decided about has None.
+        """
+        ...
+
+    def prune(self, method: Any, part: Part, ratio: float) -> dict[str, Mask]:
+        """Decide about a part without looking at other parts, and carry it out in place; return its layers' masks."""
         ...
 
     def decide(self, method: Any, part: Part, ratios: Sequence[float]) -> list[Decision]:
@@ -90,7 +104,7 @@ class Chooser(Protocol):
 
 
 Decision = tuple[Tensor, Tensor | None]  # keep (R, C) bool; new weights (R, C), None = as they are
-Build = Callable[[Pattern], Chooser]
+Build = Callable[[Any, Decoder], Chooser]
 
 
 def check_values(name: str, values: Mapping[str, Any], needs: Needs) -> None:

@@ -31,7 +31,7 @@ class Elements:
     joins_bias = False
     looks_twice = False
 
-    def is_whole(self, allocation: object) -> bool:
+    def is_whole(self, allocation: object, shots: int) -> bool:
         """Only one threshold over all layers looks at the whole model first."""
         return allocation == GLOBAL
 
@@ -63,10 +63,22 @@ class Elements:
         keep = select_global(list(prices.values()), target)
         return Choice(dict(zip(prices, keep, strict=True)), None)
 
-    def take(self, method: Any, site: LinearSite, decision: Tensor, part: Callable[[], Part]) -> Mask:
+    def one(
+        self, site: LinearSite, masks: Mapping[str, Mask], values: BlockValues, needs: Needs, generators: Generators
+    ) -> Part:  # fmt: skip
+        """Return one layer's part."""
+        return next(self.parts((site,), masks, values, needs, generators))
+
+    def take(
+        self, method: Any, site: LinearSite, decision: Tensor, part: Callable[[], Part], mask: Mask
+    ) -> Mask:
         """Zero what goes."""
         erase(site.linear.weight, decision)
         return Elementwise(decision.cpu())
+
+    def prune(self, method: Any, part: Part, ratio: float) -> dict[str, Mask]:
+        """Decide and write."""
+        return write(part, *self.decide(method, part, [ratio])[0])
 
     def decide(self, method: Any, part: Part, ratios: Sequence[float]) -> list[Decision]:
         """Return what goes at each ratio; a scoring method's scores are taken and ordered once."""

@@ -36,7 +36,7 @@ class Lines:
     joins_bias = True
     looks_twice = True
 
-    def is_whole(self, allocation: object) -> bool:
+    def is_whole(self, allocation: object, shots: int) -> bool:
         """Always: a shot looks at the model as the shots before have left it."""
         return True
 
@@ -92,9 +92,20 @@ class Lines:
         selection = select(list(prices.values()), target, allocation)
         return Choice(dict(zip(prices, selection.keep, strict=True)), selection.threshold)
 
+    def one(
+        self, site: LinearSite, masks: Mapping[str, Mask], values: BlockValues, needs: Needs, generators: Generators
+    ) -> Part:  # fmt: skip
+        """Return the live part of a layer."""
+        return next(self.parts((site,), masks, values, needs, generators))
+
     @torch.no_grad()
     def take(
-        self, method: Any, site: LinearSite, decision: tuple[Tensor, Tensor], part: Callable[[], Part]
+        self,
+        method: Any,
+        site: LinearSite,
+        decision: tuple[Tensor, Tensor],
+        part: Callable[[], Part],
+        mask: Mask,
     ) -> Mask:
         """Let the method update what stays if something alive goes; then zero what goes."""
         linear, device = site.linear, site.linear.weight.device
@@ -106,12 +117,16 @@ class Lines:
             updated = method.update(seen.view, *kept)
             if updated is not None:
                 _write(linear, updated, *live)
-        mask = masking.split(keep_rows, keep_columns, linear.bias is not None)
-        masking.apply(mask, linear.weight, linear.bias)
-        return mask
+        new = masking.split(keep_rows, keep_columns, linear.bias is not None)
+        masking.apply(new, linear.weight, linear.bias)
+        return new
+
+    def prune(self, method: Any, part: Part, ratio: float) -> dict[str, Mask]:
+        """Never asked: rows and columns are compared over the whole model."""
+        raise ConfigError("sparsity.pattern", self.pattern.name, "a pattern that is chosen block by block")
 
     def decide(self, method: Any, part: Part, ratios: Sequence[float]) -> list[Decision]:
-        """Never asked: rows and columns are compared over the whole model."""
+        """Never asked either."""
         raise ConfigError("sparsity.pattern", self.pattern.name, "a pattern that is chosen block by block")
 
 

@@ -41,9 +41,9 @@ from prunelab.passes.collect import (
     blocks_of,
     load_needs,
 )
-from prunelab.passes.elements import states, write
+from prunelab.passes.elements import states
 from prunelab.passes.source import Given, Live, Source, Stored
-from prunelab.pattern import GLOBAL, UNIFORM, Pattern, Propagation, Run
+from prunelab.pattern import BY_KIND, GLOBAL, UNIFORM, Pattern, Propagation, Run
 from prunelab.sparsity.mask import Mask
 from prunelab.stats.view import site_generator
 from prunelab.structures.state import SiteState, State, StateReader, apply_state, read_state
@@ -106,15 +106,18 @@ def prune(
     """
     allocation = pattern.default_allocation if allocation is None else allocation
     check_run(decoder, method, pattern, schedule, allocation, propagation, tokens, stored)
-    chooser = chooser_of(pattern)
-    steps = len(schedule) if chooser.is_whole(allocation) else len(decoder.blocks)
+    chooser = chooser_of(pattern, decoder)
+    whole = chooser.is_whole(allocation, len(schedule))
+    steps = len(schedule) if whole else len(decoder.blocks)
     if not 0 <= start_step <= steps:
         raise ConfigError("start_step", start_step, f"0 to {steps}, the number of steps")
     if start_step and start is None:
         raise ConfigError("start", None, f"the state after step {start_step}", "Or start_step=0.")
     with open_shelf(placement or Placement("device"), decoder.dtype, decoder.device) as shelf:
-        walk = Walk(decoder, method, chooser, seed, batch_size, shelf, group, progress, on_step)
-        if chooser.is_whole(allocation):
+        walk = Walk(
+            decoder, method, chooser, seed, batch_size, shelf, group, progress, on_step, pattern.needs
+        )
+        if whole:
             return walk.whole(tokens, schedule, cast(str, allocation), stored, start, start_step)
         return walk.by_blocks(tokens, schedule, allocation, propagation, stored, start, start_step)
 
@@ -132,7 +135,9 @@ def prune_ratios(
     for ratio in ratios:
         check_run(decoder, method, pattern, [ratio], UNIFORM, "dense", tokens, None)
     with open_shelf(Placement("device"), decoder.dtype, decoder.device) as shelf:
-        walk = Walk(decoder, method, chooser_of(pattern), seed, batch_size, shelf, ALONE, progress, None)
+        walk = Walk(
+            decoder, method, chooser_of(pattern, decoder), seed, batch_size, shelf, ALONE, progress, None
+        )
         source = walk.source(tokens, None, walk.needs)
         items: list[dict[str, SiteState]] = [{} for _ in ratios]
         for index, more in blocks_of(decoder):
@@ -156,11 +161,12 @@ class Walk:
     group: Group
     progress: Progress | None
     on_step: OnStep | None
+    also: tuple[str, ...] = ()
 
     @cached_property
     def needs(self) -> Needs:
-        """The statistics that the method asks for."""
-        return load_needs(self.method.needs, ones=self.chooser.joins_bias)
+        """The statistics that the method asks for, and ``also`` its pattern."""
+        return load_needs({*self.method.needs, *self.also}, ones=self.chooser.joins_bias)
 
     def source(self, tokens: Tensor | None, stored: Stored | None, needs: Needs) -> Source:
         """Return where statistics come from: what is stored, a stream of the tokens, or nothing."""
@@ -173,7 +179,7 @@ class Walk:
         self, index: int, source: Source, masks: Mapping[str, Mask], shot: int, *, advancing: bool
     ) -> Iterator[Part]:
         """Yield the parts of block ``index``; all statistics are there before the first one comes."""
-        values = source.block(self.decoder, index, advancing=advancing) if self.method.needs else {}
+        values = source.block(self.decoder, index, advancing=advancing) if self.needs.statistics else {}
         yield from self._parts(self.decoder.sites(index), masks, values, shot)
 
     def _parts(
@@ -230,14 +236,18 @@ class Walk:
             for site in self.decoder.sites(index):
                 values = {site.name: source.release(site.name)}
                 part = partial(self._part, site, masks, values, shot)
-                pruned[site.name] = self.chooser.take(self.method, site, choice.layers[site.name], part)
+                decision = choice.layers.get(site.name)
+                pruned[site.name] = self.chooser.take(self.method, site, decision, part, masks[site.name])
                 del values
                 release_host_memory()
             self.say("update", index + 1, blocks)
         return pruned, choice.threshold
 
     def _part(self, site: LinearSite, masks: Mapping[str, Mask], values: BlockValues, shot: int) -> Part:
-        return next(self._parts((site,), masks, values, shot))
+        def generator(name: str) -> torch.Generator:
+            return site_generator(self.seed, name, shot)
+
+        return self.chooser.one(site, masks, values, self.needs, generator)
 
     def _start(self, start: StateReader | None) -> dict[str, Mask]:
         """Put the start state, if any, into the decoder; return the masks to begin with."""
@@ -290,14 +300,18 @@ class Walk:
         needs = self.needs
         spread = None if isinstance(allocation, str) else load_needs(("input_norm",))
         source = self.source(tokens, stored, needs if needs.statistics or spread is None else spread)
+        if needs.backward:
+            source = source.hold(self.decoder, self.shelf, self.progress)
         return source, self._ratios(allocation, ratio, source, spread)
 
     def prune_block(self, index: int, source: Source, ratio: float, *, advancing: bool) -> dict[str, Mask]:
         """Prune block ``index`` in place; return its masks. Its statistics are gone when this returns."""
         masks: dict[str, Mask] = {}
         for part in self.parts(index, source, masks, 1, advancing=advancing):
-            decision = self.chooser.decide(self.method, part, [ratio])[0]
-            masks |= write(part, *decision)
+            masks |= self.chooser.prune(self.method, part, ratio)
+        for site in self.decoder.sites(index):
+            if site.name not in masks:  # it is in no structure of the pattern
+                masks[site.name] = self.chooser.start(site)
         release_host_memory()
         return masks
 
@@ -370,8 +384,8 @@ def check_run(
     for before, after in zip([0.0, *schedule], schedule, strict=False):
         if not 0 <= before <= after < 1:
             raise ConfigError("schedule", list(schedule), "growing ratios, 0 <= ratio < 1")
-    if isinstance(allocation, str) and allocation not in (UNIFORM, GLOBAL):
-        raise ConfigError("allocation.name", allocation, f"{UNIFORM} | {GLOBAL} | owl")
+    if isinstance(allocation, str) and allocation not in (UNIFORM, GLOBAL, BY_KIND):
+        raise ConfigError("allocation.name", allocation, f"{UNIFORM} | {GLOBAL} | {BY_KIND} | owl")
     if len(schedule) > 1 and not pattern.several_shots:
         allowed = f"one ratio with sparsity.pattern={pattern.name}"
         raise ConfigError("schedule", list(schedule), allowed)
@@ -382,10 +396,14 @@ def check_run(
     for error in pattern.check(Run(facts, ratio, name, propagation, widths)):
         if error.key != "method.step" or len(schedule) > 1:  # the schedule says how many shots there are
             raise error
-    needs = {*method.needs} | (set() if isinstance(allocation, str) else {"input_norm"})
+    needs = {*method.needs, *pattern.needs} | (set() if isinstance(allocation, str) else {"input_norm"})
     if stored is None and tokens is None and needs:
         raise ConfigError("calibration", None, "a token set", "The method or the allocation needs one.")
     if stored is not None:
+        if len(schedule) > 1:
+            raise ConfigError(
+                "statistics", "of the dense model", "one shot; each looks at the model as it is"
+            )
         if propagation != "dense":
             raise ConfigError("propagation", propagation, "dense with statistics of the dense model")
         if not needs <= set(stored.needs):

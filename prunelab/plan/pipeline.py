@@ -197,7 +197,10 @@ def _generated(config: Trial, n_samples: int) -> Stage:
 
 def _needs(config: Trial) -> set[str]:
     """Return what a method and its allocation look at in the calibration data; nothing: same work for any source."""
-    needs = set(method_source(config.method.fields).literals["needs"])
+    needs = {
+        *method_source(config.method.fields).literals["needs"],
+        *pattern_of(plain(config.sparsity)).needs,
+    }
     return needs | ({"input_norm"} if config.allocation.target is not None else set())
 
 
@@ -212,6 +215,8 @@ def _statistics(config: Trial, calibrate: Stage) -> dict[str, Stage]:
     sparsity, needs = config.sparsity, sorted(_needs(config))
     if not pattern_of(plain(sparsity)).propagates or sparsity.propagation != "dense" or not needs:
         return {}
+    if len(_targets(config)) > 1:  # every shot looks at the model as the shots before have left it
+        return {}
     identity = (
         {"model": model_identity(config.model), "statistics": needs} | _stored(config) | _sources(needs)
     )
@@ -223,7 +228,6 @@ def _statistics(config: Trial, calibrate: Stage) -> dict[str, Stage]:
 def _prune(config: Trial, stages: Mapping[str, Stage]) -> Stage:
     method, sparsity, allocation = config.method, config.sparsity, config.allocation
     pattern = pattern_of(plain(sparsity))
-    assert sparsity.ratio is not None  # the check puts what n:m removes in its place
     identity: dict[str, Any] = {
         "model": model_identity(config.model),
         "method": with_source(method.fields),
@@ -237,7 +241,7 @@ def _prune(config: Trial, stages: Mapping[str, Stage]) -> Stage:
     identity |= _sources(_needs(config))
     source = "statistics" if "statistics" in stages else "calibrate"
     inputs = {source: stages[source].key} if _needs(config) else {}
-    targets = schedule(sparsity.ratio, method.fields["step"] if pattern.several_shots else None)
+    targets = _targets(config)
     prefixes = [targets[:n] for n in range(len(targets) - 1, 0, -1)]
     place = config.calibration.name if inputs else config.model.name
     tag = f"-{pattern.tag}" if pattern.tag else ""
@@ -249,6 +253,13 @@ def _prune(config: Trial, stages: Mapping[str, Stage]) -> Stage:
         f"{method.name}-{sparsity.ratio:g}{tag}-{place}-s{config.seed}",
         tuple(fingerprint("prune", identity | {"schedule": list(prefix)}, inputs) for prefix in prefixes),
     )
+
+
+def _targets(config: Trial) -> tuple[float, ...]:
+    """Return the removed fraction after each shot."""
+    assert config.sparsity.ratio is not None  # the check puts what n:m removes in its place
+    several = pattern_of(plain(config.sparsity)).several_shots
+    return tuple(schedule(config.sparsity.ratio, config.method.fields["step"] if several else None))
 
 
 def _reconstruct(config: Trial, stages: Mapping[str, Stage], pruning: Stage) -> Stage:

@@ -59,7 +59,7 @@ class Mask(Protocol):
         ...
 
     def pack(self) -> dict[str, Tensor]:
-        """The mask as bool tensors by name; :func:`unpack` reads them."""
+        """The mask as tensors by name; :func:`unpack` reads them."""
         ...
 
 
@@ -68,12 +68,14 @@ class Structured:
     """Whole rows (outputs) and columns (inputs) of one linear layer.
 
     keep_rows (R,) bool; keep_columns (C,) bool, bias not among them; keep_bias: None where the layer has no
-    bias.
+    bias that counts. ``whole``: of structures that span several layers, how many end here and how many of those are
+    gone; None where rows and columns are structures of their own.
     """
 
     keep_rows: Tensor
     keep_columns: Tensor
     keep_bias: bool | None
+    whole: tuple[int, int] | None = None
 
     kind: ClassVar[str] = "lines"
 
@@ -105,21 +107,21 @@ class Structured:
 
     @property
     def units(self) -> int:
-        """Rows and columns; a bias is a column."""
-        return self.keep_rows.numel() + self.n_columns
+        """Rows and columns, a bias being a column; or structures that end here."""
+        return self.keep_rows.numel() + self.n_columns if self.whole is None else self.whole[0]
 
     @property
     def units_removed(self) -> int:
-        """Removed rows and columns."""
-        return self.rows_removed + self.columns_removed
+        """Those that are gone."""
+        return self.rows_removed + self.columns_removed if self.whole is None else self.whole[1]
 
     def keep(self) -> Tensor:
         """Elementwise keep mask of the weight, (R, C) bool."""
         return self.keep_rows[:, None] & self.keep_columns[None, :]
 
     def lines(self) -> tuple[Tensor, Tensor, bool]:
-        """Rows and columns that stay; whether the bias does."""
-        return self.keep_rows, self.keep_columns, bool(self.keep_bias)
+        """Rows and columns that stay; whether a bias does: one that does not count is not removed either."""
+        return self.keep_rows, self.keep_columns, self.keep_bias is not False
 
     def counts(self) -> dict[str, int]:
         """Numbers for a report; a bias is a column."""
@@ -129,11 +131,11 @@ class Structured:
         }  # fmt: skip
 
     def pack(self) -> dict[str, Tensor]:
-        """Masks of rows, of columns and, where there is a bias, of its column."""
+        """Masks of rows, of columns and, where there is a bias, of its column; counts of structures that end here."""
         parts = {"keep_rows": self.keep_rows, "keep_columns": self.keep_columns}
-        return (
-            parts if self.keep_bias is None else parts | {"keep_bias_column": torch.tensor([self.keep_bias])}
-        )
+        if self.keep_bias is not None:
+            parts["keep_bias_column"] = torch.tensor([self.keep_bias])
+        return parts if self.whole is None else parts | {"whole": torch.tensor(self.whole)}
 
     def keep_bias_entries(self) -> Tensor | None:
         """Keep mask of the bias, (R,) bool; None where the layer has no bias."""
@@ -209,8 +211,11 @@ def unpack(parts: Mapping[str, Tensor]) -> Mask:
     """Return the mask that :meth:`Mask.pack` gave ``parts``; other tensors among them do not matter."""
     if "keep" in parts:
         return Elementwise(parts["keep"], parts.get("keep_bias"))
-    column = parts.get("keep_bias_column")
-    return Structured(parts["keep_rows"], parts["keep_columns"], None if column is None else bool(column[0]))
+    column, whole = parts.get("keep_bias_column"), parts.get("whole")
+    return Structured(
+        parts["keep_rows"], parts["keep_columns"], None if column is None else bool(column[0]),
+        None if whole is None else (int(whole[0]), int(whole[1])),
+    )  # fmt: skip
 
 
 def full(weight: Tensor, bias: Tensor | None) -> Structured:

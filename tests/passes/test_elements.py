@@ -305,7 +305,7 @@ def test_what_does_not_fit_together_is_named(tokens: Tensor) -> None:
         (wanda, {"pattern": two_four, "ratio": 0.6}, r"0\.5, what 2:4 removes"),
         (wanda, {"pattern": build_pattern("3:7"), "ratio": 4 / 7}, r"sparsity\.m"),
         (wanda, {"propagation": "both"}, r"pruned \| dense"),
-        (wanda, {"allocation": "layers"}, r"uniform \| global \| owl"),
+        (wanda, {"allocation": "layers"}, r"uniform \| global \| by_kind \| owl"),
         (wanda, {"allocation": "global"}, "dense with allocation=global"),
         (wanda, {"pattern": two_four, "allocation": OWL("owl", 1, 5.0, 0.08)}, "n:m fixes"),
         (sparsegpt, {"allocation": "global", "propagation": "dense"}, "without scores to compare"),

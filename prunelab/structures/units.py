@@ -1,0 +1,80 @@
+"""Units of a decoder: which lines of which linear maps vanish together, traced from what its family says.
+
+Gated FFN: row i of gate and up, column i of down; ungated: row i of up, column i of down. Attention: a KV group, rows
+of its key and value head, rows of the r query heads that it serves (query head q belongs to KV head q // r, the layout
+of ``repeat_kv``), and the output map's columns of those heads. The output map's bias belongs to no unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from prunelab.errors import ModelError
+from prunelab.models.block import LinearSite
+from prunelab.models.decoder import Decoder
+from prunelab.pattern import HEADS, NEURONS
+from prunelab.sparsity.mask import Mask
+from prunelab.stats.unit_view import Member
+from prunelab.structures.layout import attention_rows, heads_of, mlp_rows
+
+Members = tuple[tuple[LinearSite, Member], ...]
+
+
+def trace_units(decoder: Decoder, block: int, kinds: Collection[str]) -> dict[str, Members]:
+    """Return the members of the units of each kind in one block, with their layers.
+
+    Raises ModelError for a kind that the decoder's family does not say how to find.
+    """
+    sites = {site.path: site for site in decoder.sites(block)}
+    trace = {NEURONS: _neurons, HEADS: _heads}
+    return {kind: tuple(trace[kind](decoder, block, sites)) for kind in kinds}
+
+
+def _neurons(
+    decoder: Decoder, block: int, sites: Mapping[str, LinearSite]
+) -> Iterator[tuple[LinearSite, Member]]:
+    family = decoder.family
+    if family.mlp is None:
+        raise _unknown(decoder, "mlp", NEURONS)
+    writers, reader = family.mlp
+    width = sites[reader].linear.in_features
+    gate, up = mlp_rows(family.halves, width)
+    if family.halves or len(writers) == 2:
+        yield _member("gate", sites[writers[0]], 0, gate[:, None])
+    yield _member("up", sites[writers[-1]], 0, up[:, None])
+    yield _member("down", sites[reader], 1, torch.arange(width)[:, None])
+
+
+def _heads(
+    decoder: Decoder, block: int, sites: Mapping[str, LinearSite]
+) -> Iterator[tuple[LinearSite, Member]]:
+    family = decoder.family
+    if family.attention is None:
+        raise _unknown(decoder, "attention", HEADS)
+    n_q, n_kv, d_h = heads_of(decoder, block)
+    *writers, output = family.attention
+    rows = attention_rows(family.layout, n_q, n_kv, d_h)
+    for role, path, index in zip(("query", "key", "value"), writers, rows, strict=True):
+        yield _member(role, sites[path], 0, index)
+    yield _member("output", sites[output], 1, torch.arange(n_q * d_h).view(n_kv, -1))
+
+
+def _member(role: str, site: LinearSite, axis: int, index: Tensor) -> tuple[LinearSite, Member]:
+    linear = site.linear
+    bias = None if linear.bias is None else linear.bias.detach()
+    return site, Member(role, site.name, linear.weight.detach(), bias, axis, index)
+
+
+def _unknown(decoder: Decoder, field: str, kind: str) -> ModelError:
+    return ModelError(
+        f"{decoder.name}: family {decoder.family.name!r} says nothing of {field}, so it has no {kind}. "
+        f"Add {field} to the family, or leave {kind!r} out of sparsity.kinds."
+    )
+
+
+def alive_units(output: Member, mask: Mask) -> Tensor:
+    """Return which units (count,) bool still have a column of the output map."""
+    return mask.lines()[1].cpu()[output.index].any(1)
