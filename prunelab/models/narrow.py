@@ -18,6 +18,7 @@ from torch import nn
 QUERY_COUNTS = ("num_heads", "num_attention_heads", "n_heads")
 KEY_VALUE_COUNTS = ("num_key_value_heads", "num_kv_heads")
 HEAD_WIDTHS = ("head_dim", "head_size")
+QUERY_WIDTHS = ("split_size",)
 RATIOS = ("num_key_value_groups",)
 WIDTHS = ("intermediate_size",)
 
@@ -26,7 +27,8 @@ def narrow(model: nn.Module, names: Mapping[str, Any], blocks: Sequence[Mapping[
     """Give every block of ``model`` the widths and biases that ``blocks`` lists, in place; new weights mean nothing yet.
 
     ``names``: "blocks" (path of the block list), "attention" (paths of query, key, value and output map inside a block,
-    or None), "mlp" (paths of its maps, the last one reads the hidden units, or None). An entry of ``blocks``: "heads",
+    or None; one map under three names is all of them), "mlp" (paths of its maps, the last one reads the hidden units, or
+    None), "halves" (whether its one writer holds gate and up). An entry of ``blocks``: "heads",
     "kv_heads", "ffn" (numbers that stay; None where there is no such part), "added_biases" and "removed_biases" (paths).
     """
     for block, shape in zip(model.get_submodule(names["blocks"]).children(), blocks, strict=True):
@@ -34,34 +36,58 @@ def narrow(model: nn.Module, names: Mapping[str, Any], blocks: Sequence[Mapping[
         if names["attention"] is not None and shape["heads"] is not None:
             query, key, value, output = names["attention"]
             attention = parent(block, output)
-            width = attention.head_dim
-            rows |= {
-                query: shape["heads"] * width,
-                key: shape["kv_heads"] * width,
-                value: shape["kv_heads"] * width,
-            }
-            columns[output] = shape["heads"] * width
-            count_heads(attention, shape["heads"], shape["kv_heads"])
+            width = next(getattr(attention, name) for name in HEAD_WIDTHS if hasattr(attention, name))
+            of_query, of_value = shape["heads"] * width, shape["kv_heads"] * width
+            rows |= {query: of_query, key: of_value, value: of_value}
+            if query == key:
+                rows[query] = of_query + 2 * of_value
+            columns[output] = of_query
+            count_heads(attention, shape["heads"], shape["kv_heads"], query == key)
         if names["mlp"] is not None and shape["ffn"] is not None:
             *writers, reader = names["mlp"]
-            rows |= dict.fromkeys(writers, shape["ffn"])
+            rows |= dict.fromkeys(writers, shape["ffn"] * (1 + names["halves"]))
             columns[reader] = shape["ffn"]
             count_units(parent(block, reader), shape["ffn"])
         added, removed = shape["added_biases"], shape["removed_biases"]
         for path in dict.fromkeys([*rows, *columns, *added, *removed]):
             old = block.get_submodule(path)
+            linear = isinstance(old, nn.Linear)
+            before = (old.out_features, old.in_features) if linear else (old.nf, old.nx)  # GPT-2's Conv1D
+            after = rows.get(path, before[0]), columns.get(path, before[1])
             bias = path in added or (old.bias is not None and path not in removed)
-            wide = rows.get(path, old.out_features), columns.get(path, old.in_features)
-            if wide != (old.out_features, old.in_features) or bias != (old.bias is not None):
-                like = {"device": old.weight.device, "dtype": old.weight.dtype}
-                place(block, path, nn.Linear(wide[1], wide[0], bias=bias, **like))
+            if after == before and bias == (old.bias is not None):
+                continue
+            like = {"device": old.weight.device, "dtype": old.weight.dtype}
+            new: Any = nn.Linear(after[1], after[0], bias=bias) if linear else type(old)(*after)
+            if not bias:
+                new.bias = None
+            place(block, path, new.to(**like))
 
 
-def count_heads(attention: nn.Module, heads: int, kv_heads: int) -> None:
-    """Set those attributes of an attention module that say how many heads it has, in place."""
+def count_heads(attention: Any, heads: int, kv_heads: int, fused: bool) -> None:
+    """Set those attributes of an attention module that say how many heads it has, in place; ``fused``: query, key and
+    value are one map, which it may split by the number that its config gives."""
+    width = next(getattr(attention, name) for name in HEAD_WIDTHS if hasattr(attention, name))
     _set(attention, QUERY_COUNTS, heads)
     _set(attention, KEY_VALUE_COUNTS, kv_heads)
     _set(attention, RATIOS, heads // kv_heads)
+    _set(attention, QUERY_WIDTHS, heads * width)
+    config = getattr(attention, "config", None)
+    if fused and getattr(config, "num_attention_heads", heads) != heads:  # Phi-3
+        attention.config = _Seen(config, heads, kv_heads)
+
+
+class _Seen:
+    """A config as an attention module of other numbers of heads sees it; all else is read from the model's."""
+
+    def __init__(self, config: Any, heads: int, kv_heads: int) -> None:
+        self.whole = config.whole if isinstance(config, _Seen) else config
+        self.num_attention_heads, self.num_key_value_heads = heads, kv_heads
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "whole":  # while a copy is made
+            raise AttributeError(name)
+        return getattr(self.whole, name)
 
 
 def count_units(mlp: nn.Module, width: int) -> None:

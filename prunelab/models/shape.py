@@ -7,6 +7,7 @@ beside it. The entry comes from a disk: every value is checked against the dense
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,10 +20,12 @@ from prunelab.family import Family
 from prunelab.models.bias import may_add
 from prunelab.models.decoder import Decoder
 from prunelab.models.narrow import HEAD_WIDTHS, narrow, parent
+from prunelab.models.transposed import hold_as_linear, is_turned, turn
 
 ENTRY, VERSION = "pruned", 1
 UNBUILDABLE = (
     ValueError,
+    AttributeError,
     TypeError,
     KeyError,
     OSError,
@@ -71,18 +74,29 @@ def head_width(decoder: Decoder, block: int) -> int | None:
 
 def heads_of(decoder: Decoder, block: int) -> Heads | None:
     """Count the heads of ``block`` by its layers' widths; None where its attention is not known to run with fewer of
-    them: it keeps no width of a head, or query, key and value are one map (``layout``)."""
+    them: it keeps no width of a head, or its biases of distance (ALiBi) are made for all heads of the config."""
     width = head_width(decoder, block)
-    if decoder.family.attention is None or width is None or decoder.family.layout != "separate":
+    if decoder.family.attention is None or width is None or _has_distance_biases(decoder, block):
         return None
     module = decoder.blocks[block]
     query, key, value, output = decoder.family.attention
     rows = [module.get_submodule(path).get_parameter("weight").shape[0] for path in (query, key, value)]
     columns = module.get_submodule(output).get_parameter("weight").shape[1]
-    heads, kv_heads = rows[0] // width, rows[1] // width
-    if rows != [heads * width, kv_heads * width, kv_heads * width] or columns != heads * width:
+    heads = columns // width
+    separate = decoder.family.layout == "separate"
+    kv_heads = rows[1] // width if separate else (rows[0] // width - heads) // 2
+    of_kv = kv_heads * width
+    wanted = [heads * width, of_kv, of_kv] if separate else [heads * width + 2 * of_kv] * 3
+    if rows != wanted or columns != heads * width:
         return None
-    return Heads(heads, kv_heads, width) if kv_heads and heads % kv_heads == 0 else None
+    return Heads(heads, kv_heads, width) if kv_heads > 0 and heads % kv_heads == 0 else None
+
+
+def _has_distance_biases(decoder: Decoder, block: int) -> bool:
+    assert decoder.family.attention is not None
+    attention = parent(decoder.blocks[block], decoder.family.attention[3])
+    takes = "alibi" in inspect.signature(attention.forward).parameters
+    return bool(getattr(decoder.model.config, "alibi", takes))
 
 
 def units_of(decoder: Decoder, block: int) -> int | None:
@@ -96,6 +110,7 @@ def dense_twin(decoder: Decoder) -> Decoder:
     """The dense model of the decoder's config, without memory for weights (on the meta device)."""
     with torch.device("meta"):
         model = type(decoder.model)._from_config(decoder.model.config, dtype=decoder.dtype)
+    hold_as_linear(model, decoder.family)
     return Decoder(model, decoder.family, decoder.name, decoder.max_len)
 
 
@@ -125,7 +140,7 @@ def names_of(family: Family) -> dict[str, Any]:
     """The family's names as :func:`prunelab.models.narrow.narrow` takes them."""
     mlp = None if family.mlp is None else [*family.mlp[0], family.mlp[1]]
     attention = None if family.attention is None else list(family.attention)
-    return {"blocks": family.blocks, "attention": attention, "mlp": mlp}
+    return {"blocks": family.blocks, "attention": attention, "mlp": mlp, "halves": family.halves}
 
 
 def narrow_as(model: Any, family: Family, entry: object, where: str) -> None:
@@ -136,6 +151,9 @@ def narrow_as(model: Any, family: Family, entry: object, where: str) -> None:
     dense = Decoder(model, family, where, 1)
     shapes = read_entry(entry, dense, where)
     narrow(model, names_of(family), [shape.entry() for shape in shapes])
+    for site in dense.sites():
+        if site.path in family.transposed and not is_turned(site.linear):
+            turn(site.linear)
 
 
 def read_entry(entry: object, dense: Decoder, where: str) -> tuple[BlockShape, ...]:

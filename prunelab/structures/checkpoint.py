@@ -35,10 +35,11 @@ from prunelab.models.shape import (
     heads_of,
     names_of,
 )
+from prunelab.models.transposed import hold_as_linear
 from prunelab.structures.surgery import is_compact
 
 MODULE, CLASS, AUTO = "modeling_pruned", "PrunedForCausalLM", "AutoModelForCausalLM"
-_FFN_KEYS = ("intermediate_size", "ffn_dim")
+_FFN_KEYS = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")
 
 
 def save_checkpoint(decoder: Decoder, folder: Path, origin: Mapping[str, str | None]) -> None:
@@ -100,6 +101,8 @@ def _uniform(
         changes[keys[0]] = first.ffn
     heads = heads_of(decoder, 0)
     if heads is not None and (first.heads, first.kv_heads) != (dense[0].heads, dense[0].kv_heads):
+        if isinstance(getattr(type(config), "head_dim", None), property):
+            return None  # computed from the number of heads
         changes |= {"num_attention_heads": heads.heads, "head_dim": heads.width}
         if hasattr(config, "num_key_value_heads"):
             changes["num_key_value_heads"] = heads.kv_heads
@@ -114,6 +117,7 @@ def _built(decoder: Decoder, changes: Mapping[str, Any]) -> Decoder | None:
         changed = AutoConfig.for_model(config.model_type, **{**values, **changes})
         with torch.device("meta"):
             model = type(decoder.model)._from_config(changed, dtype=decoder.dtype)
+        hold_as_linear(model, decoder.family)
     except UNBUILDABLE:
         return None
     return Decoder(model, decoder.family, decoder.name, decoder.max_len)

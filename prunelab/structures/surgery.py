@@ -28,6 +28,7 @@ from prunelab.models import shape
 from prunelab.models.decoder import Decoder
 from prunelab.models.narrow import count_heads, count_units, parent, place
 from prunelab.models.shape import Heads
+from prunelab.models.transposed import is_turned, turn
 from prunelab.structures.layout import attention_rows, heads_of, mlp_rows
 from prunelab.structures.state import StateReader, apply_state
 
@@ -103,7 +104,8 @@ def compact(decoder: Decoder, state: StateReader) -> None:
             linear = next(site.linear for site in sites if site.path == path)
             place(block, path, _smaller(linear, plan))
         if left is not None and decoder.family.attention is not None:
-            count_heads(parent(block, decoder.family.attention[3]), left.heads, left.kv_heads)
+            query, key, _, output = decoder.family.attention
+            count_heads(parent(block, output), left.heads, left.kv_heads, query == key)
         if decoder.family.mlp is not None:
             reader = decoder.family.mlp[1]
             count_units(parent(block, reader), block.get_submodule(reader).get_parameter("weight").shape[1])
@@ -154,7 +156,8 @@ def _plans(decoder: Decoder, state: StateReader, index: int) -> tuple[dict[str, 
         rows[value][at[2]], columns[output] = _living_channels(rows[value][at[2]], columns[output])
         now = shape.heads_of(decoder, index)
         if now is not None:
-            left = _whole_heads(now, rows[query], rows[key], rows[value], columns[output])
+            lines = rows[query][at[0]], rows[key][at[1]], rows[value][at[2]]
+            left = _whole_heads(now, *lines, columns[output])
         if left is not None:
             narrow_outputs |= {query, key, value}
             narrow_inputs.add(output)
@@ -165,10 +168,10 @@ def _plans(decoder: Decoder, state: StateReader, index: int) -> tuple[dict[str, 
 
 
 def _whole_heads(now: Heads, query: Tensor, key: Tensor, value: Tensor, output: Tensor) -> Heads | None:
-    """The heads that stay, if rows (of query, key, value) and columns (of output) go by whole heads and each key-value
-    head that stays serves equally many query heads, at least one; else None."""
-    by_query, by_output = query.view(now.heads, now.width), output.view(now.heads, now.width)
-    by_key, by_value = key.view(now.kv_heads, now.width), value.view(now.kv_heads, now.width)
+    """The heads that stay, if rows (of query, key, value, by key-value head) and columns (of output) go by whole heads and
+    each key-value head that stays serves equally many query heads, at least one; else None."""
+    by_query, by_output = query.reshape(now.heads, now.width), output.view(now.heads, now.width)
+    by_key, by_value = key.reshape(now.kv_heads, now.width), value.reshape(now.kv_heads, now.width)
     for lines in (by_query, by_output, by_key, by_value):
         if not torch.equal(lines.all(1), lines.any(1)):
             return None
@@ -207,14 +210,19 @@ def _living_channels(value: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
 def _activation_keeps_zero(decoder: Decoder) -> bool:
     """Whether the MLP's activation maps 0 to 0; unknown ones are taken not to."""
     config = decoder.model.config
-    for key in ("hidden_activation", "hidden_act", "activation_function"):
-        name = getattr(config, key, None)
+    names = [
+        getattr(config, key, None)
+        for key in ("hidden_activation", "hidden_act", "activation_function", "activation")
+    ]
+    for name in (*names, decoder.family.activation):
         if name in ACT2FN:
             return float(ACT2FN[name](torch.zeros(1))) == 0.0
     return False
 
 
 def _smaller(linear: nn.Linear, plan: Plan) -> nn.Module:
+    if bool(plan.rows.all()) and bool(plan.columns.all()) and plan.bias == (linear.bias is not None):
+        return linear  # nothing goes: it stays the architecture's own kind
     device = linear.weight.device
     rows, columns = plan.rows.to(device), plan.columns.to(device)
     weight = linear.weight.detach()[rows][:, columns].contiguous()
@@ -229,4 +237,6 @@ def _smaller(linear: nn.Linear, plan: Plan) -> nn.Module:
     plain.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
         plain.bias = nn.Parameter(bias, requires_grad=False)
+    if is_turned(linear):
+        turn(plain)
     return plain
