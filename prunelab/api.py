@@ -27,7 +27,7 @@ from prunelab.calibration.collect import collect_tokens
 from prunelab.config.build import build
 from prunelab.config.field import read_class
 from prunelab.config.place import conf_folder
-from prunelab.errors import ConfigError, ModelError, nearest
+from prunelab.errors import ConfigError, nearest
 from prunelab.evaluation import perplexity as evaluate_perplexity
 from prunelab.evaluation.ratios import ratios as evaluate_ratios
 from prunelab.models.decoder import Decoder
@@ -47,9 +47,9 @@ from prunelab.pattern import (
 )
 from prunelab.plan.schedule import schedule
 from prunelab.reconstruction.walk import reconstruct, split_stopping
+from prunelab.structures.checkpoint import origin_of, save_checkpoint
 from prunelab.structures.state import State, open_state, save_state
 from prunelab.structures.surgery import compact as compact_decoder
-from prunelab.structures.surgery import is_compact
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,22 +233,23 @@ def ratios(model: Model, state: State) -> dict[str, float]:
 
 
 def compact(model: Model, state: State) -> None:
-    """Make a pruned model physically smaller, in place: same function, fewer parameters."""
+    """Make a pruned model physically smaller, in place: same function, fewer parameters.
+
+    Where whole heads and hidden units are gone the model is an ordinary one of other widths afterwards, which can be
+    saved and pruned again; to repair it again, save it and load that folder.
+    """
     compact_decoder(model.decoder, state)
 
 
 def save(model: Model, folder: str | Path) -> Path:
-    """Write an ordinary checkpoint (safetensors, config, tokenizer) that plain transformers loads; zeros stay zeros.
+    """Write a checkpoint (safetensors, config, tokenizer) that plain transformers loads; zeros stay zeros.
 
-    Raises ModelError for a model that :func:`compact` made smaller, which no config describes.
+    A model that :func:`compact` made smaller is written as it is. Where no config.json can say its widths, a modelling
+    file lies beside the weights: ``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)``; see
+    ``structures/checkpoint.py``. Raises ModelError for one that lost single rows and columns, which nothing describes.
     """
-    if is_compact(model.decoder):
-        raise ModelError(
-            f"{model.decoder.name} is compacted: its layers have widths that no config.json can say, so nothing could "
-            "load it. Save it before compact(): the checkpoint then holds the same function, with zeros."
-        )
     place = Path(folder)
-    model.decoder.model.save_pretrained(place)
+    save_checkpoint(model.decoder, place, origin_of(model.spec))
     model.tokenizer.save_pretrained(place)
     return place
 

@@ -95,6 +95,11 @@ def _options(name: str, command: argparse.ArgumentParser) -> None:
         )
     elif name == "export":
         command.add_argument("--force", action="store_true", help="replace what is in the folder")
+        command.add_argument(
+            "--compact",
+            action="store_true",
+            help="without the removed heads and hidden units, instead of with zeros in their place",
+        )
     elif name == "sync":
         command.add_argument(
             "--timeout", type=float, default=None, metavar="SECONDS",
@@ -231,7 +236,8 @@ def _export(arguments: argparse.Namespace) -> int:
     from prunelab.launch.command.export import export
 
     folder = arguments.folder.expanduser().absolute()
-    print(export(_plan(arguments), arguments.trial, folder, force=arguments.force))
+    options = {"force": arguments.force, "compact": arguments.compact}
+    print(export(_plan(arguments), arguments.trial, folder, **options))
     return 0
 
 

@@ -7,7 +7,7 @@ tables, norms and the head stay the model's own and are reached through its forw
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,6 +18,8 @@ from prunelab.errors import ModelError, nearest, unknown
 
 _TABLE = Path(__file__).with_name("families.yaml")
 _LIMIT = 1 << 20  # bytes; a larger file is no family
+# keys of a config that say how many tokens the model takes
+POSITIONS = ("max_position_embeddings", "n_positions", "seq_length")
 Layout = Literal["separate", "stacked", "per_head", "per_group"]
 
 
@@ -29,12 +31,13 @@ class Family:
     ``inputs``: paths (inside a block) of the linear maps in forward order, grouped by the input
     they share. ``mlp``: paths that write the hidden units (gate and up, or the only one), and the path that
     reads them, or None. ``halves`` (``mlp: {halves: true}``): the one writer holds both, its first half of rows
-    the gate, its second the up map. ``attention``: paths of the query, key, value and output maps, or None.
-    ``layout`` (``attention: {layout: stacked}``): how the first three lie: ``separate`` maps, or one map that all
-    three name: ``stacked`` = all queries, all keys, all values; ``per_head`` = query, key and value of head 0, of
-    head 1 and so on; ``per_group`` = the query heads of key-value head 0, its key, its value, and so on.
-    ``transposed``: paths whose weight the architecture stores as (in, out); prunelab holds it as (out, in).
-    ``random``: config of a small random model for tests and dry runs (``source: random``).
+    the gate, its second the up map. ``activation`` (of mlp too): where the config names none. ``attention``: paths
+    of the query, key, value and output maps, or None. ``layout`` (``attention: {layout: stacked}``): how the first
+    three lie: ``separate`` maps, or one map that all three name: ``stacked`` = all queries, all keys, all values;
+    ``per_head`` = query, key and value of head 0, of head 1 and so on; ``per_group`` = the query heads of key-value
+    head 0, its key, its value, and so on. ``transposed``: paths whose weight checkpoints store as (in, out);
+    prunelab holds it as (out, in). ``renamed``: module outside the blocks, as checkpoints call it -> as the model
+    does. ``random``: config of a small random model for tests and dry runs (``source: random``).
     """
 
     name: str
@@ -45,8 +48,10 @@ class Family:
     attention: tuple[str, str, str, str] | None
     random: Mapping[str, object]
     halves: bool = False
+    activation: str | None = None
     layout: Layout = "separate"
     transposed: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 @cache
@@ -107,12 +112,15 @@ def family_named(name: str) -> Family:
 def _family(name: str, values: Mapping[str, Any], file: Path) -> Family:
     """Return a checked family; ModelError names the file and the field."""
     _check_keys(
-        file, "", values, [f.name for f in fields(Family) if f.name not in ("name", "halves", "layout")]
+        file,
+        "",
+        values,
+        [f.name for f in fields(Family) if f.name not in ("name", "halves", "activation", "layout")],
     )
     mlp, attention = values.get("mlp"), values.get("attention")
     roles = ("query", "key", "value", "output")
     try:
-        _check_keys(file, "mlp.", mlp or {}, ("writers", "reader", "halves"))
+        _check_keys(file, "mlp.", mlp or {}, ("writers", "reader", "halves", "activation"))
         _check_keys(file, "attention.", attention or {}, (*roles, "layout"))
         family = Family(
             name,
@@ -123,8 +131,10 @@ def _family(name: str, values: Mapping[str, Any], file: Path) -> Family:
             None if attention is None else tuple(str(attention[k]) for k in roles),  # type: ignore[arg-type]
             dict(values.get("random") or {}),
             (mlp or {}).get("halves", False),
+            (mlp or {}).get("activation"),
             (attention or {}).get("layout", "separate"),
             _words(values["transposed"]) if values.get("transposed") else (),
+            {str(old): str(new) for old, new in (values.get("renamed") or {}).items()},
         )
     except KeyError as error:
         raise ModelError(

@@ -19,6 +19,17 @@ from prunelab.models.random import random_decoder
 
 ROOT = Path(__file__).resolve().parents[1]
 FAMILY_NAMES = [family.name for family in load_families()]
+# Tests that are marked `typical_families` go over these alone: every way that blocks are built and called is among them
+# (separate and fused maps in all orders, gated and plain MLPs, grouped heads, biases, tied and narrow embeddings, weights
+# stored as (in, out), two kinds of attention in one model, ALiBi without sdpa, blocks side by side, tuples and tensors).
+TYPICAL_FAMILIES = ["bloom", "falcon", "gemma3", "gpt2", "opt"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give ``family_name``, and what builds on it, every family in turn, or the typical ones."""
+    if "family_name" in metafunc.fixturenames:
+        few = metafunc.definition.get_closest_marker("typical_families") is not None
+        metafunc.parametrize("family_name", TYPICAL_FAMILIES if few else FAMILY_NAMES, indirect=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,7 +38,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(params=FAMILY_NAMES)
+@pytest.fixture
 def family_name(request: pytest.FixtureRequest) -> str:
     """The name of each model family in turn."""
     return request.param

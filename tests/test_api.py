@@ -11,6 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import prunelab
 from prunelab.config.place import conf_folder
 from prunelab.errors import ConfigError, ModelError
+from prunelab.sparsity import mask as masking
+from prunelab.sparsity.mask import Mask, Structured
+from prunelab.structures.state import read_state, state_digest
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +112,36 @@ def test_compact_is_smaller_and_the_same(tmp_path: Path, tokens: torch.Tensor) -
     with pytest.raises(ModelError, match=r"compacted.*Save it before compact"):
         prunelab.save(model, tmp_path / "small")
     assert not (tmp_path / "small").exists()
+
+
+def test_a_model_of_fewer_units_is_saved_loaded_and_goes_on(tmp_path: Path, tokens: torch.Tensor) -> None:
+    model = prunelab.load_model("embedded_opt")
+    masks: dict[str, Mask] = {}
+    for site in model.decoder.sites():
+        rows, columns = (torch.ones(n, dtype=torch.bool) for n in site.linear.weight.shape)
+        lines = {"fc1": rows, "fc2": columns}.get(site.path)
+        if lines is not None:
+            lines[: 5 + site.block] = False
+        masks[site.name] = Structured(rows, columns, True)
+        masking.apply(masks[site.name], site.linear.weight, site.linear.bias)
+    state = read_state(model.decoder, masks).clone()
+    with torch.no_grad():
+        expected = model.decoder.model(tokens).logits
+    prunelab.compact(model, state)
+    pruned = prunelab.prune(model, tokens, method="wanda", ratio=0.2).clone()
+    with pytest.raises(ModelError, match=r"compacted\. Save it and load that folder"):
+        prunelab.repair(model, pruned, tokens, method="layer")
+    assert state_digest(
+        read_state(model.decoder, {name: pruned.site(name).mask for name in pruned.names})
+    ) == (state_digest(pruned))  # nothing was changed
+    model = prunelab.load_model("embedded_opt")
+    prunelab.compact(model, state)
+    small = prunelab.load_model(str(prunelab.save(model, tmp_path / "small")))
+    with torch.no_grad():
+        torch.testing.assert_close(small.decoder.model(tokens).logits, expected, atol=1e-5, rtol=1e-5)
+    again = prunelab.prune(small, tokens, method="wanda", ratio=0.2)
+    again = prunelab.repair(small, again, tokens, method="layer")
+    assert prunelab.ratios(small, again)["ratio/weights"] == pytest.approx(0.2, abs=0.01)
 
 
 def test_mistakes(tmp_path: Path, tokens: torch.Tensor) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import platformdirs
 
 from prunelab.errors import ConfigError, ModelError, StoreError, nearest
-from prunelab.family import load_families, read_family_file
+from prunelab.family import POSITIONS, load_families, read_family_file
 from prunelab.files import replace_file, sha256
 from prunelab.model_files import deciding_files
 from prunelab.text_row import wrong_row
@@ -180,8 +180,8 @@ def positions(model: Mapping[str, Any]) -> int | None:
         return model["max_len"]
     with suppress(OSError, ValueError, AttributeError):
         config = json.loads((Path(model["id"]) / "config.json").read_text(encoding="utf-8"))
-        found = (config.get("text_config") or config).get("max_position_embeddings")
-        return found if isinstance(found, int) else None
+        config = config.get("text_config") or config
+        return next((config[key] for key in POSITIONS if isinstance(config.get(key), int)), None)
     return None
 
 
@@ -200,11 +200,17 @@ def input_widths(model: Mapping[str, Any]) -> list[int]:
     with suppress(KeyError, OSError, ValueError, TypeError, ZeroDivisionError, AttributeError):
         found = json.loads((folders[model["source"]] / "config.json").read_text(encoding="utf-8"))
         found = found.get("text_config") or found
-        width, heads = found["hidden_size"], found["num_attention_heads"]
+        width = found["hidden_size"] if "hidden_size" in found else found["n_embd"]
+        heads = found["num_attention_heads"] if "num_attention_heads" in found else found["n_head"]
+        of_head = found.get("head_dim") or width // heads
+        inner = (found.get(key) for key in ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner"))
+        units = next((n for n in inner if n), 4 * width)  # the rest make it four times as wide
         widths.add(width)
-        widths.add(heads * (found.get("head_dim") or width // heads))
-        widths.add(found.get("intermediate_size") or found["ffn_dim"])
-    return sorted(widths)
+        # of a model with other widths in every block, the entry "pruned" says which (models/shape.py)
+        blocks = (found.get("pruned") or {}).get("blocks") or [{}]
+        widths |= {block.get("heads", heads) * of_head for block in blocks}
+        widths |= {block.get("ffn", units) for block in blocks}
+    return sorted(width for width in widths if isinstance(width, int))
 
 
 def content_digest(path: str | Path) -> str:

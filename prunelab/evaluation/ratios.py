@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prunelab.metric import OF_PARAMETERS, OF_UNITS, OF_WEIGHTS
+from prunelab.models.bias import is_added
 from prunelab.models.decoder import Decoder
 from prunelab.structures.state import StateReader
 from prunelab.structures.surgery import compact_parameters
@@ -13,13 +14,15 @@ def ratios(state: StateReader, decoder: Decoder) -> dict[str, float]:
 
     ratio/weights: weights of the pruned layers, biases included (the count of arXiv:2312.17244).
     ratio/parameters: parameters of the decoder blocks that the compacted model no longer has. ratio/units:
-    rows and columns (a bias is a column); 0 for masks of single weights.
+    rows and columns (a bias is a column); 0 for masks of single weights. Biases that a repair added count as
+    parameters of the compacted model and not of the dense one.
     """
     masks = [state.site(name).mask for name in state.names]
     units = sum(mask.units for mask in masks)
     removed_units = sum(mask.units_removed for mask in masks)
-    in_blocks = sum(parameter.numel() for parameter in decoder.blocks.parameters())
-    saved = decoder.n_parameters() - compact_parameters(state, decoder)
+    added = sum(site.linear.out_features for site in decoder.sites() if is_added(site.linear))
+    in_blocks = sum(parameter.numel() for parameter in decoder.blocks.parameters()) - added
+    saved = decoder.n_parameters() - added - compact_parameters(state, decoder)
     return {
         OF_WEIGHTS: sum(mask.removed for mask in masks) / sum(mask.total for mask in masks),
         OF_PARAMETERS: saved / in_blocks,

@@ -25,6 +25,7 @@ from prunelab.family import Family, family_of
 from prunelab.files import sha256
 from prunelab.model_files import DECIDING
 from prunelab.models.random import random_decoder
+from prunelab.models.transposed import is_transposed
 from prunelab.models.wheel import wheel_folder
 
 SOURCES = ("embedded", "wheel", "hub", "local", "random")
@@ -39,11 +40,13 @@ CONVERT = (
 @dataclass(frozen=True)
 class Weights:
     """A lazy reader: ``names`` are the model's tensor names, ``read(name)`` brings one of them, on the CPU
-    and in the spec's dtype.
+    and in the spec's dtype; ``shape(name)`` reads no weights. Weights of linear maps are (out, in) however they are
+    stored.
     """
 
     names: frozenset[str]
     read: Callable[[str], Tensor]
+    shape: Callable[[str], tuple[int, ...]]
     where: str
 
 
@@ -162,23 +165,44 @@ def open_folder(folder: Path, family: Family, dtype: torch.dtype) -> Weights:
     if bare and any(key.startswith(f"{rest}.") for key in files):
         keys = {key if key.startswith("lm_head.") else f"{root}.{key}": key for key in files}
     else:
-        keys = {key: key for key in files}
+        keys = {_renamed(family, key): key for key in files}
 
-    def read(name: str) -> Tensor:
+    def key(name: str) -> str:
         if name not in keys:
             raise ModelError(f"{folder} has no tensor {name!r}. {nearest(name, keys)}".rstrip())
-        return _read_tensor(files[keys[name]], keys[name], dtype)
+        return keys[name]
 
-    return Weights(names=frozenset(keys), read=read, where=str(folder))
+    return Weights(
+        names=frozenset(keys),
+        read=lambda name: _read_tensor(files[key(name)], keys[name], dtype, is_transposed(family, name)),
+        shape=lambda name: _read_shape(files[key(name)], keys[name], is_transposed(family, name)),
+        where=str(folder),
+    )
 
 
-def _read_tensor(file: Path, key: str, dtype: torch.dtype) -> Tensor:
+def _renamed(family: Family, key: str) -> str:
+    """Name in the model of the tensor that a checkpoint calls ``key``."""
+    module, dot, leaf = key.rpartition(".")
+    return family.renamed.get(module, module) + dot + leaf
+
+
+def _read_tensor(file: Path, key: str, dtype: torch.dtype, turn: bool) -> Tensor:
     try:
         # opened per tensor: a file mapped for the whole load would count as a second copy of the model
         with safe_open(file, framework="pt", device="cpu") as reader:
             stored = reader.get_tensor(key)
+            stored = stored.t() if turn and stored.dim() == 2 else stored
             tensor = torch.empty(stored.shape, dtype=dtype if stored.is_floating_point() else stored.dtype)
             return tensor.copy_(stored)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file}: tensor {key!r} cannot be read ({error}); fetch the file again.") from None
+
+
+def _read_shape(file: Path, key: str, turn: bool) -> tuple[int, ...]:
+    try:
+        with safe_open(file, framework="pt", device="cpu") as reader:
+            shape = tuple(reader.get_slice(key).get_shape())
+            return shape[::-1] if turn and len(shape) == 2 else shape
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{file}: tensor {key!r} cannot be read ({error}); fetch the file again.") from None
 
@@ -204,14 +228,20 @@ def _no_weights(folder: Path) -> str:
 
 
 def _resident_weights(spec: Mapping[str, Any], dtype: torch.dtype) -> Weights:
-    state = random_decoder(str(spec["id"]), dtype=dtype).model.state_dict()
+    model = random_decoder(str(spec["id"]), dtype=dtype).model
+    state: dict[str, Tensor] = {name: model.get_parameter_or_buffer(name) for name in model.state_dict()}
 
-    def read(name: str) -> Tensor:
+    def find(name: str) -> Tensor:
         if name not in state:
             raise ModelError(f"{spec['name']} has no tensor {name!r}. {nearest(name, state)}".rstrip())
-        return state[name].clone()
+        return state[name]
 
-    return Weights(names=frozenset(state), read=read, where=f"random {spec['id']}")
+    return Weights(
+        names=frozenset(state),
+        read=lambda name: find(name).detach().clone(),
+        shape=lambda name: tuple(find(name).shape),
+        where=f"random {spec['id']}",
+    )
 
 
 def _embedded_folder(name: str) -> Path:

@@ -3,11 +3,13 @@
 The model is built on the meta device from its config, then each tensor is read from safetensors, cast and
 put in place. Buffers that no checkpoint holds (rotary tables, embedding scales) are computed by the model's
 own code as ``from_pretrained`` does, so logits equal those of ``AutoModelForCausalLM.from_pretrained`` bit
-for bit. Loading is strict: a tensor that is missing, left over or of another shape is an error.
+for bit; where maps stored as (in, out) are held as (out, in) (models/transposed.py), up to rounding. Loading
+is strict: a tensor that is missing, left over or of another shape is an error.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -17,17 +19,22 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from prunelab.errors import ModelError
+from prunelab.family import POSITIONS
+from prunelab.models import bias
 from prunelab.models.checkpoint import (
     Weights,
     checkpoint_folder,
     dtype_of,
     open_folder,
     open_weights,
+    read_config,
     read_family,
     weights_digest,
 )
 from prunelab.models.decoder import Decoder, freeze
 from prunelab.models.random import random_decoder
+from prunelab.models.shape import ENTRY, UNBUILDABLE, narrow_as
+from prunelab.models.transposed import hold_as_linear
 
 __all__ = ["checkpoint_folder", "load_decoder", "load_tokenizer", "open_weights", "weights_digest"]
 
@@ -43,33 +50,54 @@ def load_decoder(spec: Mapping[str, Any], *, device: str | torch.device = "cpu")
         return Decoder(drawn.model, drawn.family, str(spec["name"]), _max_len(spec, drawn.max_len))
     folder = checkpoint_folder(spec)
     family = read_family(folder, spec.get("family"))
-    trust = bool(spec["trust_remote_code"])
+    pruned = read_config(folder).get(ENTRY)
+    # a pruned model is built from the entry's numbers: the modelling file beside it is for those without prunelab
+    trust = bool(spec["trust_remote_code"]) and pruned is None
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
-                config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=trust
-            )
-    except (ValueError, TypeError, KeyError, OSError) as error:
+            # attention as from_pretrained chooses it: sdpa where the architecture has it
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust)
+    except UNBUILDABLE as error:
         raise ModelError(
             f"{folder / 'config.json'} does not describe a model that can be built: {error}"
         ) from None
     with suppress(OSError, ValueError):  # which tokens end a text; else as config.json says
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    hold_as_linear(model, family)
+    if pruned is not None:
+        narrow_as(model, family, pruned, str(folder / "config.json"))
     _fill(model, open_folder(folder, family, dtype), device)
     _compute_buffers(model, device)
     freeze(model)
-    return Decoder(model, family, str(spec["name"]), _max_len(spec, int(config.max_position_embeddings)))
+    return Decoder(model, family, str(spec["name"]), _max_len(spec, _positions(config)))
 
 
 def restore(decoder: Decoder, spec: Mapping[str, Any]) -> None:
-    """Put the weights of ``spec``, from which ``decoder`` was loaded, back in place, one tensor at a time."""
+    """Put the weights of ``spec``, from which ``decoder`` was loaded, back in place, one tensor at a time.
+
+    Biases that a state added go. Raises ModelError for a decoder that was compacted since.
+    """
     model, weights = decoder.model, open_weights(spec)
     tied: dict[str, str] = dict(model.all_tied_weights_keys)
     backups = {source: alias for alias, source in tied.items() if source not in weights.names}
+    added = {f"{site.name}.bias" for site in decoder.sites() if bias.is_added(site.linear)}
+    places = {
+        name: name if name in weights.names else str(backups.get(name, name))
+        for name in model.state_dict()
+        if name not in tied and name not in added
+    }
+    for name, stored in places.items():  # before anything is changed
+        shape = tuple(model.get_parameter_or_buffer(name).shape)
+        if shape != weights.shape(stored):
+            raise ModelError(
+                f"{decoder.name}: {name} is {shape}, in {weights.where} {weights.shape(stored)}; the model was "
+                "compacted. Save it and load that folder: its weights are then the ones to come back to."
+            )
+    for site in decoder.sites():
+        bias.remove(site.linear)
     with torch.no_grad():
-        for name in [name for name in model.state_dict() if name not in tied]:
-            stored = name if name in weights.names else str(backups.get(name, name))
+        for name, stored in places.items():
             model.get_parameter_or_buffer(name).copy_(weights.read(stored))
 
 
@@ -91,8 +119,21 @@ def load_tokenizer(spec: Mapping[str, Any]) -> Any:
         ) from None
 
 
-def _max_len(spec: Mapping[str, Any], built: int) -> int:
+def _positions(config: Any) -> int | None:
+    """How many tokens the model was built for; None where its positions have no end (ALiBi) and its config says nothing."""
+    found = next((value for key in POSITIONS if (value := getattr(config, key, None)) is not None), None)
+    return None if found is None else int(found)
+
+
+def _max_len(spec: Mapping[str, Any], built: int | None) -> int:
     asked = spec["max_len"]
+    if built is None:
+        if asked is None or int(asked) < 1:
+            raise ModelError(
+                f"{spec['name']}: max_len={asked}, and config.json does not say how many tokens the model takes; "
+                "set model.max_len to the length it was trained on, such as 2048."
+            )
+        return int(asked)
     if asked is not None and not 1 <= int(asked) <= built:
         raise ModelError(
             f"{spec['name']}: max_len={asked}; allowed is 1 to {built}, the positions the model "
@@ -127,8 +168,11 @@ def _fill(model: Any, weights: Weights, device: torch.device) -> None:
             _check_tied(model, weights, alias, source)
         _place(model, alias, model.get_parameter(source))
     known = {*expected, *tied, *(name for name, _ in model.named_non_persistent_buffers())}
-    # rotary tables were saved by old versions of transformers; they are computed here
-    extra = sorted(name for name in weights.names - known if not name.endswith("rotary_emb.inv_freq"))
+    # rotary tables and causal masks were saved by old versions of transformers; the model's code computes them
+    old = [r"rotary_emb\.inv_freq$", r"\.masked_bias$", *(model._keys_to_ignore_on_load_unexpected or ())]
+    extra = sorted(
+        name for name in weights.names - known if not any(re.search(pattern, name) for pattern in old)
+    )
     if extra:
         raise ModelError(
             f"{weights.where} holds {len(extra)} tensors that config.json has no place for, first "

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from prunelab.family import family_named
+from prunelab.family import POSITIONS, family_named
 from prunelab.models.decoder import Decoder, freeze
+from prunelab.models.transposed import hold_as_linear
 
 
 def random_decoder(
@@ -31,7 +32,8 @@ def random_decoder(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # built in `dtype` rather than cast: rotary tables keep the precision the model's own code gives them
-        model = AutoModelForCausalLM.from_config(settings, attn_implementation="sdpa", dtype=dtype)
+        model = AutoModelForCausalLM.from_config(settings, dtype=dtype)
+    hold_as_linear(model, family)
     _draw(model, torch.Generator().manual_seed(seed))
     model.to(device)
     freeze(model)
@@ -39,7 +41,7 @@ def random_decoder(
         model=model,
         family=family,
         name=f"random_{family_name}",
-        max_len=int(settings.max_position_embeddings),
+        max_len=next(int(getattr(settings, key)) for key in POSITIONS if hasattr(settings, key)),
     )
 
 

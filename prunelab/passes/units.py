@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunelab.errors import ConfigError
+from prunelab.models.bias import add
 from prunelab.models.block import LinearSite
 from prunelab.models.decoder import Decoder
 from prunelab.passes.chooser import Choice, Decision, Generators, Part, check_values
@@ -181,9 +182,8 @@ class UnitGroups:
         linear.weight.copy_(W)
         if bias is not None:
             if linear.bias is None:
-                linear.bias = nn.Parameter(bias.to(linear.weight), requires_grad=False)
-            else:
-                linear.bias.copy_(bias)
+                add(linear)
+            linear.bias.copy_(bias)
 
 
 def _all(output: Member) -> Tensor:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from prunelab.errors import ConfigError, ModelError
 from prunelab.models.activation import Placement, Shelf, open_shelf
+from prunelab.models.bias import add, may_add
 from prunelab.models.block import LinearSite
 from prunelab.models.compare import relative_error, squares
 from prunelab.models.decoder import Decoder
@@ -155,6 +156,8 @@ class _Walk:
         """Put a layer's weights in place: what an earlier attempt made of it, else as it was pruned."""
         linear, pruned = site.linear, self.pruned.site(site.name)
         self.masks[site.name] = pruned.mask
+        if pruned.bias is not None and linear.bias is None and may_add(self.decoder.family, site.path):
+            add(linear)  # zeros, with which the dense layer computes the same
         layer = Layer(
             site, pruned.mask, linear.weight.data, None if linear.bias is None else linear.bias.data
         )

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from prunelab.errors import ModelError
 from prunelab.family import Layout
 from prunelab.models.decoder import Decoder
+from prunelab.models.shape import head_width
 
 
 def attention_rows(layout: Layout, n_q: int, n_kv: int, d_h: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -51,7 +52,8 @@ def mlp_rows(halves: bool, width: int) -> tuple[Tensor, Tensor]:
 
 
 def heads_of(decoder: Decoder, block: int) -> tuple[int, int, int]:
-    """Numbers (n_q, n_kv, d_h) of block ``block``: query heads by the config, the rest by the maps' own widths.
+    """Numbers (n_q, n_kv, d_h) of block ``block``, by the maps' own widths and the width of a head that its attention
+    module keeps; for a module that keeps none the config gives the number of query heads.
 
     Configs call the number of key-value heads by many names, or imply it; the maps cannot. Raises ModelError where
     config and maps do not go together, or the family names no attention.
@@ -61,10 +63,13 @@ def heads_of(decoder: Decoder, block: int) -> tuple[int, int, int]:
         raise ModelError(
             f"{decoder.name}: family {family.name!r} names no attention maps; add attention to it."
         )
-    n_q = int(decoder.model.config.num_attention_heads)
     linears = {site.path: site.linear for site in decoder.sites(block)}
     query, key, value, output = (linears[path] for path in family.attention)
-    d_h, left = divmod(output.in_features, n_q)
+    n_q = int(decoder.model.config.num_attention_heads)
+    width = head_width(decoder, block)
+    # a pruned model has fewer heads than its config says, or other ones in every block; their width stays
+    n_q = n_q if width is None else output.in_features // width
+    d_h, left = divmod(output.in_features, max(n_q, 1))
     if family.layout == "separate":
         n_kv = value.out_features // max(d_h, 1)
         fits = query.out_features == n_q * d_h and key.out_features == value.out_features == n_kv * d_h

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from prunelab.errors import ModelError, StoreError
 from prunelab.files import replacing
+from prunelab.models import bias
 from prunelab.models.decoder import Decoder
 from prunelab.sparsity.mask import Mask, unpack
 
@@ -201,9 +202,8 @@ def read_state(decoder: Decoder, masks: Mapping[str, Mask], parameters: Iterable
     memory with the model (see ``clone``)."""
     items = {}
     for site in decoder.sites():
-        bias = site.linear.bias
-        weight = site.linear.weight.detach()
-        items[site.name] = SiteState(weight, None if bias is None else bias.detach(), masks[site.name])
+        own, weight = site.linear.bias, site.linear.weight.detach()
+        items[site.name] = SiteState(weight, None if own is None else own.detach(), masks[site.name])
     others = {name: decoder.model.get_parameter(name).detach() for name in parameters}
     return State(decoder.name, items, others)
 
@@ -249,7 +249,7 @@ def state_digest(state: StateReader) -> str:
 @torch.no_grad()
 def apply_state(decoder: Decoder, state: StateReader, block: int | None = None) -> None:
     """Copy a state's weights, biases and other parameters into ``decoder``, in place; only those of ``block`` if one is
-    given.
+    given. A bias that only the state has is added, where a state may (``models/bias.py``).
 
     Raises ModelError if the state is of a model with other layers, shapes or dtype.
     """
@@ -261,6 +261,10 @@ def apply_state(decoder: Decoder, state: StateReader, block: int | None = None) 
             )
         stored = state.site(site.name)
         _copy(site.linear.weight, stored.weight, site.name, state.model)
+        if stored.bias is None:
+            bias.remove(site.linear)  # of a state that was here before
+        elif site.linear.bias is None and bias.may_add(decoder.family, site.path):
+            bias.add(site.linear)
         if (site.linear.bias is None) != (stored.bias is None):
             raise ModelError(
                 f"{site.name}: only one of {decoder.name} and the state of {state.model} has bias."

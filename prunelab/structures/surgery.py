@@ -3,28 +3,34 @@
 First, what removal in one layer makes useless in another is dropped too: a hidden unit of the MLP whose
 output column is gone, or that is always zero; a value channel that no query head reads, and the reverse. Then
 each linear layer becomes the smallest one that computes the same: a plain Linear where neighbours agree on
-the width (inside the MLP), otherwise a CompactLinear that picks its inputs and puts its outputs among zeros
-(the residual stream, of which every layer uses its own part, and heads, whose width the attention code
-fixes). Query and key channels are not dropped beyond their own rows: rotary pairs and per-head norms couple
-them.
+the width (inside the MLP, and inside the attention where whole heads are gone), otherwise a CompactLinear that
+picks its inputs and puts its outputs among zeros (the residual stream, of which every layer uses its own part,
+and parts of heads, whose width the attention code fixes). Query and key channels are not dropped beyond their
+own rows: rotary pairs and per-head norms couple them.
+
+Heads are gone as a whole where query, key and value lost their rows and the output map their columns, and every
+key-value head that stays serves equally many query heads, as transformers' ``repeat_kv`` has it (query head q reads
+key-value head q // (heads / kv_heads)). A decoder that got plain layers only is one like any other: it is
+walked, pruned, repaired and saved again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
+from prunelab.models import shape
 from prunelab.models.decoder import Decoder
+from prunelab.models.narrow import count_heads, count_units, parent, place
+from prunelab.models.shape import Heads
+from prunelab.models.transposed import is_turned, turn
+from prunelab.structures.layout import attention_rows, heads_of, mlp_rows
 from prunelab.structures.state import StateReader, apply_state
-
-_COMPACTED: WeakSet[nn.Module] = WeakSet()
 
 
 class CompactLinear(nn.Module):
@@ -86,93 +92,137 @@ def compact(decoder: Decoder, state: StateReader) -> None:
     """Apply ``state`` to ``decoder`` and make its linear layers physically smaller, in place.
 
     Logits stay those of the zero-filled model up to rounding (1e-5 in float32). Layers with masks of single
-    weights keep their shape. Afterwards the decoder runs and counts its parameters, but ``sites()`` refuses
-    it: replaced layers are no longer what its family describes.
+    weights keep their shape. Where whole heads and hidden units are gone, every layer is a plain Linear again and the
+    decoder an ordinary one of other widths; otherwise (:func:`is_compact`) it runs and counts its parameters, but
+    ``sites()`` refuses it: replaced layers are no longer what its family describes.
     """
     apply_state(decoder, state)
-    _COMPACTED.add(decoder.model)
     for index, block in enumerate(decoder.blocks):
         sites = decoder.sites(index)
-        for path, plan in _plans(decoder, state, index).items():
+        plans, left = _plans(decoder, state, index)
+        for path, plan in plans.items():
             linear = next(site.linear for site in sites if site.path == path)
-            parent, _, name = path.rpartition(".")
-            setattr(block.get_submodule(parent), name, _smaller(linear, plan))
+            place(block, path, _smaller(linear, plan))
+        if left is not None and decoder.family.attention is not None:
+            query, key, _, output = decoder.family.attention
+            count_heads(parent(block, output), left.heads, left.kv_heads, query == key)
+        if decoder.family.mlp is not None:
+            reader = decoder.family.mlp[1]
+            count_units(parent(block, reader), block.get_submodule(reader).get_parameter("weight").shape[1])
 
 
 def is_compact(decoder: Decoder) -> bool:
-    """Whether :func:`compact` has made this model smaller: its config no longer describes it."""
-    return decoder.model in _COMPACTED
+    """Whether :func:`compact` has put in layers that pick their inputs and place their outputs: no config describes
+    such a model."""
+    return any(isinstance(module, CompactLinear) for module in decoder.blocks.modules())
 
 
 def compact_parameters(state: StateReader, decoder: Decoder) -> int:
     """Return how many parameters ``decoder`` would hold once compacted, without building anything."""
     count = decoder.n_parameters()
     for index in range(len(decoder.blocks)):
-        plans = _plans(decoder, state, index)
+        plans, _ = _plans(decoder, state, index)
         for site in decoder.sites(index):
-            dense = sum(parameter.numel() for parameter in site.linear.parameters())
-            count += plans[site.path].n_parameters - dense
+            now = sum(parameter.numel() for parameter in site.linear.parameters())
+            count += plans[site.path].n_parameters - now
     return count
 
 
-def _plans(decoder: Decoder, state: StateReader, index: int) -> dict[str, Plan]:
-    """What is left of each linear layer of block ``index``, by path."""
+def _plans(decoder: Decoder, state: StateReader, index: int) -> tuple[dict[str, Plan], Heads | None]:
+    """What is left of each linear layer of block ``index``, by path; and of its heads, None unless all that goes of the
+    attention is whole heads."""
     rows, columns, biases = {}, {}, {}
     for site in decoder.sites(index):
-        mask = state.site(site.name).mask
-        rows[site.path], columns[site.path], bias = mask.lines()
-        biases[site.path] = site.linear.bias is not None and bias
+        stored = state.site(site.name)
+        rows[site.path], columns[site.path], bias = stored.mask.lines()
+        biases[site.path] = stored.bias is not None and bias
     narrow_outputs: set[str] = set()
     narrow_inputs: set[str] = set()
+    left = None
     if decoder.family.mlp is not None:
         writers, reader = decoder.family.mlp
-        alive = _living_units(decoder, [rows[path] for path in writers], columns[reader])
+        gate, up = mlp_rows(decoder.family.halves, columns[reader].numel())
+        alive = _living_units(decoder, rows[writers[0]][gate], rows[writers[-1]][up], columns[reader])
         for path in writers:
-            rows[path] = alive
+            rows[path] = torch.cat([alive, alive]) if decoder.family.halves else alive
         columns[reader] = alive
         narrow_outputs |= set(writers)
         narrow_inputs.add(reader)
     if decoder.family.attention is not None:
-        _, _, value, output = decoder.family.attention
-        rows[value], columns[output] = _living_channels(decoder, rows[value], columns[output])
+        query, key, value, output = decoder.family.attention
+        n_q, n_kv, d_h = heads_of(decoder, index)
+        at = attention_rows(decoder.family.layout, n_q, n_kv, d_h)
+        rows[value] = rows[value].clone()  # other rows of a fused map stay as they are
+        rows[value][at[2]], columns[output] = _living_channels(rows[value][at[2]], columns[output])
+        now = shape.heads_of(decoder, index)
+        if now is not None:
+            lines = rows[query][at[0]], rows[key][at[1]], rows[value][at[2]]
+            left = _whole_heads(now, *lines, columns[output])
+        if left is not None:
+            narrow_outputs |= {query, key, value}
+            narrow_inputs.add(output)
     return {
         path: Plan(rows[path], columns[path], biases[path], path in narrow_outputs, path in narrow_inputs)
         for path in rows
-    }
+    }, left
 
 
-def _living_units(decoder: Decoder, writers: Sequence[Tensor], reader: Tensor) -> Tensor:
-    """Hidden units (n,) bool that are read and not always zero; ``writers``: rows of (gate, up) or of
-    (fc1,)."""
+def _whole_heads(now: Heads, query: Tensor, key: Tensor, value: Tensor, output: Tensor) -> Heads | None:
+    """The heads that stay, if rows (of query, key, value, by key-value head) and columns (of output) go by whole heads and
+    each key-value head that stays serves equally many query heads, at least one; else None."""
+    by_query, by_output = query.reshape(now.heads, now.width), output.view(now.heads, now.width)
+    by_key, by_value = key.reshape(now.kv_heads, now.width), value.reshape(now.kv_heads, now.width)
+    for lines in (by_query, by_output, by_key, by_value):
+        if not torch.equal(lines.all(1), lines.any(1)):
+            return None
+    queries, keys = by_query[:, 0], by_key[:, 0]
+    if not (torch.equal(queries, by_output[:, 0]) and torch.equal(keys, by_value[:, 0])):
+        return None
+    served = queries.view(now.kv_heads, -1).sum(1)  # query heads that stay, of each key-value head
+    if not bool(keys.any()) or bool(served[~keys].any()):
+        return None
+    each = int(served[keys][0])
+    if each == 0 or not bool((served[keys] == each).all()):
+        return None
+    return Heads(int(queries.sum()), int(keys.sum()), now.width)
+
+
+def _living_units(decoder: Decoder, gate: Tensor, up: Tensor, reader: Tensor) -> Tensor:
+    """Hidden units (n,) bool that are read and not always zero. ``gate``, ``up``: the maps' rows; without a gate
+    both are the only map's."""
+    gated = decoder.family.halves or len(cast(tuple, decoder.family.mlp)[0]) == 2
     alive = reader.clone()
-    if len(writers) == 2:
-        alive &= writers[1]  # the gate multiplies: a zero there is a zero
+    if gated:
+        alive &= up  # the gate multiplies: a zero there is a zero
     if _activation_keeps_zero(decoder):
-        alive &= writers[0]
+        alive &= gate
     return alive
 
 
-def _living_channels(decoder: Decoder, value: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of the value map and columns of the output map that matter; query heads share grouped value
-    heads."""
-    config = decoder.model.config
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    channels = value.view(-1, 1, width)
-    readers = output.view(channels.shape[0], -1, width)
-    return (channels & readers.any(1, keepdim=True)).reshape(-1), (readers & channels).reshape(-1)
+def _living_channels(value: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+    """Value channels (n_kv, d_h) and columns of the output map (n_q * d_h,) that matter; query heads share grouped
+    value heads."""
+    channels = value.unsqueeze(1)
+    readers = output.view(value.shape[0], -1, value.shape[1])
+    return (channels & readers.any(1, keepdim=True)).squeeze(1), (readers & channels).reshape(-1)
 
 
 def _activation_keeps_zero(decoder: Decoder) -> bool:
     """Whether the MLP's activation maps 0 to 0; unknown ones are taken not to."""
     config = decoder.model.config
-    for key in ("hidden_activation", "hidden_act", "activation_function"):
-        name = getattr(config, key, None)
+    names = [
+        getattr(config, key, None)
+        for key in ("hidden_activation", "hidden_act", "activation_function", "activation")
+    ]
+    for name in (*names, decoder.family.activation):
         if name in ACT2FN:
             return float(ACT2FN[name](torch.zeros(1))) == 0.0
     return False
 
 
 def _smaller(linear: nn.Linear, plan: Plan) -> nn.Module:
+    if bool(plan.rows.all()) and bool(plan.columns.all()) and plan.bias == (linear.bias is not None):
+        return linear  # nothing goes: it stays the architecture's own kind
     device = linear.weight.device
     rows, columns = plan.rows.to(device), plan.columns.to(device)
     weight = linear.weight.detach()[rows][:, columns].contiguous()
@@ -182,8 +232,11 @@ def _smaller(linear: nn.Linear, plan: Plan) -> nn.Module:
     if inputs is not None or outputs is not None:
         return CompactLinear(weight, bias, inputs, outputs, linear.in_features, linear.out_features)
     with torch.device("meta"):
-        plain = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+        plain = nn.Linear(1, 1, bias=bias is not None)  # its own widths may be 0, at which initialisers warn
+    plain.out_features, plain.in_features = weight.shape
     plain.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
         plain.bias = nn.Parameter(bias, requires_grad=False)
+    if is_turned(linear):
+        turn(plain)
     return plain

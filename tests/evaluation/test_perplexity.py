@@ -22,6 +22,7 @@ def reference(decoder: Decoder, tokens: Tensor) -> float:
     return math.exp(float(losses))
 
 
+@pytest.mark.typical_families
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 9])
 def test_perplexity(decoder: Decoder, tokens: Tensor, batch_size: int) -> None:
     assert perplexity(decoder, tokens, batch_size) == pytest.approx(reference(decoder, tokens), rel=1e-5)

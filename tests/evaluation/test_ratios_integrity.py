@@ -36,7 +36,8 @@ def test_ratios_by_hand(decoder: Decoder) -> None:
     weights = sum(p.numel() for s in sites for p in s.linear.parameters())
     units = sum(s.linear.out_features + s.linear.in_features + (s.linear.bias is not None) for s in sites)
     writers = [s.linear for s in decoder.sites(0) if s.path in decoder.family.mlp[0]]
-    saved = (1 + has_bias) * R + sum(w.in_features + (w.bias is not None) for w in writers)
+    maps = 2 if decoder.family.halves else 1  # gate and up of the unit, be they rows of one map
+    saved = (1 + has_bias) * R + maps * sum(w.in_features + (w.bias is not None) for w in writers)
     in_blocks = sum(p.numel() for p in decoder.blocks.parameters())
     assert ratios(state, decoder) == {
         "ratio/weights": (1 + has_bias) * R / weights,

@@ -76,6 +76,10 @@ def test_plain_transformers_gives_the_numbers_of_the_record(
         card = (out / "README.md").read_text()
         assert f"pruned by {trial.config.method.name}" in card
         assert f"| ppl/austen | {recorded:.6g} |" in card
+        assert "An ordinary checkpoint: removed weights are zeros." in card
+        size = (out / "model.safetensors").stat().st_size
+        own = facts["checkpoint"]
+        assert own == {"compact": False, "parameters": own["parameters"], "bytes": size, "own_code": False}
         weight = next(iter(AutoModelForCausalLM.from_pretrained(out).model.parameters()))
         assert weight.dtype == getattr(torch, trial.config.model.dtype)
 
@@ -119,3 +123,21 @@ def test_what_cannot_be_exported_is_said(
         done.write_bytes(text)
     assert "is not finished: evaluate is missing" in unfinished.stderr
     assert not (tmp_path / "y").exists()
+
+
+def test_compact_is_smaller_or_says_why_it_cannot_be(
+    run_in: Run, folder: Path, plan_of: Callable[[str], Plan], tmp_path: Path
+) -> None:
+    """Single rows and columns fit no checkpoint; of single weights nothing goes as a whole, so all of them stay."""
+    (trial,) = plan_of("lines").trials
+    out = tmp_path / "lines"
+    refused = run_in(folder, "export", "lines", trial.name, str(out), "--compact", module="prunelab.cli")
+    assert refused.returncode == 1
+    assert "export it without --compact" in refused.stderr
+    assert not out.exists()
+    (trial,) = plan_of("repaired").trials
+    done = run_in(folder, "export", "repaired", trial.name, str(out), "--compact", module="prunelab.cli")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads((out / "prunelab.json").read_text())
+    assert facts["checkpoint"]["compact"]
+    assert facts["checkpoint"]["parameters"] == AutoModelForCausalLM.from_pretrained(out).num_parameters()

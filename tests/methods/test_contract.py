@@ -127,6 +127,7 @@ def test_promises_on_every_family(
     assert n_dense - predicted >= counts["integrity/masked"]
 
 
+@pytest.mark.typical_families
 @each_method
 def test_ratio_zero_leaves_every_bit(decoder: Decoder, method: Any, tokens: Tensor) -> None:
     before = {name: value.clone() for name, value in decoder.model.state_dict().items()}

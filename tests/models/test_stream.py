@@ -134,6 +134,7 @@ def reference_losses(decoder: Decoder, tokens: Tensor) -> Tensor:
     )
 
 
+@pytest.mark.typical_families
 @pytest.mark.parametrize("chunk", [None, 1, 7, 30, 1000])
 def test_token_losses(decoder: Decoder, tokens: Tensor, chunk: int | None) -> None:
     stream = walk(decoder, tokens, 5)
@@ -219,6 +220,7 @@ def test_fork_moves_alone(decoder: Decoder, tokens: Tensor) -> None:
     assert not torch.equal(other.read(slice(None)), first)
 
 
+@pytest.mark.typical_families
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_shelf_changes_no_bit(family_name: str, dtype: torch.dtype, tokens: Tensor, tmp_path: Path) -> None:
     decoder = random_decoder(family_name, dtype=dtype)

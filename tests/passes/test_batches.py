@@ -34,6 +34,7 @@ CASES = [
 ]
 
 
+@pytest.mark.typical_families
 @pytest.mark.parametrize(
     ("method", "pattern"), CASES, ids=lambda value: getattr(value, "label", getattr(value, "name", ""))
 )
@@ -59,6 +60,7 @@ def test_one_three_or_sixteen_sequences_a_batch_are_the_same_bits(
     assert len(digests) == 1
 
 
+@pytest.mark.typical_families
 def test_allocations_too(family_name: str) -> None:
     tokens = torch.randint(3, 64, (17, 20), generator=torch.Generator().manual_seed(7))
     method, owl = build(CONF / "wanda.yaml"), OWL("owl", 1, 2.0, 0.08)

@@ -70,6 +70,7 @@ def close(left: Tensor, right: Tensor, tolerance: float = 2e-5) -> None:
     torch.testing.assert_close(left.double() / scale, right.double() / scale, rtol=0, atol=tolerance)
 
 
+@pytest.mark.typical_families
 def test_walk_equals_full_model_autograd_for_any_batch_size(decoder: Decoder, tokens: Tensor) -> None:
     expected = by_hand(decoder, tokens)
     for batch_size in (1, 2, 5):  # 2 leaves a last batch of one
@@ -88,6 +89,7 @@ def test_layers_of_one_input_share_one_factor(decoder: Decoder, tokens: Tensor) 
             assert same == (site.shared == other.shared)
 
 
+@pytest.mark.typical_families
 def test_only_what_is_needed_is_collected(decoder: Decoder, tokens: Tensor) -> None:
     whole = collect_factors(decoder, tokens, BOTH, 2)
     inputs = collect_factors(decoder, tokens, ("input_gram",), 2)

@@ -66,12 +66,12 @@ def same_bits(left: State, right: State) -> bool:
 
 @each_method
 def test_counts_zeros_and_kept_weights_on_every_family(decoder: Decoder, method: Any, tokens: Tensor) -> None:
-    before = {name: value.clone() for name, value in decoder.model.state_dict().items()}
+    before = {name: value.clone() for name, value in decoder.model.named_parameters()}
     reports: list[StepReport] = []
     state = run(decoder, method, tokens, on_step=lambda report, _: reports.append(report))
     assert check(decoder, state)["integrity/violations"] == 0
     linear = {f"{site.name}.weight" for site in decoder.sites()}
-    for name, value in decoder.model.state_dict().items():
+    for name, value in decoder.model.named_parameters():
         assert name in linear or torch.equal(value, before[name])
     for site in decoder.sites():
         mask = keep(state, site.name)
@@ -86,9 +86,10 @@ def test_counts_zeros_and_kept_weights_on_every_family(decoder: Decoder, method:
     assert all(abs(report.achieved - 0.5) < 0.05 for report in reports)
 
 
+@pytest.mark.typical_families
 @pytest.mark.parametrize("shape", [(2, 4), (4, 8), (1, 4)], ids=str)
 @each_method
-def test_nm_in_full_coordinates_on_every_family(
+def test_nm_in_full_coordinates(
     decoder: Decoder, method: Any, tokens: Tensor, shape: tuple[int, int]
 ) -> None:
     n, m = shape

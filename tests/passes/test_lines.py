@@ -24,6 +24,7 @@ from prunelab.pattern import RowsColumns
 from prunelab.sparsity import mask as masking
 from prunelab.sparsity.mask import Elementwise, Structured
 from prunelab.stats.gram import Gram
+from prunelab.structures.layout import attention_rows, heads_of
 from prunelab.structures.state import State, read_state, state_digest
 
 SURGEON = Surgeon("surgeon", 1, 0.05, 0.01, 0.01, "full")
@@ -78,6 +79,7 @@ def one_more(decoder: Decoder, state: State, path: str, n_dead: int, tokens: Ten
     return state
 
 
+@pytest.mark.typical_families
 @pytest.mark.parametrize("method", [SURGEON, KOBD("kobd", 1, None)], ids=lambda method: method.name)
 def test_a_column_gone_in_the_reader_takes_the_rows_of_its_writers(
     decoder: Decoder, tokens: Tensor, method
@@ -110,16 +112,18 @@ def test_output_columns_gone_take_their_value_row_and_the_other_way_round(
     _, _, value, output = decoder.family.attention
     prefix = f"{decoder.family.blocks}.0."
     linears = {site.path: site.linear for site in decoder.sites(0)}
-    config = decoder.model.config
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    repeat = linears[output].in_features // linears[value].out_features
-    readers = [head * width + 2 for head in range(repeat)]  # channel 2 of the first value head
+    n_q, n_kv, width = heads_of(decoder, 0)
+    row = int(
+        attention_rows(decoder.family.layout, n_q, n_kv, width)[2][0, 2]
+    )  # channel 2 of the first value head
+    repeat = n_q // n_kv
+    readers = [head * width + 2 for head in range(repeat)]
     state = one_more(decoder, start(decoder, output, [], readers), value, 1, tokens)
-    assert removed(state, prefix + value) == ([2], [])
+    assert removed(state, prefix + value) == ([row], [])
     assert removed(state, prefix + output) == ([], readers)
 
     fresh = random_decoder(family_name)
-    state = start(fresh, value, [2], [])
+    state = start(fresh, value, [row], [])
     extra = repeat * linears[output].out_features + sum(site.mask.removed for _, site in state.sites())
     target = extra / sum(site.mask.total for _, site in state.sites()) + EPSILON
     state = prune(fresh, SURGEON, tokens, [target], seed=0, batch_size=2, start=state)

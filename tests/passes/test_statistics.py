@@ -50,9 +50,10 @@ def collect(
     )  # fmt: skip
 
 
+@pytest.mark.typical_families
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["wanda", "sparsegpt"])
-def test_every_family_prunes_to_the_same_bits_without_a_forward(
+def test_pruning_without_a_forward_gives_the_same_bits(
     family_name: str, name: str, dtype: torch.dtype, tokens: Tensor, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip

@@ -12,6 +12,7 @@ from prunelab.models.decoder import Decoder
 from prunelab.models.random import random_decoder
 from prunelab.sparsity import mask as masking
 from prunelab.sparsity.mask import Elementwise, Mask, Structured
+from prunelab.structures.layout import attention_rows, heads_of, mlp_rows
 from prunelab.structures.state import State, read_state
 from prunelab.structures.surgery import CompactLinear, compact, compact_parameters
 
@@ -56,11 +57,17 @@ def test_nothing_removed_changes_nothing(decoder: Decoder, tokens: Tensor) -> No
 
 def test_a_hidden_unit_goes_from_both_sides_whichever_was_removed(decoder: Decoder, tokens: Tensor) -> None:
     writers, reader = decoder.family.mlp
-    gone = {path: ([i], []) for i, path in enumerate(writers)} | {reader: ([], [5, 6])}
     sites = {site.path: site.linear for site in decoder.sites(0)}
-    width = len(writers) + 2
-    expected = width * sum(sites[path].in_features + (sites[path].bias is not None) for path in writers)
-    expected += width * sites[reader].out_features
+    # unit 0 by the first map (gate), unit 1 by the second (up) where there is one, units 5 and 6 by the reader
+    _, up = mlp_rows(decoder.family.halves, sites[reader].in_features)
+    if decoder.family.halves:
+        gone = {writers[0]: ([0, int(up[1])], [])}
+    else:
+        gone = {path: ([i], []) for i, path in enumerate(writers)}
+    maps = len(writers) + decoder.family.halves
+    per_unit = maps * (sites[writers[0]].in_features + (sites[writers[0]].bias is not None))
+    expected = (maps + 2) * (per_unit + sites[reader].out_features)
+    gone |= {reader: ([], [5, 6])}
     assert saved(decoder, remove(decoder, gone), tokens) == expected
     block = decoder.blocks[0]
     for path in (*writers, reader):  # no gather or scatter inside the MLP
@@ -70,12 +77,26 @@ def test_a_hidden_unit_goes_from_both_sides_whichever_was_removed(decoder: Decod
 def test_a_value_channel_goes_from_both_sides(decoder: Decoder, tokens: Tensor) -> None:
     _, _, value, output = decoder.family.attention
     sites = {site.path: site.linear for site in decoder.sites(0)}
-    width = getattr(decoder.model.config, "head_dim", None) or sites[output].out_features // 4
-    repeat = sites[output].in_features // sites[value].out_features
+    n_q, n_kv, width = heads_of(decoder, 0)
+    rows = attention_rows(decoder.family.layout, n_q, n_kv, width)[2]
+    repeat = n_q // n_kv
     readers = [h * width + 1 for h in range(repeat)]  # channel 1 of the first value head
-    state = remove(decoder, {value: ([0], []), output: ([], readers)})
+    state = remove(decoder, {value: ([int(rows[0, 0])], []), output: ([], readers)})
     per_row = sites[value].in_features + (sites[value].bias is not None)
     assert saved(decoder, state, tokens) == 2 * per_row + 2 * repeat * sites[output].out_features
+
+
+def test_every_role_of_fused_maps_can_lose_rows(decoder: Decoder, tokens: Tensor) -> None:
+    """Rows at random in every map, of whatever role: only what the layout says is coupled goes with them."""
+    generator = torch.Generator().manual_seed(3)
+    gone = {
+        site.path: tuple(
+            torch.randperm(n, generator=generator)[: n // 3].tolist()
+            for n in (site.linear.out_features, site.linear.in_features)
+        )
+        for site in decoder.sites(0)
+    }
+    assert saved(decoder, remove(decoder, gone), tokens) > 0
 
 
 def test_one_of_several_readers_does_not_take_the_value_row(tokens: Tensor) -> None:

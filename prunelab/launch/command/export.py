@@ -26,11 +26,13 @@ _SHOWN = (PPL, CHANGE, ACC, ACC_NORM, ERROR, RATIO, PARAMETERS)  # on the card; 
 CARD, FACTS = "README.md", "prunelab.json"
 
 
-def export(plan: Plan, name: str, folder: Path, *, force: bool) -> Path:
+def export(plan: Plan, name: str, folder: Path, *, force: bool, compact: bool = False) -> Path:
     """Write the model of the trial called ``name`` to ``folder``; return it.
 
-    The folder appears when it is whole. Raises StoreError for a trial that is unknown, unfinished or damaged, and for
-    a folder that holds something, unless that is an earlier export and ``force`` says to replace it.
+    Removed weights stay as zeros, or with ``compact`` are really gone. The folder appears when it is whole. Raises
+    StoreError for a trial that is unknown, unfinished or damaged, and for a folder that holds something, unless that is
+    an earlier export and ``force`` says to replace it; ModelError where ``compact`` leaves layers that no checkpoint can
+    say.
     """
     trial = _trial(plan, name)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
@@ -53,8 +55,9 @@ def export(plan: Plan, name: str, folder: Path, *, force: bool) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        importlib.import_module("prunelab.stages.export").write(plain(trial.config.model), state, partial)
-        facts = _facts(plan, trial, records)
+        writer = importlib.import_module("prunelab.stages.export")
+        written = writer.write(plain(trial.config.model), state, partial, compact=compact)
+        facts = _facts(plan, trial, records) | {"checkpoint": {"compact": compact, **written}}
         replace_file(partial / FACTS, json.dumps(facts, indent=1, sort_keys=True).encode("utf-8"))
         replace_file(partial / CARD, card(trial.config, facts).encode("utf-8"))
         if folder.exists():
@@ -136,13 +139,14 @@ def card(config: schema.Trial, facts: Mapping[str, Any]) -> str:
         f"seed {config.seed}",
         "repair": config.reconstruction.name,
         "perplexity": f"non-overlapping windows of {config.evaluation.seq_len} tokens of the test split, no special tokens",
+        "checkpoint": f"{facts['checkpoint']['parameters']} parameters, {facts['checkpoint']['bytes']} bytes of weights",
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
     }
     shown = {k: v for k, v in sorted(metrics.items()) if metric_of(k.removeprefix(f"{DENSE}/")) in _SHOWN}
     lines = [
         f"# {base}, pruned by {method.name}",
         "",
-        f"An ordinary checkpoint: removed weights are zeros. Its licence is that of {base}.",
+        f"{_form(facts['checkpoint'])} Its licence is that of {base}.",
         f"`{FACTS}` holds every setting, key and number.",
         "",
         *_table("", "", rows),
@@ -151,6 +155,16 @@ def card(config: schema.Trial, facts: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join([*head, "", *lines])
+
+
+def _form(checkpoint: Mapping[str, Any]) -> str:
+    if not checkpoint["own_code"]:
+        return (
+            "A smaller checkpoint: removed units are gone."
+            if checkpoint["compact"]
+            else "An ordinary checkpoint: removed weights are zeros."
+        )
+    return "Its layers differ in width: load it with `AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)`."
 
 
 def _table(left: str, right: str, rows: Mapping[str, str]) -> list[str]:

@@ -1,0 +1,112 @@
+"""Narrow layers: a transformers causal LM whose blocks have fewer heads and hidden units than its config says.
+
+The text of this file is also the first part of the modelling file that is written beside the weights of such a model
+(``prunelab/structures/checkpoint.py``), which has to run where prunelab is not installed: it imports torch alone.
+
+Query head q is served by key-value head ``q // (heads / kv_heads)``, the order of transformers' ``repeat_kv``. The width
+of a head stays, and with it what is per channel of a head: rotary tables, norms of query and key, the scale of the
+scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+QUERY_COUNTS = ("num_heads", "num_attention_heads", "n_heads")
+KEY_VALUE_COUNTS = ("num_key_value_heads", "num_kv_heads")
+HEAD_WIDTHS = ("head_dim", "head_size")
+QUERY_WIDTHS = ("split_size",)
+RATIOS = ("num_key_value_groups",)
+WIDTHS = ("intermediate_size",)
+
+
+def narrow(model: nn.Module, names: Mapping[str, Any], blocks: Sequence[Mapping[str, Any]]) -> None:
+    """Give every block of ``model`` the widths and biases that ``blocks`` lists, in place; new weights mean nothing yet.
+
+    ``names``: "blocks" (path of the block list), "attention" (paths of query, key, value and output map inside a block,
+    or None; one map under three names is all of them), "mlp" (paths of its maps, the last one reads the hidden units, or
+    None), "halves" (whether its one writer holds gate and up). An entry of ``blocks``: "heads",
+    "kv_heads", "ffn" (numbers that stay; None where there is no such part), "added_biases" and "removed_biases" (paths).
+    """
+    for block, shape in zip(model.get_submodule(names["blocks"]).children(), blocks, strict=True):
+        rows, columns = {}, {}
+        if names["attention"] is not None and shape["heads"] is not None:
+            query, key, value, output = names["attention"]
+            attention = parent(block, output)
+            width = next(getattr(attention, name) for name in HEAD_WIDTHS if hasattr(attention, name))
+            of_query, of_value = shape["heads"] * width, shape["kv_heads"] * width
+            rows |= {query: of_query, key: of_value, value: of_value}
+            if query == key:
+                rows[query] = of_query + 2 * of_value
+            columns[output] = of_query
+            count_heads(attention, shape["heads"], shape["kv_heads"], query == key)
+        if names["mlp"] is not None and shape["ffn"] is not None:
+            *writers, reader = names["mlp"]
+            rows |= dict.fromkeys(writers, shape["ffn"] * (1 + names["halves"]))
+            columns[reader] = shape["ffn"]
+            count_units(parent(block, reader), shape["ffn"])
+        added, removed = shape["added_biases"], shape["removed_biases"]
+        for path in dict.fromkeys([*rows, *columns, *added, *removed]):
+            old = block.get_submodule(path)
+            linear = isinstance(old, nn.Linear)
+            before = (old.out_features, old.in_features) if linear else (old.nf, old.nx)  # GPT-2's Conv1D
+            after = rows.get(path, before[0]), columns.get(path, before[1])
+            bias = path in added or (old.bias is not None and path not in removed)
+            if after == before and bias == (old.bias is not None):
+                continue
+            like = {"device": old.weight.device, "dtype": old.weight.dtype}
+            new: Any = nn.Linear(after[1], after[0], bias=bias) if linear else type(old)(*after)
+            if not bias:
+                new.bias = None
+            place(block, path, new.to(**like))
+
+
+def count_heads(attention: Any, heads: int, kv_heads: int, fused: bool) -> None:
+    """Set those attributes of an attention module that say how many heads it has, in place; ``fused``: query, key and
+    value are one map, which it may split by the number that its config gives."""
+    width = next(getattr(attention, name) for name in HEAD_WIDTHS if hasattr(attention, name))
+    _set(attention, QUERY_COUNTS, heads)
+    _set(attention, KEY_VALUE_COUNTS, kv_heads)
+    _set(attention, RATIOS, heads // kv_heads)
+    _set(attention, QUERY_WIDTHS, heads * width)
+    config = getattr(attention, "config", None)
+    if fused and getattr(config, "num_attention_heads", heads) != heads:  # Phi-3
+        attention.config = _Seen(config, heads, kv_heads)
+
+
+class _Seen:
+    """A config as an attention module of other numbers of heads sees it; all else is read from the model's."""
+
+    def __init__(self, config: Any, heads: int, kv_heads: int) -> None:
+        self.whole = config.whole if isinstance(config, _Seen) else config
+        self.num_attention_heads, self.num_key_value_heads = heads, kv_heads
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "whole":  # while a copy is made
+            raise AttributeError(name)
+        return getattr(self.whole, name)
+
+
+def count_units(mlp: nn.Module, width: int) -> None:
+    """Set those attributes of an MLP that say how many hidden units it has, in place."""
+    _set(mlp, WIDTHS, width)
+
+
+def parent(block: nn.Module, path: str) -> Any:
+    """Return the module inside ``block`` that holds the layer at ``path``."""
+    return block.get_submodule(path.rpartition(".")[0])
+
+
+def place(block: nn.Module, path: str, layer: nn.Module) -> None:
+    """Put ``layer`` at ``path`` of ``block``, in the mode of what was there."""
+    layer.train(block.get_submodule(path).training)
+    setattr(parent(block, path), path.rpartition(".")[2], layer)
+
+
+def _set(module: nn.Module, names: Sequence[str], value: int) -> None:
+    for name in names:
+        if isinstance(getattr(module, name, None), int):
+            setattr(module, name, value)

@@ -1,0 +1,224 @@
+"""How wide every block of a decoder really is: heads, key-value heads, hidden units, biases; and that as JSON.
+
+Widths are read from the modules, never from the config, which describes the dense model. A narrow model's config.json
+has an entry ``pruned`` with a shape per block, from which prunelab builds the model without running the modelling file
+beside it. The entry comes from a disk: every value is checked against the dense model before anything is built.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+
+from prunelab.errors import ModelError, nearest
+from prunelab.family import Family
+from prunelab.models.bias import may_add
+from prunelab.models.decoder import Decoder
+from prunelab.models.narrow import HEAD_WIDTHS, narrow, parent
+from prunelab.models.transposed import hold_as_linear, is_turned, turn
+
+ENTRY, VERSION = "pruned", 1
+UNBUILDABLE = (
+    ValueError,
+    AttributeError,
+    TypeError,
+    KeyError,
+    OSError,
+    StrictDataclassError,
+    RuntimeError,
+    ZeroDivisionError,
+)
+_FIELDS = ("heads", "kv_heads", "ffn", "added_biases", "removed_biases")
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Query heads, key-value heads, and the width in channels of each."""
+
+    heads: int
+    kv_heads: int
+    width: int
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """One block: how many query heads, key-value heads and hidden units it has (None: it has no such part), and which
+    linear maps (paths) have a bias that the dense model has not, or the reverse."""
+
+    heads: int | None
+    kv_heads: int | None
+    ffn: int | None
+    added_biases: tuple[str, ...] = ()
+    removed_biases: tuple[str, ...] = ()
+
+    def entry(self) -> dict[str, Any]:
+        """As JSON-ready data."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
+
+
+def head_width(decoder: Decoder, block: int) -> int | None:
+    """Channels of a head as the attention module of ``block`` keeps them; None where it, or the family, names none."""
+    if decoder.family.attention is None:
+        return None
+    attention = parent(decoder.blocks[block], decoder.family.attention[3])
+    widths = (getattr(attention, name, None) for name in HEAD_WIDTHS)
+    return next((width for width in widths if isinstance(width, int) and width > 0), None)
+
+
+def heads_of(decoder: Decoder, block: int) -> Heads | None:
+    """Count the heads of ``block`` by its layers' widths; None where its attention is not known to run with fewer of
+    them: it keeps no width of a head, or its biases of distance (ALiBi) are made for all heads of the config."""
+    width = head_width(decoder, block)
+    if decoder.family.attention is None or width is None or _has_distance_biases(decoder, block):
+        return None
+    module = decoder.blocks[block]
+    query, key, value, output = decoder.family.attention
+    rows = [module.get_submodule(path).get_parameter("weight").shape[0] for path in (query, key, value)]
+    columns = module.get_submodule(output).get_parameter("weight").shape[1]
+    heads = columns // width
+    separate = decoder.family.layout == "separate"
+    kv_heads = rows[1] // width if separate else (rows[0] // width - heads) // 2
+    of_kv = kv_heads * width
+    wanted = [heads * width, of_kv, of_kv] if separate else [heads * width + 2 * of_kv] * 3
+    if rows != wanted or columns != heads * width:
+        return None
+    return Heads(heads, kv_heads, width) if kv_heads > 0 and heads % kv_heads == 0 else None
+
+
+def _has_distance_biases(decoder: Decoder, block: int) -> bool:
+    assert decoder.family.attention is not None
+    attention = parent(decoder.blocks[block], decoder.family.attention[3])
+    takes = "alibi" in inspect.signature(attention.forward).parameters
+    return bool(getattr(decoder.model.config, "alibi", takes))
+
+
+def units_of(decoder: Decoder, block: int) -> int | None:
+    """Count the hidden units of ``block``; None where the family names no MLP."""
+    if decoder.family.mlp is None:
+        return None
+    return decoder.blocks[block].get_submodule(decoder.family.mlp[1]).get_parameter("weight").shape[1]
+
+
+def dense_twin(decoder: Decoder) -> Decoder:
+    """The dense model of the decoder's config, without memory for weights (on the meta device)."""
+    with torch.device("meta"):
+        model = type(decoder.model)._from_config(decoder.model.config, dtype=decoder.dtype)
+    hold_as_linear(model, decoder.family)
+    return Decoder(model, decoder.family, decoder.name, decoder.max_len)
+
+
+def block_shapes(decoder: Decoder, dense: Decoder) -> tuple[BlockShape, ...]:
+    """Return the shape of every block of ``decoder`` beside those of its dense model (see :func:`dense_twin`).
+
+    Raises ModelError for layers that are no torch.nn.Linear.
+    """
+    shapes = []
+    for index in range(len(decoder.blocks)):
+        has = {site.path: site.linear.bias is not None for site in decoder.sites(index)}
+        had = {site.path: site.linear.bias is not None for site in dense.sites(index)}
+        heads = heads_of(decoder, index)
+        shapes.append(
+            BlockShape(
+                None if heads is None else heads.heads,
+                None if heads is None else heads.kv_heads,
+                units_of(decoder, index),
+                tuple(path for path in has if has[path] and not had[path]),
+                tuple(path for path in has if had[path] and not has[path]),
+            )
+        )
+    return tuple(shapes)
+
+
+def names_of(family: Family) -> dict[str, Any]:
+    """The family's names as :func:`prunelab.models.narrow.narrow` takes them."""
+    mlp = None if family.mlp is None else [*family.mlp[0], family.mlp[1]]
+    attention = None if family.attention is None else list(family.attention)
+    return {"blocks": family.blocks, "attention": attention, "mlp": mlp, "halves": family.halves}
+
+
+def narrow_as(model: Any, family: Family, entry: object, where: str) -> None:
+    """Make the dense ``model``, on the meta device, as narrow as ``entry`` (of config.json) says, in place.
+
+    Raises ModelError naming ``where`` and the value that cannot be.
+    """
+    dense = Decoder(model, family, where, 1)
+    shapes = read_entry(entry, dense, where)
+    narrow(model, names_of(family), [shape.entry() for shape in shapes])
+    for site in dense.sites():
+        if site.path in family.transposed and not is_turned(site.linear):
+            turn(site.linear)
+
+
+def read_entry(entry: object, dense: Decoder, where: str) -> tuple[BlockShape, ...]:
+    """Return the checked shapes of ``entry``; ModelError names ``where`` and the first value that cannot be."""
+    if not isinstance(entry, Mapping) or set(entry) - {"version", "blocks", "parent"}:
+        raise _wrong(where, ENTRY, entry, 'a mapping {"version", "parent", "blocks"}')
+    if entry.get("version") != VERSION or isinstance(entry["version"], bool):
+        raise _wrong(where, "version", entry.get("version"), f"{VERSION}")
+    blocks, count = entry.get("blocks"), len(dense.blocks)
+    if not isinstance(blocks, list) or len(blocks) != count:
+        found = f"{len(blocks)} entries" if isinstance(blocks, list) else blocks
+        raise _wrong(where, "blocks", found, f"a list of {count}, one for each block")
+    return tuple(_read_block(block, index, dense, where) for index, block in enumerate(blocks))
+
+
+def _read_block(block: object, index: int, dense: Decoder, where: str) -> BlockShape:
+    at = f"blocks[{index}]"
+    if not isinstance(block, Mapping) or set(block) != set(_FIELDS):
+        raise _wrong(where, at, block, f"a mapping with exactly {', '.join(_FIELDS)}")
+    heads, ffn = heads_of(dense, index), units_of(dense, index)
+    of_query = _count(block["heads"], heads and heads.heads, f"{at}.heads", where)
+    of_value = _count(block["kv_heads"], heads and heads.kv_heads, f"{at}.kv_heads", where)
+    if heads is not None and of_query is not None and of_value is not None:
+        most = heads.heads // heads.kv_heads
+        if of_query % of_value or of_query // of_value > most:
+            raise _wrong(
+                where, f"{at}.heads", of_query, f"kv_heads ({of_value}) times a whole number up to {most}"
+            )
+    had = {site.path: site.linear.bias is not None for site in dense.sites(index)}
+    addable = [path for path in had if not had[path] and may_add(dense.family, path)]
+    return BlockShape(
+        of_query,
+        of_value,
+        _count(block["ffn"], ffn, f"{at}.ffn", where),
+        _paths(block["added_biases"], addable, f"{at}.added_biases", where),
+        _paths(block["removed_biases"], [p for p in had if had[p]], f"{at}.removed_biases", where),
+    )
+
+
+def _count(value: object, dense: int | None, key: str, where: str) -> int | None:
+    if dense is None:
+        if value is not None:
+            raise _wrong(where, key, value, "null, as the family names no such part")
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= dense:
+        raise _wrong(where, key, value, f"an integer from 1 to {dense}, the dense model's")
+    return value
+
+
+def _paths(value: object, allowed: Sequence[str], key: str, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(path, str) for path in value):
+        raise _wrong(where, key, value, "a list of paths")
+    for path in value:
+        if path not in allowed:
+            known = f"paths among {', '.join(allowed)}" if allowed else "an empty list"
+            raise _wrong(where, key, path, f"{known}. {nearest(path, allowed)}".rstrip(" ."))
+    if len(set(value)) < len(value):
+        raise _wrong(where, key, value, "each path once")
+    return tuple(value)
+
+
+def _wrong(where: str, key: str, value: object, allowed: str) -> ModelError:
+    shown = repr(value)
+    shown = shown if len(shown) < 80 else f"{shown[:76]}..."
+    name = key if key == ENTRY else f"{ENTRY}.{key}"
+    return ModelError(
+        f"{where}: {name}={shown}; allowed is {allowed}. The file was changed or is of another model: export it again."
+    )
