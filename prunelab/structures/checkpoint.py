@@ -55,7 +55,9 @@ def save_checkpoint(decoder: Decoder, folder: Path, origin: Mapping[str, str | N
             "the same function, with zeros."
         )
     changes = _config_changes(decoder, origin)
-    decoder.model.save_pretrained(folder)
+    # transformers turns the names of older checkpoints (GPT-NeoX' embed_out) for its own classes alone
+    own_class = changes is not None and ENTRY in changes
+    decoder.model.save_pretrained(folder, save_original_format=not own_class)
     if changes is None:
         return
     path = folder / "config.json"
@@ -64,7 +66,7 @@ def save_checkpoint(decoder: Decoder, folder: Path, origin: Mapping[str, str | N
         config.pop("auto_map", None)
     config |= changes
     replace_file(path, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode("utf-8"))
-    if ENTRY in changes:
+    if own_class:
         replace_file(folder / f"{MODULE}.py", modelling_file(decoder).encode("utf-8"))
 
 
