@@ -200,17 +200,29 @@ def input_widths(model: Mapping[str, Any]) -> list[int]:
     with suppress(KeyError, OSError, ValueError, TypeError, ZeroDivisionError, AttributeError):
         found = json.loads((folders[model["source"]] / "config.json").read_text(encoding="utf-8"))
         found = found.get("text_config") or found
-        width = found["hidden_size"] if "hidden_size" in found else found["n_embd"]
-        heads = found["num_attention_heads"] if "num_attention_heads" in found else found["n_head"]
+        width, heads = (_first(found, keys) for keys in (_WIDTH, _HEADS))
         of_head = found.get("head_dim") or width // heads
-        inner = (found.get(key) for key in ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner"))
-        units = next((n for n in inner if n), 4 * width)  # the rest make it four times as wide
         widths.add(width)
         # of a model with other widths in every block, the entry "pruned" says which (models/shape.py)
         blocks = (found.get("pruned") or {}).get("blocks") or [{}]
         widths |= {block.get("heads", heads) * of_head for block in blocks}
-        widths |= {block.get("ffn", units) for block in blocks}
+        # where none says, it is four times the width, which divides no worse
+        widths |= {block["ffn"] if block.get("ffn") else _first(found, _INNER) for block in blocks}
     return sorted(width for width in widths if isinstance(width, int))
+
+
+# what architectures call the width of the hidden states, their heads, and the width inside the MLP
+_WIDTH = ("hidden_size", "n_embd", "n_embed")
+_HEADS = ("num_attention_heads", "n_head")
+_INNER = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")
+
+
+def _first(config: Mapping[str, Any], keys: tuple[str, ...]) -> int:
+    """Return the first of ``keys`` that ``config`` gives a value; KeyError if there is none."""
+    for key in keys:
+        if config.get(key) is not None:
+            return config[key]
+    raise KeyError(keys[0])
 
 
 def content_digest(path: str | Path) -> str:

@@ -59,7 +59,7 @@ class Decoder:
                     raise ModelError(
                         f"{self.name}: {name} is {type(linear).__name__}, but family {self.family.name!r} "
                         "expects torch.nn.Linear there; the model is quantised, compacted or of "
-                        "another family."
+                        "another family, or the family's transposed lacks what is stored as (in, out)."
                     )
                 yield LinearSite(name=name, path=path, block=index, shared=shared, linear=linear)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prunelab.config.files import check_model_folder, check_text_file
+from prunelab.config.files import check_model_folder, check_text_file, input_widths, positions
 from prunelab.errors import ConfigError
 
 MODELS = Path(__file__).resolve().parents[2] / "prunelab" / "data" / "models"
@@ -123,3 +123,23 @@ def test_what_is_right_passes(tmp_path: Path) -> None:
     check_text_file("calibration.path", str(tmp_path / "rows.jsonl"), "text", "body")
     np.save(tmp_path / "rows.npy", np.ones((4, 8), "int32"))
     check_text_file("calibration.path", str(tmp_path / "rows.npy"), "tokens")
+
+
+@pytest.mark.parametrize(
+    ("config", "length", "widths"),
+    [
+        ({"hidden_size": 64, "num_attention_heads": 4, "head_dim": 32, "intermediate_size": 172,
+          "max_position_embeddings": 128}, 128, [64, 128, 172]),
+        ({"n_embd": 48, "n_head": 4, "n_positions": 256}, 256, [48]),  # gpt2, as on the hub
+        ({"n_embd": 48, "n_head": 4, "n_inner": 100, "n_positions": 256}, 256, [48, 100]),
+        ({"n_embed": 32, "num_attention_heads": 4, "n_inner": None, "seq_length": 512}, 512, [32]),  # bloom
+        ({"hidden_size": 32, "num_attention_heads": 4, "ffn_hidden_size": 96}, None, [32, 96]),  # falcon
+    ],
+)  # fmt: skip
+def test_lengths_and_widths_by_any_name(
+    tmp_path: Path, config: dict[str, object], length: int | None, widths: list[int]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    spec = {"source": "local", "id": str(tmp_path), "max_len": None}
+    assert positions(spec) == length
+    assert input_widths(spec) == widths

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
 from prunelab.errors import ModelError
-from prunelab.family import family_named, family_of, load_families
+from prunelab.family import family_named, family_of, load_families, read_family_file
 from prunelab.models.decoder import Decoder
 from prunelab.models.random import random_decoder
 from prunelab.models.stream import advance, open_stream
@@ -97,6 +101,40 @@ def test_unknown_family() -> None:
 def test_model_types_are_unique() -> None:
     kinds = [kind for family in load_families() for kind in family.model_types]
     assert len(kinds) == len(set(kinds))
+
+
+OWN: dict[str, Any] = {
+    "model_types": ["own"],
+    "blocks": "model.layers",
+    "inputs": [["qkv"], ["out"], ["fc"], ["proj"]],
+    "mlp": {"writers": ["fc"], "reader": "proj"},
+    "attention": {"query": "qkv", "key": "qkv", "value": "qkv", "output": "out", "layout": "stacked"},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"attention": OWN["attention"] | {"layout": "stakced"}}, r"layout='stakced'; allowed are separate, stacked"),
+        ({"attention": OWN["attention"] | {"layout": "separate"}}, r"separate is about 3 map.* name 1"),
+        ({"attention": OWN["attention"] | {"key": "fc"}}, r"stacked is about 1 map.* name 2"),
+        ({"attention": OWN["attention"] | {"layuot": "x"}}, r"'attention\.layuot' is no field.*Did you mean 'layout'"),
+        ({"mlp": {"writers": ["fc", "out", "qkv"], "reader": "proj"}}, r"writers are 3 maps; allowed: gate and up, or one"),
+        ({"mlp": {"writers": ["fc", "out"], "reader": "proj", "halves": True}}, r"writers are 2 maps.*halves is true"),
+        ({"mlp": {"writers": ["fc"], "reader": "proj", "halves": "yes"}}, r"mlp\.halves='yes'; allowed are true and false"),
+        ({"transposed": ["fcc"]}, r"fcc of mlp, attention or transposed is not among the inputs"),
+        ({"transposed": "fc"}, r"'fc' must be a list of names"),
+        ({"renamed": ["head"]}, r"families\.yaml for an example"),
+        ({"halves": True}, r"'halves' is no field"),
+    ],
+)  # fmt: skip
+def test_mistakes_of_a_family_file(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump(OWN))
+    assert read_family_file(file).layout == "stacked"
+    file.write_text(yaml.safe_dump(OWN | changes))
+    with pytest.raises(ModelError, match=said):
+        read_family_file(file)
 
 
 def test_random_decoder_depends_on_the_seed_only(family_name: str) -> None:

@@ -15,6 +15,7 @@ from prunelab.sparsity.mask import Elementwise, Mask, Structured
 from prunelab.structures.layout import attention_rows, heads_of, mlp_rows
 from prunelab.structures.state import State, read_state
 from prunelab.structures.surgery import CompactLinear, compact, compact_parameters
+from prunelab.structures.units import trace_units
 
 
 def remove(decoder: Decoder, gone: Mapping[str, tuple[list[int], list[int]]], biases: bool = False) -> State:
@@ -97,6 +98,21 @@ def test_every_role_of_fused_maps_can_lose_rows(decoder: Decoder, tokens: Tensor
         for site in decoder.sites(0)
     }
     assert saved(decoder, remove(decoder, gone), tokens) > 0
+
+
+@pytest.mark.parametrize("kind", ["neurons", "heads"])
+def test_whole_units_go_with_all_their_lines(decoder: Decoder, tokens: Tensor, kind: str) -> None:
+    """The first and the last unit: what goes is what their lines held, in fused maps too."""
+    gone: dict[str, tuple[list[int], list[int]]] = {site.path: ([], []) for site in decoder.sites(0)}
+    expected = 0
+    for site, member in trace_units(decoder, 0, (kind,))[kind]:
+        lines = torch.cat([member.index[0], member.index[-1]]).tolist()
+        gone[site.path][member.axis].extend(lines)
+        per_line = site.linear.out_features
+        if member.axis == 0:
+            per_line = site.linear.in_features + (site.linear.bias is not None)
+        expected += len(lines) * per_line
+    assert saved(decoder, remove(decoder, gone), tokens) == expected
 
 
 def test_one_of_several_readers_does_not_take_the_value_row(tokens: Tensor) -> None:
