@@ -28,6 +28,7 @@ from prunelab.passes.collect import BlockValues, collect_all, collect_block, loa
 from prunelab.passes.shots import prune
 from prunelab.passes.statistics import collect_statistics
 from prunelab.pattern import RowsColumns, Unstructured
+from prunelab.stats.taylor import Taylor
 from prunelab.structures.state import State
 
 SURGEON = Surgeon("surgeon", 1, None, 0.01, 0.01, "full")
@@ -47,6 +48,10 @@ def find(group: Group, n_sequences: int) -> dict[str, Tensor]:
         ).items():
             found |= {f"{family}/A/{name}": of_layer["input_gram"].matrix.clone()}
             found |= {f"{family}/G/{name}": of_layer["output_gram"].matrix}
+        for name, of_layer in collect_all(
+            random_decoder(family), tokens, ("taylor",), 2, group=group
+        ).items():
+            found |= {f"{family}/taylor/{name}": Taylor().pack(of_layer["taylor"])}
         decoder = random_decoder(family)
         stream = open_stream(decoder, tokens, 2, group=group)
         needs = ("input_norm", "input_gram")
