@@ -10,8 +10,10 @@ from torch.nn import functional as F
 from prunelab.models.decoder import Decoder
 from prunelab.models.random import random_decoder
 from prunelab.passes.collect import collect_all
+from prunelab.pattern import KINDS
 from prunelab.stats.base import load_statistic
 from prunelab.stats.taylor import SUMS, TaylorSum, TaylorSums
+from prunelab.structures.units import trace_units
 
 NEEDS = ("taylor",)
 
@@ -123,38 +125,31 @@ def test_gradients_of_several_row_blocks_are_those_of_one() -> None:
         close(found.bias[SUMS.index(kind)], term, 1e-6)
 
 
-def per_group(lines: Tensor, groups: int) -> Tensor:
-    return lines.double().view(groups, -1).sum(1)
-
-
 @pytest.mark.parametrize("bias", [True, False])
 def test_signed_sums_obey_eulers_identities(family_name: str, bias: bool, tokens: Tensor) -> None:
     """A unit's in-maps and out-map scale the same activation: their signed sums agree, with the biases' terms."""
     decoder = random_decoder(family_name)
     found = sums(decoder, tokens)
-    assert decoder.family.mlp is not None
-    assert decoder.family.attention is not None
-    writers, reader = decoder.family.mlp
-    query, key, value, output = decoder.family.attention
-    groups = getattr(decoder.model.config, "num_key_value_heads", decoder.model.config.num_attention_heads)
-    has_bias = any(site.linear.bias is not None for site in decoder.sites())
-    if not bias and not has_bias:
-        pytest.skip("no bias to leave out")
-    agreed = []
+    agreed, has_bias = [], False
     for index in range(len(decoder.blocks)):
-
-        def of(path: str, axis: int, index: int = index) -> Tensor:
-            return found[f"{decoder.family.blocks}.{index}.{path}"].of("signed", axis, bias=bias)
-
-        pairs = [
-            (of(writers[-1], 0), of(reader, 1)),  # the gate is not linear, up is; ReLU is homogeneous
-            (per_group(of(value, 0), groups), per_group(of(output, 1), groups)),
-        ]
+        units = trace_units(decoder, index, KINDS)
+        of = {
+            member.role: member.per_unit(found[site.name].of("signed", member.axis, bias=bias).double())
+            for traced in units.values()
+            for site, member in traced
+        }
+        pairs = [("value", "output")]
+        if "gate" in of or family_name == "opt":  # the gate is not linear, up is; ReLU is homogeneous
+            pairs.append(("up", "down"))
         if family_name not in ("qwen3", "gemma3"):  # norms on query and key
-            pairs.append((per_group(of(query, 0), groups), per_group(of(key, 0), groups)))
-        for left, right in pairs:
+            pairs.append(("query", "key"))
+        sides = {role for pair in pairs for role in pair} - {"output", "down"}
+        has_bias |= any(m.bias is not None for t in units.values() for _, m in t if m.role in sides)
+        for left, right in ((of[a], of[b]) for a, b in pairs):
             scale = float(right.abs().max())
             agreed.append(float((left - right).abs().max()) < 2e-4 * scale)
+    if not bias and not has_bias:
+        pytest.skip("no bias to leave out")
     assert all(agreed) == (bias or not has_bias)
 
 
@@ -212,6 +207,35 @@ def test_stored_sums_are_the_same(family: str, tokens: Tensor) -> None:
         assert taylor.is_finite(value)
     with pytest.raises(ValueError, match=r"shape \(4, more than 8\)"):
         taylor.unpack(torch.zeros(4, 8), 4, "a layer")
+
+
+def test_gradients_of_one_block_are_there_at_a_time(tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[TaylorSum] = []
+    most = 0
+    begin, finish = TaylorSum.__init__, TaylorSum.finish
+
+    def note(running: TaylorSum, *args: Tensor) -> None:
+        begin(running, *args)
+        started.append(running)
+
+    def count(running: TaylorSum) -> TaylorSums:
+        nonlocal most
+        most = max(most, sum(one.total.numel() for one in started))
+        return finish(running)
+
+    monkeypatch.setattr(TaylorSum, "__init__", note)
+    monkeypatch.setattr(TaylorSum, "finish", count)
+    decoder = random_decoder("opt", num_hidden_layers=4)
+    sums(decoder, tokens)
+    assert most == 2 * sum(p.numel() for site in decoder.sites(0) for p in site.linear.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models_have_sums_in_float32(dtype: torch.dtype, tokens: Tensor) -> None:
+    exact = sums(random_decoder("qwen2"), tokens)
+    for name, value in sums(random_decoder("qwen2", dtype=dtype), tokens).items():
+        assert value.rows.dtype == torch.float32
+        close(value.of("element1", 0), exact[name].of("element1", 0), 0.1)
 
 
 def test_beside_other_statistics_each_gets_what_it_would_alone(tokens: Tensor) -> None:
