@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, Protocol
 
 from prunelab.errors import ConfigError, nearest
-from prunelab.statistic import CLASSES, OUTPUT_GRADIENT, class_of
+from prunelab.statistic import BACKWARD, CLASSES, class_of
 
 Within = Literal["row", "matrix"]
 Propagation = Literal["pruned", "dense"]
@@ -444,7 +444,7 @@ def _check_stream(run: Run, needs: tuple[str, ...] = ()) -> Iterator[ConfigError
     elif run.propagation == "pruned" and compared and (run.method.needs or needs):
         hint = "All layers are compared before any is pruned."
         yield ConfigError("sparsity.propagation", "pruned", f"dense with allocation={run.allocation}", hint)
-    elif run.propagation == "pruned" and OUTPUT_GRADIENT in run.method.reads:
+    elif run.propagation == "pruned" and not run.method.reads.isdisjoint(BACKWARD):
         hint = "Gradients come from one walk back through the whole model, before any block is pruned."
         yield ConfigError("sparsity.propagation", "pruned", f"dense with method={run.method.name}", hint)
 

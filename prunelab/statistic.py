@@ -6,18 +6,17 @@ A name of the package's own is short; any other statistic goes by the dotted nam
 
 from __future__ import annotations
 
-INPUT, OUTPUT, OUTPUT_GRADIENT = "input", "output", "output_gradient"
-READS = (
-    INPUT,
-    OUTPUT,
-    OUTPUT_GRADIENT,
-)  # of a linear layer; the last one needs a walk back through the model
+INPUT, OUTPUT = "input", "output"
+OUTPUT_GRADIENT, WEIGHT_GRADIENT = "output_gradient", "weight_gradient"
+BACKWARD = (OUTPUT_GRADIENT, WEIGHT_GRADIENT)  # these need a walk back through the model
+READS = (INPUT, OUTPUT, *BACKWARD)  # of a linear layer
 
 CLASSES = {
     "input_norm": "prunelab.stats.input_norm.InputNorm",
     "input_moments": "prunelab.stats.input_moments.InputMoments",
     "input_gram": "prunelab.stats.gram.InputGram",
     "output_gram": "prunelab.stats.gram.OutputGram",
+    "taylor": "prunelab.stats.taylor.Taylor",
 }
 
 

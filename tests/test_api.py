@@ -42,7 +42,7 @@ def test_the_six_lines(tmp_path: Path) -> None:
 PATTERNS = {
     "surgeon": "rows_columns", "kobd": "rows_columns", "lobd": "rows_columns", "magnitude": "unstructured",
     "random": "2:4", "wanda": "2:4", "sparsegpt": "unstructured", "magnitude_sp": "units", "wanda_sp": "units",
-    "flap": "units",
+    "flap": "units", "llm_pruner": "units", "estimation_fusion": "units",
 }  # fmt: skip
 
 

@@ -81,6 +81,7 @@ def test_what_fits_together_has_no_mistakes() -> None:
         ("unstructured", WANDA, {"propagation": "both"}, "pruned | dense"),
         ("unstructured", WANDA, {"allocation": "global"}, "dense with allocation=global"),
         ("unstructured", WANDA | {"reads": frozenset({"output_gradient"})}, {}, "dense with method=wanda"),
+        ("unstructured", WANDA | {"reads": frozenset({"weight_gradient"})}, {}, "dense with method=wanda"),
         ("unstructured", SPARSEGPT, {"within": "row"}, "sparsegpt chooses in its own way"),
         ("unstructured", SPARSEGPT, {"allocation": "global", "propagation": "dense"}, "without scores to compare"),
         ("rows_columns", SURGEON, {"allocation": "owl"}, "global or uniform"),

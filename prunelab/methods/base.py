@@ -46,8 +46,8 @@ class Method(Protocol):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Statistics to collect before each decision: ``input_norm``, ``input_gram``, ``output_gram``, or the dotted
-        name of a class; () looks at no data."""
+        """Statistics to collect before each decision: ``input_norm``, ``input_gram``, ``output_gram``, ``taylor``, or
+        the dotted name of a class; () looks at no data."""
         ...
 
     @property

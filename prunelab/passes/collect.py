@@ -2,12 +2,14 @@
 
 Forward: the blocks run one by one, and what enters or leaves their layers is added up. Backward: the loss gives the
 gradient at the last block's output; each block, last to first, is then run again on its input, which was kept, with
-autograd. That yields the gradients at its layers' outputs and at its own input. Weights stay frozen, so no weight
-gradient is ever built (the code of arXiv:2312.17244 builds all of them), layers with one input share its statistics,
-and sequences go through in batches.
+autograd. That yields the gradients at its layers' outputs and at its own input. Weights stay frozen, so autograd never
+builds a weight's gradient (the code of arXiv:2312.17244 builds all of them); a statistic that reads them gets what
+enters a layer together with the gradient at its output. Layers with one input share its statistics, and sequences go
+through in batches.
 
 Peak memory of a walk back: the inputs of all blocks (blocks x tokens x width), within the budget of the activation
-store, + all statistics + the graph of one block on one batch. A walk forward alone holds one block's statistics.
+store, + all statistics + the graph of one block on one batch + where weights' gradients are read, their sums and the
+layers' inputs, of one block. A walk forward alone holds one block's statistics.
 Gradients are of summed losses, so a token's do not shrink with the number of tokens; in float16 the smallest may
 still underflow to zero, which reads as dead: prefer bfloat16 or float32.
 """
@@ -17,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -30,9 +32,18 @@ from prunelab.models.decoder import Decoder
 from prunelab.models.inputs import Enough, catch_inputs, catch_outputs, groups
 from prunelab.models.memory import release_host_memory
 from prunelab.models.stream import Stream, advance, call_block, open_stream, token_losses
-from prunelab.statistic import INPUT, OUTPUT, OUTPUT_GRADIENT
-from prunelab.stats.base import Running, Statistic, Values, load_statistic
+from prunelab.statistic import BACKWARD, INPUT, OUTPUT, OUTPUT_GRADIENT, WEIGHT_GRADIENT
+from prunelab.stats.base import (
+    Kept,
+    Running,
+    Statistic,
+    Values,
+    WeightRunning,
+    WeightStatistic,
+    load_statistic,
+)
 
+_Name = TypeVar("_Name")
 Progress = Callable[[Mapping[str, Any]], None]
 BlockValues = dict[str, Values]  # by layer name
 HOLES = 8 * 2**20  # bytes that are worth the milliseconds of giving them back
@@ -42,7 +53,7 @@ HOLES = 8 * 2**20  # bytes that are worth the milliseconds of giving them back
 class Needs:
     """The statistics that somebody asked for, by name; ``ones``: inputs get a last entry 1, the input of a bias."""
 
-    statistics: Mapping[str, Statistic]
+    statistics: Mapping[str, Kept]
     ones: bool = False
 
     @property
@@ -50,14 +61,14 @@ class Needs:
         """What was asked for, sorted."""
         return tuple(sorted(self.statistics))
 
-    def reading(self, *what: str) -> dict[str, Statistic]:
+    def reading(self, *what: str) -> dict[str, Kept]:
         """Those that read one of ``what``."""
         return {name: one for name, one in self.statistics.items() if one.reads in what}
 
     @property
     def backward(self) -> bool:
         """Whether a walk back is needed."""
-        return bool(self.reading(OUTPUT_GRADIENT))
+        return bool(self.reading(*BACKWARD))
 
     @property
     def per_layer(self) -> bool:
@@ -75,9 +86,9 @@ class _Sum:
     """A running statistic of one layer, or of the layers that share an input."""
 
     need: str
-    statistic: Statistic
+    statistic: Kept
     sites: tuple[LinearSite, ...]
-    running: Running
+    running: Running | WeightRunning
     joined: bool  # with the input of a bias
 
     def values(self) -> Iterator[tuple[str, Any]]:
@@ -162,27 +173,39 @@ def collect_all(
         return collect_model(decoder, stream, wanted, shelf, progress)
 
 
-def _sums(statistics: Mapping[str, Statistic], sites: tuple[LinearSite, ...], ones: bool) -> list[_Sum]:
+def _sums(statistics: Mapping[str, Kept], sites: tuple[LinearSite, ...], ones: bool) -> list[_Sum]:
     """Start a sum per statistic for layers that are looked at together."""
     linear = sites[0].linear
     joined = ones and any(site.linear.bias is not None for site in sites)
     sums = []
     for need, statistic in statistics.items():
         width = linear.in_features if statistic.reads == INPUT else linear.out_features
-        running = statistic.start(sites[0].name, width, ones=joined, device=linear.weight.device)
+        running = cast(Statistic, statistic).start(
+            sites[0].name, width, ones=joined, device=linear.weight.device
+        )
         sums.append(_Sum(need, statistic, sites, running, joined))
     return sums
 
 
-def _adding(sums: Collection[_Sum], stream: Stream) -> Callable[[Tensor], None]:
+def _weight_sums(statistics: Mapping[str, Kept], site: LinearSite) -> list[_Sum]:
+    """Start a sum per statistic of the gradient of a layer's weight."""
+    weight, bias = site.linear.weight, site.linear.bias
+    return [
+        _Sum(need, statistic, (site,), cast(WeightStatistic, statistic).start(site.name, weight, bias), False)
+        for need, statistic in statistics.items()
+    ]
+
+
+def _adding(sums: Collection[_Sum], stream: Stream) -> Callable[..., None]:
+    """Return what feeds sums with tokens, or with inputs and the gradients at outputs side by side."""
     length = stream.tokens.shape[1]
 
     @torch.no_grad()
-    def add(x: Tensor) -> None:
+    def add(*read: Tensor) -> None:
         # some families hand their layers the tokens of a whole batch in one row: sums go sequence by sequence
-        sequences = x.detach().reshape(-1, length, x.shape[-1])
+        sequences = [x.detach().reshape(-1, length, x.shape[-1]) for x in read]
         for one in sums:
-            one.running.add(sequences)
+            one.running.add(*sequences)
 
     return add
 
@@ -222,26 +245,38 @@ def _walk_back(
     decoder: Decoder, index: int, stream: Stream, entering: Activations, needs: Needs
 ) -> BlockValues:
     """Return what reads gradients in block ``index``; the stream's gradients become those at its input."""
-    sites = decoder.sites(index)
-    sums = [_sums(needs.reading(OUTPUT_GRADIENT), (site,), False) for site in sites]
+    members = groups(decoder, index)
+    sites = [site for group in members for site in group]
+    tokens = [_sums(needs.reading(OUTPUT_GRADIENT), (site,), False) for site in sites]
+    weights = [_weight_sums(needs.reading(WEIGHT_GRADIENT), site) for site in sites]
     for rows in stream.batches():
         slope = stream.read(rows)
         # a copy: the graph must not see the store's memory change under it
         leaf = entering.read(rows, stream.like).clone().requires_grad_()
+        inputs: dict[int, Tensor] = {}
         outputs: dict[str, Tensor] = {}
-        with catch_outputs(sites, [_keeping(outputs, site.name) for site in sites]):
+        heard = members if any(weights) else []
+        with (
+            catch_inputs(heard, [_keeping(inputs, group[0].shared) for group in heard]),
+            catch_outputs(sites, [_keeping(outputs, site.name) for site in sites]),
+        ):
             result = call_block(decoder, index, stream, leaf)
         wanted = [outputs[site.name] for site in sites]
         slopes = torch.autograd.grad(result, [*wanted, leaf] if index else wanted, slope, allow_unused=True)
-        for output, at_output, own in zip(wanted, slopes, sums, strict=False):
-            _adding(own, stream)(torch.zeros_like(output) if at_output is None else at_output)
+        for site, output, at_output, of_tokens, of_weight in zip(
+            sites, wanted, slopes, tokens, weights, strict=False
+        ):
+            at_output = torch.zeros_like(output) if at_output is None else at_output
+            _adding(of_tokens, stream)(at_output)
+            if of_weight:
+                _adding(of_weight, stream)(inputs[site.shared], at_output)
         if index:
             stream.write(rows, slopes[-1])
-    return _finished([one for own in sums for one in own], stream)
+    return _finished([one for own in (*tokens, *weights) for one in own], stream)
 
 
-def _keeping(outputs: dict[str, Tensor], name: str) -> Callable[[Tensor], None]:
-    return lambda output: outputs.update({name: output})
+def _keeping(kept: dict[_Name, Tensor], name: _Name) -> Callable[[Tensor], None]:
+    return lambda tensor: kept.update({name: tensor})
 
 
 def _check(stream: Stream, what: str) -> None:

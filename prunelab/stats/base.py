@@ -4,7 +4,8 @@ A statistic's class has two literals that planning reads from its source, ``name
 
 - ``input``: what enters the layer, (..., in_features); layers with one input share one sum;
 - ``output``: what leaves it, (..., out_features);
-- ``output_gradient``: the gradient of the summed token losses at its output, (..., out_features).
+- ``output_gradient``: the gradient of the summed token losses at its output, (..., out_features);
+- ``weight_gradient``: what enters and that gradient together, whose products are the gradient of the weight.
 
 The collector starts a running sum per layer (or per shared input), feeds it batch by batch, adds the sums of all
 ranks, and finishes it into a value, which the method gets through its view. Everything that has to be known about
@@ -39,8 +40,24 @@ class Running(Protocol):
         ...
 
 
-class Statistic(Protocol):
-    """One statistic; built without arguments, its objects hold no state. The shortest: stats/input_norm.py."""
+class WeightRunning(Protocol):
+    """The same of what reads the weight's gradient. ``n_tokens`` counts whatever :meth:`finish` divides by."""
+
+    total: Tensor
+    n_tokens: int
+
+    def add(self, x: Tensor, slope: Tensor) -> None:
+        """Add sequences: the inputs ``x`` (n, seq_len, C), and ``slope`` (n, seq_len, R), the gradient of the summed
+        token losses at the output. What is added must not depend on n: sum sequence by sequence."""
+        ...
+
+    def finish(self) -> Any:
+        """Return the value over all sequences; uses up the sum."""
+        ...
+
+
+class Kept(Protocol):
+    """What every statistic says of its value; built without arguments, its objects hold no state."""
 
     @property
     def name(self) -> str:
@@ -50,13 +67,6 @@ class Statistic(Protocol):
     @property
     def reads(self) -> str:
         """Of ``prunelab.statistic.READS``."""
-        ...
-
-    def start(self, name: str, width: int, *, ones: bool, device: torch.device) -> Running:
-        """Return an empty sum over vectors of ``width`` entries, of a layer called ``name`` in messages.
-
-        ``ones``: a last entry 1 stands for the input of a bias.
-        """
         ...
 
     def live(self, value: Any) -> Tensor | None:
@@ -76,11 +86,33 @@ class Statistic(Protocol):
         ...
 
     def unpack(self, stored: Tensor, width: int, name: str) -> Any:
-        """Return the value of a layer called ``name`` from what :meth:`pack` gave; ValueError if it cannot be one."""
+        """Return the value of a layer called ``name`` from what :meth:`pack` gave; ValueError if it cannot be one.
+
+        ``width``: how many features enter the layer, or leave it unless the statistic reads its input.
+        """
         ...
 
 
-def load_statistic(need: str) -> Statistic:
+class Statistic(Kept, Protocol):
+    """A statistic of one of: input, output, output gradient. The shortest: stats/input_norm.py."""
+
+    def start(self, name: str, width: int, *, ones: bool, device: torch.device) -> Running:
+        """Return an empty sum over vectors of ``width`` entries, of a layer called ``name`` in messages.
+
+        ``ones``: a last entry 1 stands for the input of a bias.
+        """
+        ...
+
+
+class WeightStatistic(Kept, Protocol):
+    """A statistic of the weight's gradient: stats/taylor.py."""
+
+    def start(self, name: str, weight: Tensor, bias: Tensor | None) -> WeightRunning:
+        """Return an empty sum for a layer called ``name``, of ``weight`` (R, C) and ``bias`` (R,)."""
+        ...
+
+
+def load_statistic(need: str) -> Statistic | WeightStatistic:
     """Return the statistic that ``need`` means: a name of the package's own, or the dotted name of a class.
 
     Raises ConfigError if there is none.

@@ -19,6 +19,7 @@ from torch.distributed import PrefixStore, TCPStore
 from prunelab.allocation.owl import OWL
 from prunelab.distributed.group import Group, Ranks
 from prunelab.errors import ModelError, StageError
+from prunelab.methods.llm_pruner import LLMPruner
 from prunelab.methods.sparsegpt import SparseGPT
 from prunelab.methods.surgeon import Surgeon
 from prunelab.methods.wanda import Wanda
@@ -27,12 +28,14 @@ from prunelab.models.stream import open_stream
 from prunelab.passes.collect import BlockValues, collect_all, collect_block, load_needs
 from prunelab.passes.shots import prune
 from prunelab.passes.statistics import collect_statistics
-from prunelab.pattern import RowsColumns, Unstructured
+from prunelab.pattern import RowsColumns, Unstructured, build_pattern
+from prunelab.stats.taylor import Taylor
 from prunelab.structures.state import State
 
 SURGEON = Surgeon("surgeon", 1, None, 0.01, 0.01, "full")
 SPARSEGPT = SparseGPT("sparsegpt", 1, None, block=8, damping=0.01)
 WANDA = Wanda("wanda", 1, None)
+PRUNER = LLMPruner("llm_pruner", 1, None, "mixed", "sum", True)
 OUTLIERS = OWL("owl", 1, 2.0, 0.08)
 
 
@@ -47,6 +50,10 @@ def find(group: Group, n_sequences: int) -> dict[str, Tensor]:
         ).items():
             found |= {f"{family}/A/{name}": of_layer["input_gram"].matrix.clone()}
             found |= {f"{family}/G/{name}": of_layer["output_gram"].matrix}
+        for name, of_layer in collect_all(
+            random_decoder(family), tokens, ("taylor",), 2, group=group
+        ).items():
+            found |= {f"{family}/taylor/{name}": Taylor().pack(of_layer["taylor"])}
         decoder = random_decoder(family)
         stream = open_stream(decoder, tokens, 2, group=group)
         needs = ("input_norm", "input_gram")
@@ -79,6 +86,8 @@ def _states(family: str, tokens: Tensor, group: Group) -> Iterator[tuple[str, St
     )
     yield "sparsegpt", prune(random_decoder(family), SPARSEGPT, tokens, [0.5], **half)
     yield "owl", prune(random_decoder(family), WANDA, tokens, [0.5], **half, allocation=OUTLIERS)
+    units = {"pattern": build_pattern("units"), "allocation": "uniform", "propagation": "dense"}
+    yield "units", prune(random_decoder(family), PRUNER, tokens, [0.3, 0.6], **plain, **units)
     yield "global", prune(random_decoder(family), WANDA, tokens, [0.5], **half, **wide)
 
 

@@ -48,11 +48,11 @@ def test_two_ranks_find_what_one_finds(folder: Path, n_sequences: int) -> None:
     expected = alone(n_sequences)
     assert first.keys() == second.keys() == expected.keys()
     kinds = {name.split("/")[1] for name in expected}
-    assert kinds == {"A", "G", "norm", "gram", "weight", "mask"}
+    assert kinds == {"A", "G", "taylor", "norm", "gram", "weight", "mask"}
     for name, one in expected.items():
         assert torch.equal(first[name], second[name]), name
         assert torch.equal(first[name], one), name
-        assert bool(one.any()) or name.endswith("keep_bias_column"), name
+        assert bool(one.any()) or name.endswith(("keep_bias_column", "whole")), name
 
 
 def test_a_failure_of_one_rank_is_named_and_ends_the_other(folder: Path) -> None:

@@ -16,6 +16,7 @@ from prunelab.errors import ConfigError, StoreError
 from prunelab.models.decoder import Decoder
 from prunelab.models.random import random_decoder
 from prunelab.passes import shots, source, statistics
+from prunelab.passes.collect import collect_all
 from prunelab.passes.shots import prune
 from prunelab.passes.statistics import (
     StatisticsFolder,
@@ -106,6 +107,20 @@ def test_going_on_at_any_block_writes_the_same_files(tokens: Tensor, tmp_path: P
         assert written == [f"block-{index}.safetensors" for index in range(start, 3)]
         for name in written:
             assert (folder / name).read_bytes() == (tmp_path / "0" / name).read_bytes()
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_what_reads_gradients_is_kept_too(family: str, tokens: Tensor, tmp_path: Path) -> None:
+    needs = ("output_gram", "taylor")
+    collect(random_decoder(family), tokens, tmp_path, needs)
+    decoder = random_decoder(family)
+    found = collect_all(decoder, tokens, needs, 2)
+    kept = StatisticsFolder(tmp_path, needs)
+    for index in range(len(decoder.blocks)):
+        for name, values in kept.block(decoder, index).items():
+            assert torch.equal(values["output_gram"].matrix, found[name]["output_gram"].matrix)
+            for part in ("rows", "columns", "bias"):
+                assert torch.equal(getattr(values["taylor"], part), getattr(found[name]["taylor"], part))
 
 
 def test_one_block_is_in_memory_at_a_time(tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
