@@ -24,6 +24,7 @@ paper's own choices are not public.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -133,14 +134,14 @@ class Renyi:
             first, second = torch.triu_indices(n, n, 1, device=left.device)
             distance = (left[first] - left[second]).square_()
             distance += (right[first] - right[second]).square_()
-            total = distance.mul_(-1 / self.sigma**2).exp_().sum(0, dtype=torch.float64)
+            total = _exp(distance.mul_(-1 / self.sigma**2)).sum(0, dtype=torch.float64)
             return -torch.log2((2 * total + n) / n**2)
         exponent = _distances(left.T).add_(_distances(right.T)).div_(-2 * self.sigma**2)
-        return _spectral_entropy(exponent.exp_() / n, self.alpha)
+        return _spectral_entropy(_exp(exponent) / n, self.alpha)
 
     def _spectral(self, columns: Tensor) -> Tensor:
         """Return S of each row of ``columns`` (b, n) by eigenvalues, (b,) float64."""
-        kernel = _distances(columns).div_(-2 * self.sigma**2).exp_()
+        kernel = _exp(_distances(columns).div_(-2 * self.sigma**2))
         return _spectral_entropy(kernel / columns.shape[1], self.alpha)
 
     def _columns(self, Z: Tensor) -> Iterator[slice]:
@@ -209,12 +210,21 @@ class Renyi:
     def _kernel_squares(self, Z: Tensor, pairs: Tensor) -> Tensor:
         """Return ``K o K`` of every column at pairs (2, c) of samples: (c, m)."""
         distance = Z[pairs[0]].sub_(Z[pairs[1]])
-        return distance.mul_(distance).mul_(-1 / self.sigma**2).exp_()
+        return _exp(distance.mul_(distance).mul_(-1 / self.sigma**2))
 
 
 def _distances(rows: Tensor) -> Tensor:
     """Return the squared differences of the entries of each row of ``rows`` (b, n): (b, n, n)."""
     return (rows[:, :, None] - rows[:, None, :]).square_()
+
+
+def _exp(exponent: Tensor) -> Tensor:
+    """Return exp in place, no smaller than the root of the smallest normal number, 1e-18 in float32.
+
+    Beside the ones on a kernel's diagonal that is nothing, but a product with subnormal numbers, or whose terms are
+    subnormal, takes a hundred times as long.
+    """
+    return exponent.clamp_(min=math.log(torch.finfo(exponent.dtype).tiny) / 2.1).exp_()
 
 
 def _spectral_entropy(A: Tensor, alpha: float) -> Tensor:
