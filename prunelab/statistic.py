@@ -18,6 +18,7 @@ CLASSES = {
     "input_moments": "prunelab.stats.input_moments.InputMoments",
     "input_gram": "prunelab.stats.gram.InputGram",
     "output_gram": "prunelab.stats.gram.OutputGram",
+    "input_samples": "prunelab.stats.input_samples.InputSamples",
 }
 
 
