@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prunelab.errors import ConfigError
 from prunelab.information.pairs import Values, normalised
 
 CAP = 1 - 1e-12  # of rho^2: a neuron's information about itself would be infinite
@@ -52,6 +53,9 @@ def correlations(Z: Tensor, pairs: Tensor) -> Tensor:
 
 def _unit(Z: Tensor) -> Tensor:
     """Return the columns centred and of length 1, float64; a constant one stays 0."""
+    if Z.ndim != 2:
+        allowed = "renyi_matrix for variables of several channels, such as attention heads"
+        raise ConfigError("mi.estimator", "gaussian", allowed)
     exact = Z.double()  # in float32, 1 - rho^2 of a near copy would be noise
     centred = exact - exact.mean(0)
     length = torch.linalg.vector_norm(centred, dim=0)

@@ -80,12 +80,13 @@ def draw_pairs(eligible: Tensor, count: int, generator: torch.Generator) -> Tens
 def chance(
     Z: Tensor, estimator: Estimator, eligible: Tensor, n_pairs: int, generator: torch.Generator
 ) -> Tensor:
-    """Return the values (n_pairs,) of random pairs of columns of ``Z`` (n, m) whose second column is shuffled.
+    """Return the values (n_pairs,) of random pairs of columns of ``Z``, (n, m) or (n, m, d), the second one shuffled.
 
     Their mean and deviation say how large a value is that chance alone gives; ``eligible`` (m,) are the columns taken.
     """
     pairs = draw_pairs(eligible, n_pairs, generator)
     order = torch.rand(n_pairs, len(Z), generator=generator).argsort(1).T.to(Z.device)
-    left, right = Z[:, pairs[:, 0]], Z[:, pairs[:, 1]].gather(0, order)
+    left, right = Z[:, pairs[:, 0]], Z[:, pairs[:, 1]]
+    right = right.gather(0, order.view(order.shape + (1,) * (Z.ndim - 2)).expand_as(right))
     numbers = torch.arange(n_pairs, device=Z.device)
     return estimator.values(torch.cat([left, right], 1))(torch.stack([numbers, numbers + n_pairs], 1))

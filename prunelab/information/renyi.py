@@ -1,9 +1,9 @@
 """Mutual information of neurons by the matrix-based Renyi entropy. arXiv:2406.00030; the estimator is Sanchez Giraldo,
 Rao and Principe's.
 
-For a neuron's samples z (n,) and a kernel of width sigma
+For a neuron's samples z (n,), or those of several channels together (n, d), and a kernel of width sigma
 
-    K[i, j] = exp(-(z_i - z_j)^2 / (2 sigma^2))      A = K / n, of trace 1
+    K[i, j] = exp(-|z_i - z_j|^2 / (2 sigma^2))      A = K / n, of trace 1
     S_alpha(A) = log2(sum_i lambda_i(A)^alpha) / (1 - alpha)       bits; alpha = 1: Shannon, the limit
     I(k, l) = S(A_k) + S(A_l) - S(K_k o K_l / n)     o: entry by entry
 
@@ -42,6 +42,8 @@ CHUNK_BYTES = 64 * 2**20
 class Renyi:
     """``sigma``: the kernels' width, in the samples' unit. ``normalize``: self, min_entropy or none.
 
+    Samples ``Z`` are (n, m), a column per variable, or (n, m, d): m variables of d channels each.
+
     ``precise``: products in float64; otherwise in float32 (kernels too), their sums in float64 all the same, which is
     right to about 1e-6 bit. ``chunk_bytes`` bounds the memory of what is computed at a time, beside the result.
     ``seed`` is of the shuffles.
@@ -56,14 +58,14 @@ class Renyi:
     seed: int = 0
 
     def entropies(self, Z: Tensor) -> Tensor:
-        """Return S of every column of ``Z`` (n, m), in bits, (m,) float64: 0 for a column that never moves."""
+        """Return S of every column of ``Z``, in bits, (m,) float64: 0 for a column that never moves."""
         Z = self._cast(Z)
         if self.alpha == 2:
             return -torch.log2(self._products(Z, None)[1])
-        return torch.cat([self._spectral(Z[:, part].T) for part in self._columns(Z)])
+        return torch.cat([self._spectral(Z[:, part]) for part in self._columns(Z)])
 
     def matrix(self, Z: Tensor) -> Tensor:
-        """Return the normalised information of all pairs of columns of ``Z`` (n, m): (m, m), symmetric, >= 0.
+        """Return the normalised information of all pairs of columns of ``Z``: (m, m), symmetric, >= 0.
 
         float64 if ``precise``, else float32. Rows and columns of a column that never moves are 0.
         """
@@ -90,7 +92,7 @@ class Renyi:
         return value
 
     def information(self, Z: Tensor, pairs: Tensor, entropy: Tensor | None = None) -> Tensor:
-        """Return I of pairs (p, 2) of columns of ``Z`` (n, m), in bits, (p,) float64: neither clipped nor corrected.
+        """Return I of pairs (p, 2) of columns of ``Z``, in bits, (p,) float64: neither clipped nor corrected.
 
         ``entropy`` (m,): of the columns, if known.
         """
@@ -100,7 +102,8 @@ class Renyi:
     def _cast(self, Z: Tensor) -> Tensor:
         if not (self.sigma > 0 and self.alpha > 0):
             raise ConfigError("mi.bandwidth, mi.alpha", (self.sigma, self.alpha), "numbers > 0")
-        return Z.to(torch.float64 if self.precise else torch.float32)
+        Z = Z.to(torch.float64 if self.precise else torch.float32)
+        return Z[:, :, None] if Z.ndim == 2 else Z
 
     def _shuffles(self, n: int) -> list[Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
@@ -122,30 +125,29 @@ class Renyi:
 
     def _pairs(self, Z: Tensor, pairs: Tensor, entropy: Tensor) -> Tensor:
         n = len(Z)
-        size = max(1, self.chunk_bytes // (4 * n * n * Z.element_size()))
+        size = max(1, self.chunk_bytes // (4 * n * n * Z.shape[2] * Z.element_size()))
         joint = [self._joint(Z[:, some[:, 0]], Z[:, some[:, 1]]) for some in pairs.split(size)]
         found = torch.cat(joint) if joint else entropy.new_empty(0)
         return entropy[pairs[:, 0]] + entropy[pairs[:, 1]] - found
 
     def _joint(self, left: Tensor, right: Tensor) -> Tensor:
-        """Return S of the joint matrices of columns of ``left`` and ``right`` (n, b), (b,) float64."""
+        """Return S of the joint matrices of columns of ``left`` and ``right`` (n, b, d), (b,) float64."""
         n = len(left)
         if self.alpha == 2:
             first, second = torch.triu_indices(n, n, 1, device=left.device)
-            distance = (left[first] - left[second]).square_()
-            distance += (right[first] - right[second]).square_()
+            distance = _squared(left[first] - left[second]) + _squared(right[first] - right[second])
             total = _exp(distance.mul_(-1 / self.sigma**2)).sum(0, dtype=torch.float64)
             return -torch.log2((2 * total + n) / n**2)
-        exponent = _distances(left.T).add_(_distances(right.T)).div_(-2 * self.sigma**2)
+        exponent = _distances(left).add_(_distances(right)).div_(-2 * self.sigma**2)
         return _spectral_entropy(_exp(exponent) / n, self.alpha)
 
     def _spectral(self, columns: Tensor) -> Tensor:
-        """Return S of each row of ``columns`` (b, n) by eigenvalues, (b,) float64."""
+        """Return S of each of ``columns`` (n, b, d) by eigenvalues, (b,) float64."""
         kernel = _exp(_distances(columns).div_(-2 * self.sigma**2))
-        return _spectral_entropy(kernel / columns.shape[1], self.alpha)
+        return _spectral_entropy(kernel / len(columns), self.alpha)
 
     def _columns(self, Z: Tensor) -> Iterator[slice]:
-        size = max(1, self.chunk_bytes // (4 * len(Z) ** 2 * Z.element_size()))
+        size = max(1, self.chunk_bytes // (4 * len(Z) ** 2 * Z.shape[2] * Z.element_size()))
         return (slice(start, start + size) for start in range(0, Z.shape[1], size))
 
     def _information(self, Z: Tensor) -> tuple[Tensor, Tensor]:
@@ -184,12 +186,12 @@ class Renyi:
 
         ``other`` is ``Z`` itself, whose product is symmetric, its rows in another order, or None for no product.
         """
-        n, m = Z.shape
+        n, m, d = Z.shape
         both = 1 + (other is not None and other is not Z)
         joint = torch.zeros((m, m) if other is not None else (0, 0), dtype=torch.float64, device=Z.device)
         single = torch.zeros(m, dtype=torch.float64, device=Z.device)
         above = torch.triu_indices(n, n, 1, device=Z.device)
-        for some in above.split(max(1, self.chunk_bytes // (2 * both * m * Z.element_size())), dim=1):
+        for some in above.split(max(1, self.chunk_bytes // (2 * both * m * d * Z.element_size())), dim=1):
             P = self._kernel_squares(Z, some)
             single += P.sum(0, dtype=torch.float64)
             if other is None:
@@ -209,13 +211,19 @@ class Renyi:
 
     def _kernel_squares(self, Z: Tensor, pairs: Tensor) -> Tensor:
         """Return ``K o K`` of every column at pairs (2, c) of samples: (c, m)."""
-        distance = Z[pairs[0]].sub_(Z[pairs[1]])
-        return _exp(distance.mul_(distance).mul_(-1 / self.sigma**2))
+        return _exp(_squared(Z[pairs[0]].sub_(Z[pairs[1]])).mul_(-1 / self.sigma**2))
 
 
-def _distances(rows: Tensor) -> Tensor:
-    """Return the squared differences of the entries of each row of ``rows`` (b, n): (b, n, n)."""
-    return (rows[:, :, None] - rows[:, None, :]).square_()
+def _squared(difference: Tensor) -> Tensor:
+    """Return the squared lengths of vectors (..., d), in place where d is 1."""
+    square = difference.square_()
+    return square[..., 0] if square.shape[-1] == 1 else square.sum(-1)
+
+
+def _distances(columns: Tensor) -> Tensor:
+    """Return the squared distances between the samples of each of ``columns`` (n, b, d): (b, n, n)."""
+    rows = columns.transpose(0, 1)
+    return _squared(rows[:, :, None] - rows[:, None, :])
 
 
 def _exp(exponent: Tensor) -> Tensor:

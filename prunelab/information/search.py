@@ -36,7 +36,7 @@ BATCH = 64  # random pairs whose values are computed at a time
 class Neurons:
     """What decides between two neurons, each (m,): ``norm`` and ``entropy`` (lower goes), ``dead`` and ``rare`` bool.
 
-    ``columns`` (n, m): samples, for the evidence. ``victim``: see the module.
+    ``columns``: samples, (n, m), or (n, m, d) of several channels, for the evidence. ``victim``: see the module.
     """
 
     columns: Tensor
@@ -64,7 +64,7 @@ class Removals:
 
     ``order`` and ``partner`` int64, partner -1 for a dead neuron; ``value`` float64, the pair's normalised information
     (nan for a dead neuron); ``r2`` float64 and ``sign`` (of beta: -1, 0 or 1) of the linear fit on the samples;
-    ``reason``: ``dead`` or by which rule it was this one of the two. ``shortfall``: how many more were asked for.
+    of variables of several channels, which have no such fit, nan and 0. ``reason``: ``dead`` or by which rule it was this one of the two. ``shortfall``: how many more were asked for.
     ``threshold``: at the end; None where there was none.
     """
 
@@ -266,11 +266,22 @@ class _Found:
         order = torch.tensor([row[0] for row in self.rows], dtype=torch.int64)
         partner = torch.tensor([row[1] for row in self.rows], dtype=torch.int64)
         both = torch.stack([order, partner.clamp(min=0)], 1)
-        rho = correlations(self.neurons.columns.cpu(), both).masked_fill(partner < 0, 0.0)
+        columns = self.neurons.columns.cpu()
+        if columns.ndim == 2:
+            rho = correlations(columns, both).masked_fill(partner < 0, 0.0)
+        else:
+            rho = torch.full((len(order),), float("nan"), dtype=torch.float64)
         value = torch.tensor([row[2] for row in self.rows], dtype=torch.float64)
         reasons = tuple(row[3] for row in self.rows)
         return Removals(
-            order, partner, value, rho.square(), rho.sign().long(), reasons, self.missing, threshold
+            order,
+            partner,
+            value,
+            rho.square(),
+            rho.nan_to_num().sign().long(),
+            reasons,
+            self.missing,
+            threshold,
         )
 
 

@@ -83,6 +83,20 @@ def test_alignment_takes_the_width_whose_kernels_resemble_that_of_the_outputs() 
     assert width.sigma == max(width.objective, key=lambda row: row[1])[0]
 
 
+def test_of_several_channels_distances_are_lengths() -> None:
+    Z = _gaussian_columns(n=30, m=6).view(30, 2, 3)
+    lengths = sorted(
+        float((z[i] - z[j]).norm()) for z in Z.unbind(1) for i in range(30) for j in range(i + 1, 30)
+    )
+    found = choose_width("median", Z, 2.0, _rng()).sigma
+    assert found == pytest.approx(lengths[(len(lengths) - 1) // 2] / math.sqrt(2))
+    assert choose_width("silverman", Z, 2.0, _rng()).sigma == pytest.approx(1.06 * 30 ** (-1 / 7))
+    one, flat = (choose_width("contrast", z, 2.0, _rng()) for z in (Z[:, :, :1], Z[:, :, 0]))
+    assert one == flat
+    wide = choose_width("contrast", Z, 2.0, _rng())
+    assert [sigma for sigma, _ in wide.objective] == pytest.approx([s * math.sqrt(3) for s in GRID])
+
+
 def test_what_cannot_be_is_refused() -> None:
     Z = _gaussian_columns(n=8)
     with pytest.raises(ConfigError, match="Did you mean 'silverman'"):

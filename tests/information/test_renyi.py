@@ -209,6 +209,21 @@ def test_self_and_smaller_entropy_divide_as_they_say_and_nothing_is_said_of_a_co
         )
 
 
+@pytest.mark.parametrize("alpha", [1.01, 2.0])
+def test_variables_of_several_channels_have_kernels_of_distances_between_vectors(alpha: float) -> None:
+    Z = _samples(n=20, m=12).view(20, 4, 3)
+    K = torch.empty(4, 20, 20, dtype=torch.float64)
+    for k in range(4):
+        for i in range(20):
+            for j in range(20):
+                K[k, i, j] = math.exp(-float((Z[i, k] - Z[j, k]).square().sum()) / 2)
+    expected = torch.tensor([[_information(K[k], K[l], alpha) for l in range(4)] for k in range(4)]).double()
+    estimator = Renyi(1.0, alpha, normalize="none", chunk_bytes=5000)
+    torch.testing.assert_close(estimator.matrix(Z), expected.clamp(min=0), rtol=0, atol=1e-6)
+    every = torch.cartesian_prod(torch.arange(4), torch.arange(4))
+    torch.testing.assert_close(estimator.values(Z)(every).view(4, 4), estimator.matrix(Z), rtol=0, atol=1e-9)
+
+
 def test_what_cannot_be_is_refused() -> None:
     Z = _samples()
     with pytest.raises(ConfigError, match="one of self, min_entropy, none"):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from prunelab.errors import ConfigError
 from prunelab.information.cluster import cluster, clustered
+from prunelab.information.gaussian import Gaussian
 from prunelab.information.pairs import chance, lookup
 from prunelab.information.plan import first, resolve
 from prunelab.information.renyi import Renyi
@@ -274,3 +275,18 @@ def test_clustered_search_is_greedy_inside_clusters_and_stops_at_one_each() -> N
     )
     silent = _neurons(torch.zeros(8, 4))
     assert clustered(RENYI, silent, 2, _rng()).reason == ("dead", "dead")
+
+
+def test_variables_of_several_channels_are_searched_alike_but_have_no_linear_fit() -> None:
+    Z = torch.randn(32, 6, 3, generator=_rng()).double()
+    Z[:, 4] = Z[:, 1].flip(1)  # distances between the samples are the same
+    plain = torch.zeros(6)
+    neurons = Neurons(Z, plain.bool(), plain.bool(), torch.arange(6).double(), plain, "lower_norm")
+    found = all_pairs_greedy(Renyi(1.0).matrix(Z), neurons, 2, _rng())
+    assert (int(found.order[0]), int(found.partner[0])) == (1, 4)
+    assert bool(found.r2.isnan().all())
+    assert found.sign.tolist() == [0, 0]
+    null = chance(Z, Renyi(1.0), torch.arange(6), 200, _rng())
+    assert float(null.mean()) < float(found.value[0]) / 2
+    with pytest.raises(ConfigError, match="renyi_matrix for variables of several channels"):
+        Gaussian().matrix(Z)
