@@ -56,11 +56,11 @@ def choose_width(
     """
     if not isinstance(rule, str):
         if not rule > 0:
-            raise ConfigError("mi.bandwidth", rule, f"a number > 0, or one of {', '.join(RULES)}")
+            raise ConfigError("method.bandwidth", rule, f"a number > 0, or one of {', '.join(RULES)}")
         return Width(float(rule), "number")
     if rule not in RULES:
         raise ConfigError(
-            "mi.bandwidth", rule, f"a number > 0, or one of {', '.join(RULES)}", nearest(rule, RULES)
+            "method.bandwidth", rule, f"a number > 0, or one of {', '.join(RULES)}", nearest(rule, RULES)
         )
     some = torch.randperm(Z.shape[1], generator=generator)[:n_neurons].to(Z.device)
     columns = (Z[:, :, None] if Z.ndim == 2 else Z)[:, some].double()
@@ -75,7 +75,7 @@ def choose_width(
     else:
         if outputs is None:
             raise ConfigError(
-                "mi.bandwidth",
+                "method.bandwidth",
                 rule,
                 "a rule that looks at the neurons only, where a layer's outputs are not known",
             )

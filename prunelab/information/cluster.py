@@ -28,7 +28,9 @@ def cluster(Z: Tensor, n_clusters: int, generator: torch.Generator) -> list[Tens
     """
     m = Z.shape[1]
     if not 1 <= n_clusters <= m:
-        raise ConfigError("mi.n_clusters", n_clusters, f"an integer, 1 <= x <= {m} neurons that are not dead")
+        raise ConfigError(
+            "method.n_clusters", n_clusters, f"an integer, 1 <= x <= {m} neurons that are not dead"
+        )
     unit = Z.double() / torch.linalg.vector_norm(Z.double(), dim=0)
     chosen = torch.randperm(m, generator=generator)[:n_clusters].to(Z.device)
     centres = unit[:, chosen]

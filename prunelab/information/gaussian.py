@@ -55,7 +55,7 @@ def _unit(Z: Tensor) -> Tensor:
     """Return the columns centred and of length 1, float64; a constant one stays 0."""
     if Z.ndim != 2:
         allowed = "renyi_matrix for variables of several channels, such as attention heads"
-        raise ConfigError("mi.estimator", "gaussian", allowed)
+        raise ConfigError("method.estimator", "gaussian", allowed)
     exact = Z.double()  # in float32, 1 - rho^2 of a near copy would be noise
     centred = exact - exact.mean(0)
     length = torch.linalg.vector_norm(centred, dim=0)

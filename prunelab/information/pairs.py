@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from prunelab.errors import ConfigError
+from prunelab.errors import ConfigError, ModelError
 
 SILENT = 1e-6  # bits: a neuron with no more than that about itself says nothing, and all its values are 0
 BAND = 1024  # rows of a matrix at a time
@@ -38,7 +38,9 @@ def normalised(
     """
     allowed = NORMALIZE if entropy is not None else ("self", "none")
     if normalize not in allowed:
-        raise ConfigError("mi.normalize", normalize, f"one of {', '.join(allowed)}", "The default is self.")
+        raise ConfigError(
+            "method.normalize", normalize, f"one of {', '.join(allowed)}", "The default is self."
+        )
     if normalize == "none":
         return bits
     size = own if normalize == "self" else entropy
@@ -67,11 +69,13 @@ def lookup(matrix: Tensor) -> Values:
 def draw_pairs(eligible: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Return ``count`` pairs (count, 2) of two different of ``eligible`` (m,) int64, each pair equally likely.
 
-    Raises ConfigError if there are not two.
+    Raises ModelError if there are not two.
     """
     m = len(eligible)
     if m < 2:
-        raise ConfigError("mi.targets", m, "at least 2 neurons that are not dead")
+        raise ModelError(
+            f"{m} neurons to draw pairs of, which are not dead; at least 2 are needed. Use other calibration text."
+        )
     first = torch.randint(m, (count,), generator=generator)
     second = torch.randint(m - 1, (count,), generator=generator)
     return eligible[torch.stack([first, second + (second >= first)], 1)]

@@ -101,7 +101,7 @@ class Renyi:
 
     def _cast(self, Z: Tensor) -> Tensor:
         if not (self.sigma > 0 and self.alpha > 0):
-            raise ConfigError("mi.bandwidth, mi.alpha", (self.sigma, self.alpha), "numbers > 0")
+            raise ConfigError("method.width, method.alpha", (self.sigma, self.alpha), "numbers > 0")
         Z = Z.to(torch.float64 if self.precise else torch.float32)
         return Z[:, :, None] if Z.ndim == 2 else Z
 

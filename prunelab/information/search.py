@@ -49,7 +49,7 @@ class Neurons:
     def __post_init__(self) -> None:
         if self.victim not in VICTIMS:
             raise ConfigError(
-                "mi.victim", self.victim, f"one of {', '.join(VICTIMS)}", nearest(self.victim, VICTIMS)
+                "method.victim", self.victim, f"one of {', '.join(VICTIMS)}", nearest(self.victim, VICTIMS)
             )
 
     @property
@@ -63,9 +63,9 @@ class Removals:
     """Neurons in the order in which they go, and why; all (r,).
 
     ``order`` and ``partner`` int64, partner -1 for a dead neuron; ``value`` float64, the pair's normalised information
-    (nan for a dead neuron); ``r2`` float64 and ``sign`` (of beta: -1, 0 or 1) of the linear fit on the samples;
-    of variables of several channels, which have no such fit, nan and 0. ``reason``: ``dead`` or by which rule it was this one of the two. ``shortfall``: how many more were asked for.
-    ``threshold``: at the end; None where there was none.
+    (nan for a dead neuron); ``r2`` float64 and ``sign`` (of beta: -1, 0 or 1) of the linear fit on the samples: nan
+    and 0 of variables of several channels, which have none. ``reason``: ``dead`` or by which rule it was this one of
+    the two. ``shortfall``: how many more were asked for. ``threshold``: at the end; None where there was none.
     """
 
     order: Tensor
@@ -116,7 +116,9 @@ def greedy(
 ) -> Removals:
     """:func:`all_pairs_greedy` over the pairs inside ``blocks``."""
     if neurons.victim == "central" and threshold is None:
-        raise ConfigError("mi.threshold", None, "a number or quantile:q, with victim=central")
+        raise ConfigError(
+            "method.threshold", None, "a number, or method.quantile, with method.victim=central"
+        )
     found = _Found(neurons, count)
     parts = [
         _Part(rows, M, found.alive, threshold)
@@ -152,8 +154,8 @@ def random_pairs(
     :class:`prunelab.information.renyi.Renyi`. With the victim rule ``central`` the values of all pairs are computed.
     The same generator gives the same result.
     """
-    if not 0 < decay < 1:
-        raise ConfigError("mi.threshold_decay", decay, "a number, 0 < x < 1")
+    if not (0 < decay < 1 and floor > 0):
+        raise ConfigError("method.threshold_decay, floor", (decay, floor), "0 < decay < 1 and a floor > 0")
     found = _Found(neurons, count)
     trials = 50 * len(neurons.dead) if max_trials is None else max_trials
     level = max(threshold, floor)
@@ -165,23 +167,10 @@ def random_pairs(
         level = max(level * decay, floor)
 
 
-def threshold_of(wanted: float | str, values: Values, eligible: Tensor, generator: torch.Generator) -> float:
-    """Return the threshold: a number, or ``quantile:q`` of the values of 2,000 random pairs of ``eligible`` (m,).
-
-    Raises ConfigError for anything else.
-    """
-    if not isinstance(wanted, str):
-        return float(wanted)
-    kind, _, share = wanted.partition(":")
-    try:
-        q = float(share)
-    except ValueError:
-        q = -1.0
-    if kind != "quantile" or not 0 <= q <= 1:
-        raise ConfigError(
-            "mi.threshold", wanted, "a number or quantile:q with 0 <= q <= 1", "The default is quantile:0.99."
-        )
-    return float(values(draw_pairs(eligible, DRAWS, generator)).double().quantile(q))
+def quantile_of(values: Values, eligible: Tensor, share: float, generator: torch.Generator) -> float:
+    """Return the value that the given share of 2,000 random pairs of ``eligible`` (m,) does not exceed: a threshold
+    that means the same in every layer."""
+    return float(values(draw_pairs(eligible, DRAWS, generator)).double().quantile(share))
 
 
 def _draw(

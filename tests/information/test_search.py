@@ -13,7 +13,7 @@ from prunelab.information.pairs import chance, lookup
 from prunelab.information.plan import first, resolve
 from prunelab.information.renyi import Renyi
 from prunelab.information.samples import standardised
-from prunelab.information.search import Neurons, Removals, all_pairs_greedy, random_pairs, threshold_of
+from prunelab.information.search import Neurons, Removals, all_pairs_greedy, quantile_of, random_pairs
 
 RENYI = Renyi(0.4)
 
@@ -177,7 +177,7 @@ def test_of_independent_neurons_hardly_any_go_and_the_shortfall_is_said() -> Non
     null = chance(neurons.columns, RENYI, neurons.live, 500, _rng(5))
     floor = float(null.mean() + 3 * null.std())
     assert float(null.mean()) == pytest.approx(float(M[~torch.eye(24).bool()].mean()), rel=0.2)
-    threshold = threshold_of("quantile:0.99", lookup(M), neurons.live, _rng(6))
+    threshold = quantile_of(lookup(M), neurons.live, 0.99, _rng(6))
     at_random = random_pairs(lookup(M), neurons, 12, _rng(7), threshold=threshold, floor=floor)
     by_greed = all_pairs_greedy(M, neurons, 12, _rng(7), floor=floor)
     grouped = clustered(RENYI, neurons, 12, _rng(7), n_clusters=2, floor=floor)
@@ -229,21 +229,18 @@ def test_the_last_neuron_stays_and_a_rare_one_is_judged_by_its_norm() -> None:
     assert "lower_entropy" in found.reason
 
 
-def test_thresholds_are_numbers_or_quantiles() -> None:
+def test_a_quantile_is_one_of_random_pairs_and_what_cannot_be_is_refused() -> None:
     neurons = _neurons(_raw())
     M = RENYI.matrix(neurons.columns)
-    live = torch.arange(16)
-    assert threshold_of(0.3, lookup(M), live, _rng()) == 0.3
     off = M[~torch.eye(16).bool()]
-    found = threshold_of("quantile:0.9", lookup(M), live, _rng())
+    found = quantile_of(lookup(M), torch.arange(16), 0.9, _rng())
     assert float(off.quantile(0.85)) <= found <= float(off.quantile(0.95))
-    for wrong in ("quantile:2", "quantile", "high", "0.5"):
-        with pytest.raises(ConfigError, match="quantile:q"):
-            threshold_of(wrong, lookup(M), live, _rng())
     with pytest.raises(ConfigError, match="Did you mean 'central'"):
         _neurons(_raw(), "centrall")
     with pytest.raises(ConfigError, match="victim=central"):
         all_pairs_greedy(M, _neurons(_raw(), "central"), 1, _rng())
+    with pytest.raises(ConfigError, match="a floor > 0"):  # the threshold would fall for ever
+        random_pairs(lookup(M), neurons, 1, _rng(), threshold=0.5, floor=0.0)
 
 
 def test_clusters_put_what_is_alike_up_to_sign_together() -> None:
@@ -287,6 +284,6 @@ def test_variables_of_several_channels_are_searched_alike_but_have_no_linear_fit
     assert bool(found.r2.isnan().all())
     assert found.sign.tolist() == [0, 0]
     null = chance(Z, Renyi(1.0), torch.arange(6), 200, _rng())
-    assert float(null.mean()) < float(found.value[0]) / 2
+    assert float(null.mean()) < 0.8 < float(found.value[0])
     with pytest.raises(ConfigError, match="renyi_matrix for variables of several channels"):
         Gaussian().matrix(Z)
