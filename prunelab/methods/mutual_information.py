@@ -33,7 +33,7 @@ from prunelab.information.bandwidth import Width, choose_width
 from prunelab.information.cluster import clustered
 from prunelab.information.gaussian import Gaussian
 from prunelab.information.merge import Moments, merge
-from prunelab.information.pairs import Estimator, Values, chance, lookup
+from prunelab.information.pairs import Estimator, Values, chance, lookup, remembered
 from prunelab.information.plan import resolve
 from prunelab.information.renyi import Renyi
 from prunelab.information.samples import Samples, standardised
@@ -67,7 +67,8 @@ class MutualInformation:
     ``bw_neurons``, ``bw_null_weight``: of the rule ``contrast``. ``clip``: deviations. ``null_draws``: shuffles whose
     mean is subtracted; 0 = none. ``quantile`` of the values of random pairs, or ``threshold``: from there on two units
     are redundant, for random pairs and the victim rule ``central``. ``max_trials``: draws per threshold; null = 50 per
-    unit. ``floor_deviations``: above the mean of shuffled pairs; null = no floor. ``n_clusters``: null = one per 64
+    unit. ``most``: of the units; the search ends when so many went, and the others count as not redundant.
+    ``floor_deviations``: above the mean of shuffled pairs; null = no floor. ``n_clusters``: null = one per 64
     units. ``min_active``: a neuron that is not 0 in fewer samples is compared by norm. ``min_r2``: of merging.
     """
 
@@ -92,6 +93,7 @@ class MutualInformation:
     threshold: Annotated[float | None, "x >= 0"]
     threshold_decay: Annotated[float, "0 < x < 1"]
     max_trials: Annotated[int | None, "x >= 1"]
+    most: Annotated[float, "0 < x <= 1"]
     floor_deviations: Annotated[float | None, "x >= 0"]
     n_clusters: Annotated[int | None, "x >= 1"]
     min_active: Annotated[int, "x >= 0"]
@@ -197,8 +199,9 @@ class MutualInformation:
         self, estimator: Estimator, neurons: Neurons, generator: torch.Generator
     ) -> tuple[Removals, float | None, Tensor]:
         """Return all removals there could be, the floor, and every unit's value with its nearest partner."""
-        Z, count = neurons.columns, len(neurons.norm) - 1
-        nearest = torch.full((count + 1,), math.nan, dtype=torch.float64)
+        Z, m = neurons.columns, len(neurons.norm)
+        count = min(math.ceil(self.most * m), m - 1)
+        nearest = torch.full((m,), math.nan, dtype=torch.float64)
         floor = None
         if len(neurons.live) > 1 and self.floor_deviations is not None:
             null = chance(Z, estimator, neurons.live, NULL_PAIRS, generator)
@@ -213,7 +216,7 @@ class MutualInformation:
             )
             return removals, floor, nearest
         if self.search == "random_pairs" and self.estimator == "renyi_matrix" and self.alpha != 2:
-            values = estimator.values(Z)  # an eigenvalue problem a pair: only those that are drawn
+            values = remembered(estimator.values(Z), m)  # an eigenvalue problem a pair: only those drawn
         else:
             matrix = estimator.matrix(Z)
             nearest = _nearest(matrix)

@@ -9,7 +9,7 @@ from torch import Tensor
 from prunelab.errors import ConfigError
 from prunelab.information.cluster import cluster, clustered
 from prunelab.information.gaussian import Gaussian
-from prunelab.information.pairs import chance, lookup
+from prunelab.information.pairs import chance, lookup, remembered
 from prunelab.information.plan import first, resolve
 from prunelab.information.renyi import Renyi
 from prunelab.information.samples import standardised
@@ -206,6 +206,16 @@ def test_random_pairs_take_only_what_is_above_and_lower_the_threshold_step_by_st
         assert not {x, p} & gone
         assert float(values(torch.tensor([[x, p]]))) == float(value) > found.threshold
         gone.add(x)
+    asked: list[int] = []
+
+    def counting(pairs: Tensor) -> Tensor:
+        asked.append(len(pairs))
+        return values(pairs)
+
+    kept = remembered(counting, 16)
+    same = random_pairs(kept, neurons, 10, _rng(1), threshold=0.5, floor=0.01, max_trials=200)
+    assert same.order.tolist() == found.order.tolist()
+    assert sum(asked) <= 16 * 15 // 2
     lazily = random_pairs(
         RENYI.values(neurons.columns), neurons, 10, _rng(1), threshold=0.5, floor=0.01, max_trials=200
     )

@@ -131,6 +131,7 @@ SETTINGS = [
     ("mutual_information", {}),
     ("mi_fast", {}),
     ("mi_paper", {"n_samples": 24, "max_trials": 200}),
+    ("mutual_information", {"most": 0.1}),
     ("mutual_information", {"search": "cluster", "n_clusters": 3}),
     ("mutual_information", {"search": "cluster", "victim": "central"}),
     ("mutual_information", {"search": "random_pairs", "victim": "central", "floor_deviations": 3.0}),
