@@ -17,6 +17,7 @@ CLASSES = {
     "input_gram": "prunelab.stats.gram.InputGram",
     "output_gram": "prunelab.stats.gram.OutputGram",
     "taylor": "prunelab.stats.taylor.Taylor",
+    "input_samples": "prunelab.stats.input_samples.InputSamples",
 }
 
 

@@ -25,6 +25,7 @@ from prunelab.distributed.group import ALONE, Group
 from prunelab.errors import DataError
 from prunelab.models.activation import Activations, Shelf, in_memory
 from prunelab.models.decoder import Decoder
+from prunelab.stats.base import Place
 
 # Logits of one chunk of `token_losses` hold at most this many values (128 MiB in float32).
 LOGIT_VALUES = 2**25
@@ -48,7 +49,7 @@ class Stream:
     ``tokens``: (n, seq_len) int64 on the model's device. ``hidden``: (n, seq_len, d), input of the next block,
     replaced by ``advance``. ``like``: an empty tensor with the model's dtype and device. ``arguments[b][block]``:
     the block's other arguments for a batch of b sequences. ``group``: the ranks that walk beside this one, each
-    with sequences of its own.
+    with sequences of its own; ``place``: which of all they are.
     """
 
     tokens: Tensor
@@ -56,6 +57,7 @@ class Stream:
     hidden: Activations
     like: Tensor
     arguments: dict[int, tuple[Arguments, ...]]
+    place: Place
     group: Group = ALONE
 
     def batches(self) -> Iterator[slice]:
@@ -83,12 +85,14 @@ def open_stream(
     vocabulary, or longer than the decoder takes.
     """
     check_tokens(decoder, tokens, batch_size)
-    own = tokens[group.share(len(tokens))].to(decoder.device)
+    share = group.share(len(tokens))
+    own = tokens[share].to(decoder.device)
     like = torch.empty(0, dtype=decoder.dtype, device=decoder.device)
     # an empty share has a shape all the same: that of somebody else's sequence
     first, arguments = capture(decoder, (own if len(own) else tokens.to(decoder.device))[:batch_size])
     store = _store(shelf if len(own) else None, (len(own), tokens.shape[1], first.shape[2]), first)
-    stream = Stream(own, batch_size, store, like, {first.shape[0]: arguments}, group)
+    place = Place(share.start, *tokens.shape)
+    stream = Stream(own, batch_size, store, like, {first.shape[0]: arguments}, place, group)
     for rows in stream.batches():
         hidden, arguments = (first, arguments) if rows.start == 0 else capture(decoder, own[rows])
         stream.write(rows, hidden)
@@ -99,7 +103,9 @@ def open_stream(
 def fork(stream: Stream, shelf: Shelf | None = None) -> Stream:
     """A second stream at the same place: states of its own, the same tokens and arguments."""
     store = _store(shelf, stream.hidden.shape, stream.like)
-    other = Stream(stream.tokens, stream.batch_size, store, stream.like, stream.arguments, stream.group)
+    other = Stream(
+        stream.tokens, stream.batch_size, store, stream.like, stream.arguments, stream.place, stream.group
+    )
     for rows in stream.batches():
         other.write(rows, stream.read(rows))
     return other

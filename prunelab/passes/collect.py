@@ -112,9 +112,9 @@ def collect_block(
     input is not computed unless a statistic reads it. Sums are over the streams of all ranks.
     """
     members = groups(decoder, index)
-    inputs = [_sums(needs.reading(INPUT), sites, needs.ones) for sites in members]
+    inputs = [_sums(needs.reading(INPUT), sites, needs.ones, stream) for sites in members]
     sites = decoder.sites(index)
-    outputs = [_sums(needs.reading(OUTPUT), (site,), False) for site in sites]
+    outputs = [_sums(needs.reading(OUTPUT), (site,), False, stream) for site in sites]
     early = not advancing and not any(outputs)
     with (
         catch_inputs(members, [_adding(sums, stream) for sums in inputs], stop=early),
@@ -173,8 +173,10 @@ def collect_all(
         return collect_model(decoder, stream, wanted, shelf, progress)
 
 
-def _sums(statistics: Mapping[str, Kept], sites: tuple[LinearSite, ...], ones: bool) -> list[_Sum]:
-    """Start a sum per statistic for layers that are looked at together."""
+def _sums(
+    statistics: Mapping[str, Kept], sites: tuple[LinearSite, ...], ones: bool, stream: Stream
+) -> list[_Sum]:
+    """Start a sum per statistic for layers that are looked at together, over the stream's sequences."""
     linear = sites[0].linear
     joined = ones and any(site.linear.bias is not None for site in sites)
     sums = []
@@ -183,6 +185,8 @@ def _sums(statistics: Mapping[str, Kept], sites: tuple[LinearSite, ...], ones: b
         running = cast(Statistic, statistic).start(
             sites[0].name, width, ones=joined, device=linear.weight.device
         )
+        if (tell := getattr(running, "place", None)) is not None:
+            tell(stream.place)
         sums.append(_Sum(need, statistic, sites, running, joined))
     return sums
 
@@ -247,7 +251,7 @@ def _walk_back(
     """Return what reads gradients in block ``index``; the stream's gradients become those at its input."""
     members = groups(decoder, index)
     sites = [site for group in members for site in group]
-    tokens = [_sums(needs.reading(OUTPUT_GRADIENT), (site,), False) for site in sites]
+    tokens = [_sums(needs.reading(OUTPUT_GRADIENT), (site,), False, stream) for site in sites]
     weights = [_weight_sums(needs.reading(WEIGHT_GRADIENT), site) for site in sites]
     for rows in stream.batches():
         slope = stream.read(rows)

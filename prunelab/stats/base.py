@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -25,8 +26,22 @@ from prunelab.errors import ConfigError, nearest
 from prunelab.statistic import CLASSES, class_of
 
 
+@dataclass(frozen=True)
+class Place:
+    """Which sequences a running sum will see: from number ``first`` on of the ``n_sequences`` that all ranks have
+    together, each of ``seq_len`` tokens, in their order."""
+
+    first: int
+    n_sequences: int
+    seq_len: int
+
+
 class Running(Protocol):
-    """A sum that is being collected. ``total`` and ``n_tokens`` are added over ranks."""
+    """A sum that is being collected. ``total`` and ``n_tokens`` are added over ranks.
+
+    It may also have ``place(place: Place)``, called once, before the first tokens: for what is not a plain sum. See
+    stats/input_samples.py, whose ranks fill rows of their own.
+    """
 
     total: Tensor
     n_tokens: int

@@ -57,6 +57,7 @@ WALKS = {
     "method=kobd": "method",
     "method=lobd": "method",
     "method=random": "method",
+    "method=mutual_information sparsity=units": "method",
     "model=local model.id={0}/one": "model",
     f"model=hub model.id=org/one model.revision='{SHA}' calibration=wikitext2": "model calibration",
     "calibration=text calibration.path={0}/one.txt": "calibration",
