@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "prunelab"
 NUMERICS = (
     "allocation",
     "evaluation",
+    "generalization",
     "linalg",
     "methods",
     "models",
