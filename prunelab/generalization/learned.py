@@ -7,6 +7,7 @@ percentile q in its module is multiplied by ``sigmoid((q - s_c) / tau)``. Only `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -117,12 +118,12 @@ def learn(
     for step in range(schedule.steps):
         masks = soft_masks(percentiles, labels, shares(theta, modules, budget), schedule.tau(step))
         loss = objective(masks, step)
-        if not bool(torch.isfinite(loss)):
-            raise ModelError(f"the loss of soft masks at step {step + 1} is {float(loss)}; lower method.lr.")
+        losses.append(float(loss.detach()))
+        if not math.isfinite(losses[-1]):
+            raise ModelError(f"the loss of soft masks at step {step + 1} is {losses[-1]}; lower method.lr.")
         adam.zero_grad()
         loss.backward()
         adam.step()
-        losses.append(float(loss.detach()))
         done = step + 1
         if done % schedule.every == 0 or done == schedule.steps:
             now = _judged(judge, theta, percentiles, labels, modules, budget, min_units, done)
