@@ -38,7 +38,7 @@ SWEPT = "stages.latency={_target_:every_key_stage.Latency,repeats:2}"
 MEASURED = "evaluation.metrics.top={_target_:every_key_stage.Top,k:2}"
 # overrides -> the groups whose keys are walked under them; together they have every key of every option
 WALKS = {
-    "": "study seed model calibration sparsity evaluation runtime tracking paths method",
+    "": "study seed domains model calibration sparsity evaluation runtime tracking paths method",
     WANDA: "sparsity method allocation runtime",
     "sparsity=2of4 method=sparsegpt": "sparsity method",
     "sparsity=4of8 method=magnitude": "sparsity method",
@@ -87,7 +87,7 @@ SECOND = {
     "reconstruction_data.language": "any", "reconstruction_data.text_len": "300", "reconstruction_data.parts.same": "8",
     "evaluation.corpora": "[kjv]", "evaluation.held_out": "[kjv]",
     "evaluation.tasks": {"[]": "[continuation_austen]", "['continuation_austen']": "[continuation_kjv]"},
-    "model.max_len": "256", "runtime.activation_dtype": "bfloat16",
+    "domains": "[kjv]", "model.max_len": "256", "runtime.activation_dtype": "bfloat16",
     "tracking.name": "tracking=none", "tracking.base_url": "http://localhost:1", "tracking.tags": "[x]",
     "runtime.device": "cuda", "stages.latency._target_": f"{SWEPT.replace('Latency', 'Other')}",
     "evaluation.metrics": f"+{MEASURED}", "evaluation.metrics.top._target_": f"{MEASURED.replace('Top', 'Low')}",
