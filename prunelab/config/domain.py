@@ -60,6 +60,9 @@ def check_domains(config: Mapping[str, Any], known: Sequence[str]) -> Iterator[C
         least = least_domains(method)
     except ConfigError:
         return
+    if least and calibration.get("n_samples") == 1:
+        hint = "Each text is divided in two, to tell texts from draws of one."
+        yield ConfigError("calibration.n_samples", 1, f"2 or more with method={method.get('name')}", hint)
     found = 1 + len(domains_of(config))
     if found < least:
         own = calibration.get("name")

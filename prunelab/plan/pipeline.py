@@ -224,6 +224,8 @@ def _statistics(config: Trial, calibrate: Stage) -> dict[str, Stage]:
         return {}
     if len(_targets(config)) > 1:  # every shot looks at the model as the shots before have left it
         return {}
+    if least_domains(config.method.fields):  # it looks at every text by halves, which nobody else does
+        return {}
     identity = (
         {"model": model_identity(config.model), "statistics": needs} | _stored(config) | _sources(needs)
     )
