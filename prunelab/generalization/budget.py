@@ -50,14 +50,12 @@ def uniform(modules: Modules, budget: float) -> Tensor:
 
 
 def proportional(modules: Modules, budget: float, sensitivity: Tensor, slope: float) -> Tensor:
-    """Return shares (K,) that change linearly with the modules' mean ``sensitivity`` (K,) and meet ``budget``.
+    """Return shares (K,) float64 ``s_c = b + slope V_c`` of the modules' mean ``sensitivity`` V (K,), b by the ``budget``.
 
-    ``slope``: how much more the most sensitive module loses than the least; below 0: less. Shares beyond the bounds are
-    cut there and the others moved together until the budget holds.
+    Shares beyond the bounds are cut there. ``slope`` below 0: sensitive modules lose less.
     """
     modules.check(budget)
-    spread = float(sensitivity.max() - sensitivity.min())
-    wanted = slope * (sensitivity - sensitivity.min()) / spread if spread > 0 else 0 * sensitivity
+    wanted = slope * sensitivity.double()
     low, high = modules.low - float(wanted.max()), modules.high - float(wanted.min())
     for _ in range(200):
         middle = (low + high) / 2

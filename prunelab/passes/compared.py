@@ -67,14 +67,19 @@ class Compared:
             source.close(shelf)
 
     def hold(self, decoder: Decoder, shelf: Shelf, progress: Progress | None) -> Compared:
-        """Collect all of the model on every token set."""
-        return self._each(lambda source: source.hold(decoder, shelf, progress), self.needs)
+        """Collect all of the model on the mask's tokens; on the others a block at a time, once more and in order.
+
+        Only gradients ask for all blocks of all of them at once: they come last to first.
+        """
+        if self.needs.backward:
+            return self._each(lambda source: source.hold(decoder, shelf, progress), self.needs)
+        return Compared(self.main.hold(decoder, shelf, progress), self.domains, self.needs)
 
     def release(self, name: str) -> Values:
-        """Take a layer's statistics out of what is held."""
-        found = [[{name: half.release(name)} for half in one.sources] for one in self.domains]
-        own = self.main.release(name)
-        return {**own, DOMAINS: tuple(self._domains(name, found))} if own else own
+        """Take a layer's statistics out of what is held: those on the mask's tokens, as the others are used up."""
+        for half in self._all()[1:]:
+            half.release(name)
+        return self.main.release(name)
 
     def _all(self) -> list[Source]:
         return [self.main, *(half for one in self.domains for half in one.sources)]

@@ -119,7 +119,17 @@ def prune(
         raise ConfigError("start", None, f"the state after step {start_step}", "Or start_step=0.")
     with open_shelf(placement or Placement("device"), decoder.dtype, decoder.device) as shelf:
         walk = Walk(
-            decoder, method, chooser, seed, batch_size, shelf, group, progress, on_step, pattern.needs, domains
+            decoder,
+            method,
+            chooser,
+            seed,
+            batch_size,
+            shelf,
+            group,
+            progress,
+            on_step,
+            pattern.needs,
+            domains,
         )
         if whole:
             return walk.whole(tokens, schedule, cast(str, allocation), stored, start, start_step)
