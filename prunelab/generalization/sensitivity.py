@@ -73,20 +73,16 @@ def measure(scores: Tensor, *, kind: str = RANK_STD, halves: Tensor | None = Non
     (largest minus smallest percentile) or ``cv`` (standard deviation over mean of the scores, each dataset's divided by
     their mean). ``halves`` (2, D, m): the scores on both halves of every dataset; the variance of sampling, a quarter of
     the mean squared difference of the two (which is that of an estimate from the whole), is taken off the squared
-    spread. A range is no standard deviation, so ``rank_range`` takes no halves: ConfigError.
+    spread; of a squared range, to which noise adds more, that is a part. Raises ConfigError for another kind.
     """
     if kind not in KINDS:
         raise ConfigError("sensitivity", kind, " | ".join(KINDS))
-    if halves is not None and kind == RANK_RANGE:
-        hint = "Noise adds to a variance, not to a range."
-        raise ConfigError("noise_correction", True, f"false with sensitivity={RANK_RANGE}", hint)
     ranks = percentile_ranks(scores)
-    if kind == RANK_RANGE:
-        return Sensitivity(ranks, ranks.amax(0) - ranks.amin(0))
-    places, scale = (ranks, torch.ones_like(ranks[0])) if kind == RANK_STD else _relative(scores)
-    v = _spread(places) / scale
+    relative = kind == CV
+    places, scale = _relative(scores) if relative else (ranks, torch.ones_like(ranks[0]))
+    v = ranks.amax(0) - ranks.amin(0) if kind == RANK_RANGE else _spread(places) / scale
     if halves is not None:
-        parts = percentile_ranks(halves) if kind == RANK_STD else _relative(halves)[0]
+        parts = _relative(halves)[0] if relative else percentile_ranks(halves)
         noise = (parts[0] - parts[1]).square().mean(0) / 4 / scale.square()
         v = (v.square() - noise).clamp(min=0).sqrt()
     return Sensitivity(ranks, v)

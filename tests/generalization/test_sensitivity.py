@@ -94,8 +94,6 @@ def test_the_other_kinds_against_their_definitions() -> None:
     )
     with pytest.raises(ConfigError, match="rank_std"):
         measure(S, kind="rank_variance")
-    with pytest.raises(ConfigError, match="noise_correction"):
-        measure(S, kind="rank_range", halves=torch.stack([S, S]))
 
 
 def test_halves_take_the_noise_of_sampling_off() -> None:
@@ -110,6 +108,8 @@ def test_halves_take_the_noise_of_sampling_off() -> None:
     torch.testing.assert_close(corrected.v, squares.clamp(min=0).sqrt())
     assert float((corrected.v**2).mean()) < 0.45 * float((plain.v**2).mean())
     assert torch.equal(measure(S, halves=torch.stack([S, S])).v, plain.v)
+    squares = measure(S, kind="rank_range").v ** 2 - ((A - B) ** 2).mean(0) / 4
+    torch.testing.assert_close(measure(S, kind="rank_range", halves=halves).v, squares.clamp(min=0).sqrt())
     relative = halves / halves.mean(-1, keepdim=True)
     whole = S / S.mean(-1, keepdim=True)
     squares = whole.var(0, correction=0) - ((relative[0] - relative[1]) ** 2).mean(0) / 4
