@@ -14,7 +14,7 @@ Names are those of ``conf``; the values in its YAML files are the defaults here 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -123,14 +123,16 @@ def prune(
     model: Model, tokens: Tensor | None, *, method: str = "surgeon", ratio: float | None = None,
     pattern: str | None = None, within: str | None = None, rounding: str | None = None, allocation: str | None = None,
     propagation: Literal["pruned", "dense"] | None = None, units: Mapping[str, Any] | None = None, seed: int = 0,
-    batch_size: int = 16, progress: Callable[[Mapping[str, Any]], None] | None = None, **fields: Any,
+    batch_size: int = 16, progress: Callable[[Mapping[str, Any]], None] | None = None, domains: Sequence[Tensor] = (),
+    **fields: Any,
 ) -> State:  # fmt: skip
     """Prune a dense model in place and return its state, which shares the model's memory.
 
     ``ratio``: removed fraction of the weights the pattern counts; n:m fixes its own. ``pattern``: ``rows_columns``,
     ``unstructured``, ``units``, or e.g. ``2:4``; None = the first one that the method supports. ``allocation``: a name
     of ``conf/allocation``; None = as the pattern's paper. ``units``: fields of ``conf/sparsity/units.yaml``, such as
-    ``{"compensation": "bias"}``. ``fields`` replace the method's defaults.
+    ``{"compensation": "bias"}``. ``domains``: token sets of other text, for a method that compares them. ``fields``
+    replace the method's defaults.
     Raises ConfigError for what does not fit together.
     """
     built = _built("method", method, fields)
@@ -152,6 +154,7 @@ def prune(
     return passes.prune(
         model.decoder, built, tokens, targets or ([] if form.several_shots else [0.0]), pattern=form, seed=seed,
         batch_size=batch_size, allocation=spread, propagation=propagation or "pruned", progress=progress,
+        domains=domains,
     )  # fmt: skip
 
 

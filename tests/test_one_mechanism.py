@@ -13,7 +13,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "prunelab"
 NUMERICS = (
     "allocation",
     "evaluation",
+    "generalization",
     "importance",
+    "information",
     "linalg",
     "methods",
     "models",

@@ -12,6 +12,7 @@ from prunelab.config.compose import Composer, Config, missing_keys
 from prunelab.config.contract import check_method, check_repair, method_facts
 from prunelab.config.corpora import check_own_files, check_roles, specs_of, with_paths
 from prunelab.config.data import SAME, check_parts, parts_of
+from prunelab.config.domain import check_domains
 from prunelab.config.field import ClassSource, read_class
 from prunelab.config.files import check_family_file, check_model_folder, input_widths, model_name, positions
 from prunelab.config.outside import OWN_METRICS, STAGES, outside_source
@@ -77,7 +78,14 @@ def check_trial(
     if whole and not wrong:
         _resolve_masks(config)
         errors += _across_groups(config)
-    if not wrong & {"model", "calibration", "evaluation", "reconstruction", "reconstruction_data"}:
+    if not wrong & {
+        "model",
+        "calibration",
+        "evaluation",
+        "reconstruction",
+        "reconstruction_data",
+        "domains",
+    }:
         errors += _about_files(config, corpora)
     errors += tracking_errors(config)
     return config, corpora, errors
@@ -245,6 +253,7 @@ def _corpora(
         embedded = [name for name in known if composer.option("calibration", name)["source"] == "embedded"]
         errors += check_tasks(evaluation["tasks"], embedded)
     errors += check_parts(config, known)
+    errors += check_domains(config, known)
     return specs
 
 

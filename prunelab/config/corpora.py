@@ -12,6 +12,8 @@ from typing import Any
 
 from prunelab.config.compose import Composer, Config
 from prunelab.config.data import SAME, corpora_of, parts_of
+from prunelab.config.domain import KEY as DOMAINS
+from prunelab.config.domain import domains_of
 from prunelab.config.files import TEXT_SUFFIXES, check_text_file, token_shape
 from prunelab.errors import ConfigError, nearest
 from prunelab.split import of_split, row_range, split_of
@@ -98,6 +100,8 @@ def _uses(config: Config, corpora: Mapping[str, Config]) -> Iterator[tuple[str, 
     """Yield (key, spec, role, least windows, tokens of a window) of all that a trial reads."""
     own, evaluation = config["calibration"], config["evaluation"]
     yield "calibration", own, "mask", own["n_samples"], own["seq_len"]
+    for name in domains_of(config):
+        yield DOMAINS, corpora[name], "mask", own["n_samples"], own["seq_len"]
     if config["reconstruction"]["name"] != "none":
         data = config["reconstruction_data"]
         for name, count in parts_of(data.get("parts"), own["n_samples"]).items():
@@ -134,7 +138,7 @@ def _check_shape(
 def specs_of(
     config: Config, brought: Mapping[str, Config], composer: Composer
 ) -> Iterator[tuple[str, Config | ConfigError]]:
-    """Yield the unchecked spec of each corpus that a trial measures on or repairs by, or what is wrong with its name."""
+    """Yield the unchecked spec of each corpus that a trial reads beside its own, or what is wrong with its name."""
     evaluation, own, known = (
         config.get("evaluation", {}),
         config.get("calibration"),
@@ -148,6 +152,9 @@ def specs_of(
     for name in corpora_of(config.get("reconstruction_data")):
         if name in known:  # others are told where parts are checked
             keys.setdefault(name, "reconstruction_data.parts")
+    for name in domains_of(config):
+        if name in known:
+            keys.setdefault(name, DOMAINS)
     for name, key in keys.items():
         if name in brought:
             yield name, brought[name]

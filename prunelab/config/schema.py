@@ -45,6 +45,7 @@ class Trial(Group):
     tracking: Tracking
     runtime: Runtime
     paths: Paths
+    domains: list[str]  # names of calibration options; see prunelab/config/domain.py
     stages: dict[str, Option]  # name -> class and fields; see prunelab/stages/outside.py
 
 

@@ -36,6 +36,7 @@ SELDOM: Mapping[str, str] = {  # keys that make another trial only beside others
     "runtime.activation_dtype": "it counts where states between blocks are kept: single weights and repairs",
     "model.digest": "of a local model the files count, whatever was promised; it counts for what is fetched",
     "calibration.digest": "of a file of one's own the content counts, whatever was promised; it counts for what is fetched",
+    "domains": "it counts where the method compares kinds of text",
     "evaluation.task_limit": "it counts where there are evaluation.tasks",
 }
 _LONGEST = 32  # letters of a word's value

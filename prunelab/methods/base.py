@@ -4,7 +4,9 @@ A method is a frozen dataclass without defaults: every value comes from ``conf/m
 fields are ``name``, ``revision`` (raised when the same inputs give other numbers) and ``step`` (ratio per
 shot; None = everything in one shot). Three literals let a plan be checked without torch: ``scope`` (what it decides
 about at a time: ``linear`` or ``unit``), ``needs`` (names of statistics, see prunelab.statistic) and
-``supports`` (names of patterns, see prunelab.pattern). A method may be several of these at once.
+``supports`` (names of patterns, see prunelab.pattern). A fourth, ``domains``, is for methods that compare kinds of
+text: how many token sets at least, the mask's own among them (see prunelab.config.domain). A method may be several of
+these at once.
 """
 
 from __future__ import annotations

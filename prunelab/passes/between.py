@@ -13,7 +13,7 @@ start: see ``prunelab.pattern.between_error``.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +47,7 @@ class Between:
     allocation: Spread | None = None
     on_step: OnStep | None = None
     progress: Callable[[Mapping[str, Any]], None] | None = None
+    domains: Sequence[Tensor] = ()
 
     def open(self, decoder: Decoder, shelf: Shelf) -> BlockPruner:
         """Return who prunes the blocks of ``decoder``, which is dense; hidden states wait in ``shelf``.
@@ -58,10 +59,20 @@ class Between:
         error = between_error(self.pattern, name, "pruned")
         if error is not None:
             raise error
-        check_run(decoder, self.method, self.pattern, [self.ratio], allocation, "pruned", self.tokens, None)
+        check_run(
+            decoder,
+            self.method,
+            self.pattern,
+            [self.ratio],
+            allocation,
+            "pruned",
+            self.tokens,
+            None,
+            self.domains,
+        )
         walk = Walk(
             decoder, self.method, chooser_of(self.pattern, decoder), self.seed, self.batch_size, shelf, ALONE, self.progress,
-            self.on_step, self.pattern.needs,
+            self.on_step, self.pattern.needs, self.domains,
         )  # fmt: skip
         source, ratios = walk.begin(self.tokens, None, allocation, self.ratio)
         return BlockPruner(walk, source, ratios)

@@ -41,10 +41,12 @@ from prunelab.passes.collect import (
     blocks_of,
     load_needs,
 )
+from prunelab.passes.compared import compared
 from prunelab.passes.elements import states
 from prunelab.passes.source import Given, Live, Source, Stored
 from prunelab.pattern import BY_KIND, GLOBAL, UNIFORM, Pattern, Propagation, Run
 from prunelab.sparsity.mask import Mask
+from prunelab.stats.domain import DOMAINS
 from prunelab.stats.view import site_generator
 from prunelab.structures.state import SiteState, State, StateReader, apply_state, read_state
 
@@ -91,6 +93,7 @@ def prune(
     on_step: OnStep | None = None,
     progress: Progress | None = None,
     group: Group = ALONE,
+    domains: Sequence[Tensor] = (),
 ) -> State:
     """Prune ``decoder``, dense on entry, in place along ``schedule`` and return its state (it shares the memory).
 
@@ -101,11 +104,12 @@ def prune(
     ``on_step(report, state)``: ``state`` holds all layers after a shot of the whole model, the block's after a
     block; save or clone it before returning. ``start`` and ``start_step``: what the first ``start_step`` steps left
     (block by block: their parts laid over each other); the rest gives the same bits as one go. Of several ranks in
-    ``group`` each walks its share of the tokens and all decide the same. Raises ConfigError for what does not fit
+    ``group`` each walks its share of the tokens and all decide the same. ``domains``: token sets of other text, for a
+    method that compares them. Raises ConfigError for what does not fit
     together, ModelError for activations that are not finite.
     """
     allocation = pattern.default_allocation if allocation is None else allocation
-    check_run(decoder, method, pattern, schedule, allocation, propagation, tokens, stored)
+    check_run(decoder, method, pattern, schedule, allocation, propagation, tokens, stored, domains)
     chooser = chooser_of(pattern, decoder)
     whole = chooser.is_whole(allocation, len(schedule))
     steps = len(schedule) if whole else len(decoder.blocks)
@@ -115,7 +119,17 @@ def prune(
         raise ConfigError("start", None, f"the state after step {start_step}", "Or start_step=0.")
     with open_shelf(placement or Placement("device"), decoder.dtype, decoder.device) as shelf:
         walk = Walk(
-            decoder, method, chooser, seed, batch_size, shelf, group, progress, on_step, pattern.needs
+            decoder,
+            method,
+            chooser,
+            seed,
+            batch_size,
+            shelf,
+            group,
+            progress,
+            on_step,
+            pattern.needs,
+            domains,
         )
         if whole:
             return walk.whole(tokens, schedule, cast(str, allocation), stored, start, start_step)
@@ -162,6 +176,7 @@ class Walk:
     progress: Progress | None
     on_step: OnStep | None
     also: tuple[str, ...] = ()
+    domains: Sequence[Tensor] = ()
 
     @cached_property
     def needs(self) -> Needs:
@@ -170,10 +185,19 @@ class Walk:
 
     def source(self, tokens: Tensor | None, stored: Stored | None, needs: Needs) -> Source:
         """Return where statistics come from: what is stored, a stream of the tokens, or nothing."""
-        if stored is not None or not needs.statistics:
-            return Given(stored)
-        stream = open_stream(self.decoder, cast(Tensor, tokens), self.batch_size, self.shelf, self.group)
-        return Live(stream, needs)
+        main = (
+            Given(stored)
+            if stored is not None or not needs.statistics
+            else self._live(cast(Tensor, tokens), needs)
+        )
+        if not self.domains:
+            return main
+        return compared(
+            main, [cast(Tensor, tokens), *self.domains], needs, lambda text: self._live(text, needs)
+        )
+
+    def _live(self, tokens: Tensor, needs: Needs) -> Live:
+        return Live(open_stream(self.decoder, tokens, self.batch_size, self.shelf, self.group), needs)
 
     def parts(
         self, index: int, source: Source, masks: Mapping[str, Mask], shot: int, *, advancing: bool
@@ -378,7 +402,7 @@ class Walk:
 
 def check_run(
     decoder: Decoder, method: Any, pattern: Pattern, schedule: Sequence[float], allocation: Spread,
-    propagation: str, tokens: Tensor | None, stored: Stored | None,
+    propagation: str, tokens: Tensor | None, stored: Stored | None, domains: Sequence[Tensor] = (),
 ) -> None:  # fmt: skip
     """Raise ConfigError for arguments of :func:`prune` that do not fit together."""
     for before, after in zip([0.0, *schedule], schedule, strict=False):
@@ -397,6 +421,12 @@ def check_run(
         if error.key != "method.step" or len(schedule) > 1:  # the schedule says how many shots there are
             raise error
     needs = {*method.needs, *pattern.needs} | (set() if isinstance(allocation, str) else {"input_norm"})
+    least = getattr(method, DOMAINS, 0)
+    if 1 + len(domains) < least or (domains and not least):
+        allowed = f"{least - 1} or more token sets of other text" if least else "none"
+        raise ConfigError(DOMAINS, f"{len(domains)} token sets", f"{allowed} with method={method.name}")
+    if tokens is None and domains:
+        raise ConfigError("calibration", None, "a token set, to compare others with")
     if stored is None and tokens is None and needs:
         raise ConfigError("calibration", None, "a token set", "The method or the allocation needs one.")
     if stored is not None:

@@ -8,6 +8,8 @@ from typing import Any
 from prunelab.config.check import method_source
 from prunelab.config.code import source_digest, with_source
 from prunelab.config.data import GENERATED, SAME, parts_of, recipe_of
+from prunelab.config.domain import ROLE as DOMAIN
+from prunelab.config.domain import least_domains, other_domains
 from prunelab.config.files import content_digest
 from prunelab.config.fingerprint import fingerprint
 from prunelab.config.outside import reads
@@ -24,7 +26,8 @@ _NOT_CORPUS = ("name", "path", "n_samples", "seq_len", "sampler")  # names, plac
 def trial_stages(config: Trial, corpora: Mapping[str, Calibration]) -> dict[str, Stage]:
     """Return a trial's stages by role, in an order in which they could run.
 
-    Roles: ``calibrate`` (tokens the mask is chosen on), ``test/<corpus>``, ``held_out/<corpus>``, ``dense``, ``prune``
+    Roles: ``calibrate`` (tokens the mask is chosen on), ``domain/<name>`` (of other text, for a method that compares
+    them), ``test/<corpus>``, ``held_out/<corpus>``, ``dense``, ``prune``
     (unless masks are chosen between repairs), ``reconstruct`` (unless there is none), ``evaluate``; ``statistics``
     where single weights are pruned from the dense stream; where a repair fits to other tokens than the mask's,
     ``reconstruction`` and its parts ``reconstruction/<name>``; and each of the trial's ``stages`` from outside the
@@ -32,6 +35,9 @@ def trial_stages(config: Trial, corpora: Mapping[str, Calibration]) -> dict[str,
     """
     evaluation, stages = config.evaluation, dict[str, Stage]()
     stages["calibrate"] = _tokens(config, config.calibration, "mask")
+    for name in other_domains(config.domains, config.calibration.name, least_domains(config.method.fields)):
+        stages[f"{DOMAIN}/{name}"] = _tokens(config, corpora[name], "mask")
+    compared = {role: stage.key for role, stage in stages.items() if role.startswith(f"{DOMAIN}/")}
     for name in evaluation.corpora:
         stages[f"test/{name}"] = _tokens(config, corpora[name], "test")
     for name in evaluation.held_out:
@@ -57,6 +63,7 @@ def trial_stages(config: Trial, corpora: Mapping[str, Calibration]) -> dict[str,
         "evaluate",
         {"model": model, "error_samples": evaluation.error_samples} | asked,
         {"dense": stages["dense"].key, last: stages[last].key, "calibrate": stages["calibrate"].key}
+        | compared  # no window of theirs may judge
         | tests
         | errors,
         _runtime(config),
@@ -217,6 +224,8 @@ def _statistics(config: Trial, calibrate: Stage) -> dict[str, Stage]:
         return {}
     if len(_targets(config)) > 1:  # every shot looks at the model as the shots before have left it
         return {}
+    if least_domains(config.method.fields):  # it looks at every text by halves, which nobody else does
+        return {}
     identity = (
         {"model": model_identity(config.model), "statistics": needs} | _stored(config) | _sources(needs)
     )
@@ -241,6 +250,7 @@ def _prune(config: Trial, stages: Mapping[str, Stage]) -> Stage:
     identity |= _sources(_needs(config))
     source = "statistics" if "statistics" in stages else "calibrate"
     inputs = {source: stages[source].key} if _needs(config) else {}
+    inputs |= {role: stage.key for role, stage in stages.items() if role.startswith(f"{DOMAIN}/")}
     targets = _targets(config)
     prefixes = [targets[:n] for n in range(len(targets) - 1, 0, -1)]
     place = config.calibration.name if inputs else config.model.name

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from prunelab.config.domain import ROLE as DOMAIN
 from prunelab.errors import DataError
 from prunelab.evaluation.cost import metered
 from prunelab.evaluation.integrity import check
@@ -82,13 +83,17 @@ def check_apart(context: Context) -> None:
     rows = {
         role: {row.numpy().tobytes() for row in calibrate.read(found.folder)}
         for role, found in context.inputs.items()
-        if role in _FITTED or role.startswith(("test/", f"{HELD_OUT}/"))
+        if _is_fitted(role) or role.startswith(("test/", f"{HELD_OUT}/"))
     }
-    for fitted in (role for role in rows if role in _FITTED):
-        for judge in (role for role in rows if role not in _FITTED):
+    for fitted in (role for role in rows if _is_fitted(role)):
+        for judge in (role for role in rows if not _is_fitted(role)):
             shared = len(rows[fitted] & rows[judge])
             if shared:
                 raise DataError(
                     f"{shared} windows of {judge} are among those of {fitted}, which masks or repairs were fitted to: "
                     "such a number says nothing about other text. Take another corpus, or another split for one of both."
                 )
+
+
+def _is_fitted(role: str) -> bool:
+    return role in _FITTED or role.startswith(f"{DOMAIN}/")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from prunelab.config.build import build
+from prunelab.config.domain import ROLE as DOMAIN
 from prunelab.evaluation.cost import metered
 from prunelab.evaluation.integrity import check
 from prunelab.evaluation.ratios import ratios
@@ -38,16 +39,17 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
     with metered() as cost:
         device = setting.prepare(context.runtime)
         decoder = load_decoder(context.runtime["model"], device=device)
-        tokens = _tokens(context, device)
+        tokens, others = _tokens(context, device), _domains(context, device)
         parts = _parts(context)
         before = len(parts.tables["shots"])
-        state = _prune(identity, context, decoder, tokens, parts)
+        state = _prune(identity, context, decoder, tokens, others, parts)
         if not context.leads:
             return Result({})
         metrics = measure(decoder, state, identity["schedule"])
         save_state(state, context.outputs / STATE)
         n_shots = len(parts.tables["shots"]) - before
-        cost.tokens = 0 if tokens is None else tokens.numel() * n_shots
+        walked = [] if tokens is None else [tokens, *([tokens, *others] if others else [])]
+        cost.tokens = sum(text.numel() for text in walked) * n_shots
     how = dict.fromkeys(metrics, of_model(identity["model"]))
     return Result(metrics, parts.tables, {**cost.values(), "shots": n_shots}, protocols(how, metrics))
 
@@ -79,6 +81,7 @@ def between(identity: Mapping[str, Any], context: Context, decoder: Decoder, tab
         build(context.runtime["method"], "method"), tokens, ratio, pattern_of(identity), identity["seed"],
         _batch_size(context, tokens), _spread(context), on_step,
         lambda row: context.progress(row["phase"], row["done"], row["total"]),
+        _domains(context, decoder.device),
     )  # fmt: skip
 
 
@@ -101,6 +104,12 @@ def _tokens(context: Context, device: torch.device | str) -> torch.Tensor | None
     return None if stage is None else calibrate.read(stage.folder).to(device)
 
 
+def _domains(context: Context, device: torch.device | str) -> list[torch.Tensor]:
+    """Return the tokens of other text that a method compares the mask's with, by the order of their names."""
+    roles = sorted(role for role in context.inputs if role.startswith(f"{DOMAIN}/"))
+    return [calibrate.read(context.inputs[role].folder).to(device) for role in roles]
+
+
 def _batch_size(context: Context, tokens: torch.Tensor | None) -> int:
     return 1 if tokens is None else setting.batch_size(context.runtime, tokens.shape[1])
 
@@ -111,8 +120,9 @@ def _spread(context: Context) -> Spread:
 
 
 def _prune(
-    identity: Mapping[str, Any], context: Context, decoder: Decoder, tokens: torch.Tensor | None, parts: Parts
-) -> State:
+    identity: Mapping[str, Any], context: Context, decoder: Decoder, tokens: torch.Tensor | None,
+    others: Sequence[torch.Tensor], parts: Parts,
+) -> State:  # fmt: skip
     """Prune step by step, each on disk before the next begins."""
     shots, sites = parts.tables["shots"], parts.tables["sites"]
     pattern = pattern_of(identity)
@@ -139,6 +149,7 @@ def _prune(
         propagation=identity.get("propagation", "pruned"), stored=_stored(context),
         placement=setting.placement(context), start=parts.start, start_step=parts.done, on_step=on_step,
         progress=lambda row: context.progress(row["phase"], row["done"], row["total"]), group=setting.group(context),
+        domains=others,
     )  # fmt: skip
 
 

@@ -38,7 +38,7 @@ SWEPT = "stages.latency={_target_:every_key_stage.Latency,repeats:2}"
 MEASURED = "evaluation.metrics.top={_target_:every_key_stage.Top,k:2}"
 # overrides -> the groups whose keys are walked under them; together they have every key of every option
 WALKS = {
-    "": "study seed model calibration sparsity evaluation runtime tracking paths method",
+    "": "study seed domains model calibration sparsity evaluation runtime tracking paths method",
     WANDA: "sparsity method allocation runtime",
     "sparsity=2of4 method=sparsegpt": "sparsity method",
     "sparsity=4of8 method=magnitude": "sparsity method",
@@ -58,6 +58,7 @@ WALKS = {
     "method=lobd": "method",
     "method=random": "method",
     "method=mutual_information sparsity=units": "method",
+    "method=gprune sparsity=units domains=[kjv]": "method domains",
     "model=local model.id={0}/one": "model",
     f"model=hub model.id=org/one model.revision='{SHA}' calibration=wikitext2": "model calibration",
     "calibration=text calibration.path={0}/one.txt": "calibration",
@@ -83,7 +84,8 @@ SECOND = {
     "sparsity.pattern": "sparsity=unstructured method=magnitude", "sparsity.within": "matrix",
     "sparsity.kinds": "[neurons]", "sparsity.propagation": {"by_method": "dense"}, "sparsity.compensation": "bias",
     "sparsity.ratio": {"null": "0.4"}, "sparsity.n": "1", "sparsity.m": "16",
-    "method._target_": {"prunelab.methods.random.Random": "method=magnitude", "*": "method=random"},
+    "method._target_": {"prunelab.methods.random.Random": "method=magnitude",
+                        "prunelab.methods.gprune.GPrune": "method=wanda_sp", "*": "method=random"},
     "method.step": {"null": "0.1"}, "method.p": "1",
     "allocation._target_": "allocation=uniform", "allocation.name": "allocation=global sparsity.propagation=dense",
     "reconstruction._target_": {"prunelab.reconstruction.exact.LeastSquares": "reconstruction=block",
@@ -92,7 +94,7 @@ SECOND = {
     "reconstruction_data.language": "any", "reconstruction_data.text_len": "300", "reconstruction_data.parts.same": "8",
     "evaluation.corpora": "[kjv]", "evaluation.held_out": "[kjv]",
     "evaluation.tasks": {"[]": "[continuation_austen]", "['continuation_austen']": "[continuation_kjv]"},
-    "model.max_len": "256", "runtime.activation_dtype": "bfloat16",
+    "domains": {"[]": "[kjv]", "['kjv']": "[pydocs]"}, "model.max_len": "256", "runtime.activation_dtype": "bfloat16",
     "tracking.name": "tracking=none", "tracking.base_url": "http://localhost:1", "tracking.tags": "[x]",
     "runtime.device": "cuda", "stages.latency._target_": f"{SWEPT.replace('Latency', 'Other')}",
     "evaluation.metrics": f"+{MEASURED}", "evaluation.metrics.top._target_": f"{MEASURED.replace('Top', 'Low')}",
