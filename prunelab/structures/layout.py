@@ -65,21 +65,24 @@ def heads_of(decoder: Decoder, block: int) -> tuple[int, int, int]:
         )
     linears = {site.path: site.linear for site in decoder.sites(block)}
     query, key, value, output = (linears[path] for path in family.attention)
-    n_q = int(decoder.model.config.num_attention_heads)
     width = head_width(decoder, block)
-    # a pruned model has fewer heads than its config says, or other ones in every block; their width stays
-    n_q = n_q if width is None else output.in_features // width
-    d_h, left = divmod(output.in_features, max(n_q, 1))
+    if width is None:
+        n_q = int(decoder.model.config.num_attention_heads)
+        d_h, left = divmod(output.in_features, n_q)
+    else:  # a pruned model has fewer heads than its config says, or other ones in every block; their width stays
+        d_h = width
+        n_q, left = divmod(output.in_features, d_h)
     if family.layout == "separate":
         n_kv = value.out_features // max(d_h, 1)
         fits = query.out_features == n_q * d_h and key.out_features == value.out_features == n_kv * d_h
     else:
         n_kv = (query.out_features // max(d_h, 1) - n_q) // 2
         fits = query.out_features == (n_q + 2 * n_kv) * d_h
-    if left or not fits or n_kv < 1 or n_q % n_kv or (family.layout == "per_head" and n_q != n_kv):
+    if left or not fits or min(n_q, n_kv) < 1 or n_q % n_kv or (family.layout == "per_head" and n_q != n_kv):
         raise ModelError(
             f"{decoder.name}: block {block} has maps {_shape(query)}, {_shape(key)}, {_shape(value)} and {_shape(output)} "
-            f"(out, in) for query, key, value and output, which {n_q} heads with layout {family.layout!r} cannot have. "
+            f"(out, in) for query, key, value and output, which {n_q} heads of {d_h} with layout {family.layout!r} cannot "
+            f"have. "
             f"Does family {family.name!r} describe this model?"
         )
     return n_q, n_kv, d_h

@@ -195,8 +195,8 @@ def test_heads() -> None:
     assert heads_of(random_decoder("falcon", **FALCONS["falcon_heads"]), 1) == (4, 4, 6)
     assert heads_of(random_decoder("qwen3"), 0) == (4, 2, 8)
     decoder = random_decoder("phi3")
-    decoder.model.config.num_attention_heads = 5
-    with pytest.raises(ModelError, match=r"\(48, 24\).*5 heads with layout 'stacked'"):
+    decoder.blocks[0].self_attn.head_dim = 5
+    with pytest.raises(ModelError, match=r"\(48, 24\).*4 heads of 5 with layout 'stacked'"):
         heads_of(decoder, 0)
 
 
