@@ -142,6 +142,7 @@ def prune(
     )
     options = {**units} if units else {}
     if name == Units.name:
+        options["kinds"] = options.get("kinds") or own.get("kinds")
         options["compensation"] = settle(options.get("compensation"), own, "compensation", "none")
         propagation = propagation or settle(None, own, "propagation", "dense")  # type: ignore[assignment]
     form = build_pattern(name, within=within, rounding=rounding, **options)

@@ -24,6 +24,7 @@ from prunelab.pattern import (
     BETWEEN,
     BY_METHOD,
     BY_PATTERN,
+    KINDS,
     PATTERNS,
     ROUNDED,
     UNIFORM,
@@ -121,7 +122,7 @@ def _exact_ratio(config: Config) -> None:
 
 
 def _settle(config: Config) -> None:
-    """Put in place what a trial leaves to its method and pattern: the allocation, the stream, the compensation."""
+    """Put in place what a trial leaves to its method and pattern: allocation, stream, compensation, kinds of units."""
     sparsity, allocation = config.get("sparsity"), config.get("allocation")
     if not isinstance(sparsity, Mapping) or not isinstance(config.get("method"), Mapping):
         return
@@ -129,12 +130,14 @@ def _settle(config: Config) -> None:
     with suppress(ConfigError):
         literals = method_source(config["method"]).literals
     defaults = {"propagation": "dense", "compensation": "none"}
-    settled = {
+    settled: Config = {
         key: settle(BY_METHOD, literals, key, default)
         for key, default in defaults.items()
         if sparsity.get(key) == BY_METHOD
     }
-    if settled and sparsity.get("pattern") == Units.name:
+    if sparsity.get("kinds") is None:
+        settled["kinds"] = list(literals.get("kinds", KINDS))
+    if sparsity.get("pattern") == Units.name:
         config["sparsity"] = {**sparsity, **settled}
     if isinstance(allocation, Mapping) and allocation.get("name") == "by_pattern":
         pattern = PATTERNS.get(str(sparsity.get("pattern")))

@@ -44,11 +44,8 @@ _HIDDEN = ("_target_",)  # two classes under one name are refused
 _NOT = "\0"  # stands for a key that a config lacks
 
 
-_LEFT = (
-    "allocation.name",
-    "sparsity.propagation",
-    "sparsity.compensation",
-)  # what units may leave to their method
+# what units may leave to their method
+_LEFT = ("allocation.name", "sparsity.propagation", "sparsity.compensation", "sparsity.kinds")
 
 
 def said_by_method(configs: Sequence[Mapping[str, Any]]) -> list[set[str]]:

@@ -106,8 +106,8 @@ class UpdatingMethod(Method, Protocol):
 class UnitMethod(Method, Protocol):
     """Removes whole neurons and heads by importance; the pass chooses, removes and compensates.
 
-    Three more literals may stand in the class, for what a trial leaves to the method (``by_method``): ``allocation``
-    (``uniform`` unless it says otherwise), ``propagation`` (``dense``), ``compensation`` (``none``).
+    More literals may stand in the class, for what a trial leaves to the method: ``allocation`` (``uniform`` unless it
+    says otherwise), ``propagation`` (``dense``), ``compensation`` (``none``), ``kinds`` (all).
     """
 
     def importance(self, view: UnitView) -> Tensor:

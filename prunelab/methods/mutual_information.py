@@ -103,6 +103,7 @@ class MutualInformation:
     needs = ("input_samples", "input_moments", "input_gram")
     supports = ("units",)
     compensation = "merge"
+    kinds = ("neurons",)  # the paper's; attention is an extension
 
     def importance(self, view: UnitView) -> Tensor:
         """Return the importance (count,) of every unit, float64."""

@@ -65,10 +65,16 @@ def test_every_mistake_at_once(composer: Composer) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_checked_and_built(composer: Composer, method: str) -> None:
     patterns = method_source(composer.option("method", method)).literals["supports"]
-    sparsity = {"rows_columns": "rows_columns", "unstructured": "unstructured", "n:m": "2of4"}
+    sparsity = {
+        "rows_columns": "rows_columns",
+        "unstructured": "unstructured",
+        "n:m": "2of4",
+        "units": "units",
+    }
+    more = ["domains=[kjv]"] if method == "gprune" else []
     for pattern in patterns:
         config, _, errors = check_trial(
-            composer.trial([f"method={method}", f"sparsity={sparsity[pattern]}"]), composer
+            composer.trial([f"method={method}", f"sparsity={sparsity[pattern]}", *more]), composer
         )
         # several shots are for rows and columns
         assert [error.key for error in errors] in ([], ["method.step"])
@@ -83,6 +89,7 @@ def test_every_method_is_checked_and_built(composer: Composer, method: str) -> N
 def test_every_option_is_checked(composer: Composer, group: str) -> None:
     for name in composer.options(group):
         single = ["sparsity=unstructured", "method=magnitude"] if name == "owl" else []
+        single += ["sparsity=units", "method=flap"] if name == "by_kind" else []
         single += ["calibration=tokens"] if name == "random" else []  # it has no tokenizer
         config, _, errors = check_trial(composer.trial([f"{group}={name}", *single]), composer)
         # what a user has to fill in is a mistake until it is

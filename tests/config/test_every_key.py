@@ -58,6 +58,8 @@ WALKS = {
     "method=lobd": "method",
     "method=random": "method",
     "method=mutual_information sparsity=units": "method",
+    "method=llm_pruner sparsity=units": "method",
+    "method=estimation_fusion sparsity=units": "method",
     "method=gprune sparsity=units domains=[kjv]": "method domains",
     "model=local model.id={0}/one": "model",
     f"model=hub model.id=org/one model.revision='{SHA}' calibration=wikitext2": "model calibration",

@@ -16,7 +16,7 @@ from prunelab.evaluation.ratios import ratios
 from prunelab.models.decoder import Decoder
 from prunelab.models.random import random_decoder
 from prunelab.passes.shots import StepReport, prune
-from prunelab.pattern import GLOBAL, UNIFORM, Units, settle
+from prunelab.pattern import GLOBAL, KINDS, UNIFORM, Units, settle
 from prunelab.structures.state import State, open_state, save_state, state_digest
 from prunelab.structures.surgery import compact, compact_parameters
 from prunelab.structures.units import trace_units
@@ -44,20 +44,20 @@ def own(method: Any, key: str, default: str) -> str:
     return settle(None, {key: getattr(method, key)} if hasattr(method, key) else {}, key, default)
 
 
+def kinds_of(method: Any) -> tuple[str, ...]:
+    return getattr(method, "kinds", KINDS)
+
+
 def run(
-    decoder: Decoder,
-    method: Any,
-    tokens: Tensor,
-    schedule: list[float],
-    allocation: str | None = None,
-    **options: Any,
-) -> State:
-    pattern = Units(compensation=own(method, "compensation", "none"), **options.pop("units", {}))
+    decoder: Decoder, method: Any, tokens: Tensor, schedule: list[float], allocation: str | None = None, **options: Any
+) -> State:  # fmt: skip
+    fields = {"compensation": own(method, "compensation", "none"), "kinds": kinds_of(method)}
+    pattern = Units(**{**fields, **options.pop("units", {})})
     allocation = allocation or own(method, "allocation", UNIFORM)
     stream = "dense" if len(schedule) > 1 or allocation != UNIFORM else own(method, "propagation", "dense")
     return prune(
         decoder, method, tokens, schedule, pattern=pattern, seed=0, batch_size=2, allocation=allocation,
-        propagation=stream, **options,
+        propagation=stream, domains=[tokens.flip(0)] if hasattr(method, "domains") else [], **options,
     )  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def test_promises_on_every_family(
     units = {
         f"{kind}/{block}": (sum(member.parameters for _, member in members), members[-1][1])
         for block in range(2)
-        for kind, members in trace_units(decoder, block, ("neurons", "heads")).items()
+        for kind, members in trace_units(decoder, block, kinds_of(method)).items()
     }
     n_dense = decoder.n_parameters()
     seen: list[tuple[StepReport, State]] = []
