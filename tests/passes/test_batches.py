@@ -48,6 +48,8 @@ def test_one_three_or_sixteen_sequences_a_batch_are_the_same_bits(
         more = {"propagation": "dense", "domains": [tokens.flip(0)] if hasattr(method, "domains") else []}
         if getattr(method, "kinds", ()) == ("blocks",):
             pattern, more = Units(kinds=("blocks",)), {**more, "allocation": "global"}
+        elif hasattr(method, "kinds"):
+            pattern = Units(kinds=method.kinds, compensation="least_squares")
     digests = {
         state_digest(
             prune(
