@@ -20,9 +20,10 @@ Counts = Literal["units", "decoder", "model"]
 SCOPES = ("linear", "unit")  # what a method decides about at a time, and a pass exists for
 UNIFORM, GLOBAL, BY_KIND = "uniform", "global", "by_kind"
 BY_CLASS = ("allocation", "propagation", "compensation", "kinds")  # literals that a method's class may have
+UNITS = "units"  # and one more: kinds of units that it can decide about, neurons and heads without it
 BY_METHOD = "by_method"  # what the method's class says of itself, see :func:`settle`
-NEURONS, HEADS = "neurons", "heads"
-KINDS = (NEURONS, HEADS)
+NEURONS, HEADS, BLOCKS = "neurons", "heads", "blocks"
+KINDS = (NEURONS, HEADS)  # parts of a block; what is removed unless a method or a trial says otherwise
 COMPENSATION: Mapping[
     str, tuple[str, ...]
 ] = {  # how the output map makes up for removed inputs: what it looks at
@@ -42,7 +43,7 @@ ROUNDED = 1e-4  # 0.6667 means two thirds
 @dataclass(frozen=True)
 class MethodFacts:
     """What is known of a method without running it. ``functions``: names its class defines; ``reads``: what the
-    statistics in ``needs`` look at, as far as they are known."""
+    statistics in ``needs`` look at, as far as they are known; ``units``: kinds of units that it can decide about."""
 
     name: str
     scope: str
@@ -51,6 +52,7 @@ class MethodFacts:
     step: float | None
     functions: frozenset[str]
     reads: frozenset[str] = frozenset()
+    units: tuple[str, ...] = KINDS
 
     @property
     def scores(self) -> bool:
@@ -268,12 +270,13 @@ class NM:
 
 @dataclass(frozen=True)
 class Units:
-    """Whole FFN neurons and attention heads (KV groups), with all weights that belong to each.
+    """Whole FFN neurons and attention heads (KV groups), or whole decoder blocks, with all weights that belong to each.
 
     ``counts``: what the ratio is a share of: ``units`` (of each kind in each unprotected block, as arXiv:2305.11627),
     ``decoder`` (weights of the blocks' linear maps, as arXiv:2312.11983) or ``model`` (all parameters). ``head_ratio``:
     heads lose this share whatever the scores, neurons the rest; None = scores or equal shares decide.
-    ``protect_first``, ``protect_last``: blocks that lose nothing. ``min_units``: of each kind stay in every block.
+    ``protect_first``, ``protect_last``: blocks that lose nothing. ``min_units``: of each kind stay in every block; of
+    blocks, in the model.
     ``rounding``: of shares of units: ``exact`` = down, ``published`` = up, as arXiv:2305.11627's code.
     ``compensation``: of ``COMPENSATION``.
     """
@@ -320,7 +323,14 @@ class Units:
         if self.name not in run.method.supports:
             return  # the rest would be about a pattern that cannot be
         yield from _check_stream(run, self.needs)
-        if run.allocation not in (UNIFORM, GLOBAL, BY_KIND):
+        unfit = [kind for kind in self.kinds if kind not in run.method.units]
+        if unfit:
+            allowed = f"of what method={run.method.name} can decide about: {', '.join(run.method.units)}"
+            yield ConfigError("sparsity.kinds", list(self.kinds), allowed)
+        if self.kinds == (BLOCKS,) and run.allocation != GLOBAL:
+            hint = "Blocks are compared with each other; a share of every block is no block."
+            yield ConfigError("allocation", run.allocation, f"{GLOBAL} with sparsity.kinds=[{BLOCKS}]", hint)
+        elif run.allocation not in (UNIFORM, GLOBAL, BY_KIND):
             allowed = f"{UNIFORM} | {GLOBAL} | {BY_KIND} with sparsity.pattern={self.name}"
             yield ConfigError("allocation", run.allocation, allowed)
         if self.head_ratio is not None and run.allocation == GLOBAL:
@@ -381,9 +391,10 @@ def build_pattern(
 
 
 def _units(rounding: str, values: Mapping[str, Any]) -> Units:
-    kinds = tuple(kind for kind in KINDS if kind in values.get("kinds", KINDS))
-    if not kinds or len(kinds) != len(values.get("kinds", KINDS)):
-        raise ConfigError("sparsity.kinds", values["kinds"], f"one or more of {', '.join(KINDS)}, each once")
+    kinds = tuple(kind for kind in (*KINDS, BLOCKS) if kind in values.get("kinds", KINDS))
+    if not kinds or len(kinds) != len(values.get("kinds", KINDS)) or (BLOCKS in kinds and len(kinds) > 1):
+        allowed = f"one or more of {', '.join(KINDS)}, each once; or {BLOCKS} alone"
+        raise ConfigError("sparsity.kinds", values["kinds"], allowed)
     pattern = Units(**{**values, "kinds": kinds, "rounding": rounding})
     if pattern.counts not in ("units", "decoder", "model"):
         raise ConfigError("sparsity.counts", pattern.counts, "units | decoder | model")
@@ -391,6 +402,11 @@ def _units(rounding: str, values: Mapping[str, Any]) -> Units:
         known = " | ".join(COMPENSATION)
         hint = nearest(pattern.compensation, COMPENSATION)
         raise ConfigError("sparsity.compensation", pattern.compensation, known, hint)
+    if kinds == (BLOCKS,) and pattern.compensation != "none":
+        hint = "Nothing of a block is left that could make up for it."
+        raise ConfigError(
+            "sparsity.compensation", pattern.compensation, f"none with sparsity.kinds=[{BLOCKS}]", hint
+        )
     if pattern.head_ratio is not None and set(kinds) != set(KINDS):
         hint = "There is one kind only, and the ratio is its own."
         raise ConfigError("sparsity.head_ratio", pattern.head_ratio, "null unless both kinds go", hint)

@@ -6,10 +6,11 @@ A name of the package's own is short; any other statistic goes by the dotted nam
 
 from __future__ import annotations
 
-INPUT, OUTPUT = "input", "output"
+INPUT, OUTPUT, BLOCK = "input", "output", "block"
 OUTPUT_GRADIENT, WEIGHT_GRADIENT = "output_gradient", "weight_gradient"
 BACKWARD = (OUTPUT_GRADIENT, WEIGHT_GRADIENT)  # these need a walk back through the model
-READS = (INPUT, OUTPUT, *BACKWARD)  # of a linear layer
+READS = (INPUT, OUTPUT, BLOCK, *BACKWARD)  # of a linear layer, or of the block that it is in
+ENTERING = (INPUT, BLOCK)  # values of these are shared by all layers with one input
 
 CLASSES = {
     "input_norm": "prunelab.stats.input_norm.InputNorm",
@@ -18,6 +19,7 @@ CLASSES = {
     "output_gram": "prunelab.stats.gram.OutputGram",
     "taylor": "prunelab.stats.taylor.Taylor",
     "input_samples": "prunelab.stats.input_samples.InputSamples",
+    "block_influence": "prunelab.stats.block_influence.BlockInfluence",
 }
 
 

@@ -43,7 +43,7 @@ PATTERNS = {
     "surgeon": "rows_columns", "kobd": "rows_columns", "lobd": "rows_columns", "magnitude": "unstructured",
     "random": "2:4", "wanda": "2:4", "sparsegpt": "unstructured", "magnitude_sp": "units", "wanda_sp": "units",
     "flap": "units", "llm_pruner": "units", "estimation_fusion": "units", "mutual_information": "units",
-    "mi_paper": "units", "mi_fast": "units", "gprune": "units",
+    "mi_paper": "units", "mi_fast": "units", "gprune": "units", "shortgpt": "units",
 }  # fmt: skip
 
 

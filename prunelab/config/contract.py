@@ -10,7 +10,7 @@ from typing import Any
 
 from prunelab.config.field import ClassSource, read_class
 from prunelab.errors import ConfigError
-from prunelab.pattern import MethodFacts
+from prunelab.pattern import KINDS, UNITS, MethodFacts
 from prunelab.statistic import READS, class_of
 
 _LITERALS = {
@@ -27,7 +27,7 @@ def method_facts(method: Mapping[str, Any], source: ClassSource) -> MethodFacts:
     reads = (str(read_class(target).literals.get("reads")) for need in needs if (target := class_of(need)))
     return MethodFacts(
         str(method["name"]), str(source.literals["scope"]), tuple(source.literals["supports"]), needs,
-        method["step"], source.names, frozenset(reads),
+        method["step"], source.names, frozenset(reads), tuple(source.literals.get(UNITS, KINDS)),
     )  # fmt: skip
 
 

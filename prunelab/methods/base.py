@@ -104,10 +104,11 @@ class UpdatingMethod(Method, Protocol):
 
 
 class UnitMethod(Method, Protocol):
-    """Removes whole neurons and heads by importance; the pass chooses, removes and compensates.
+    """Removes whole neurons and heads, or whole blocks, by importance; the pass chooses, removes and compensates.
 
     More literals may stand in the class, for what a trial leaves to the method: ``allocation`` (``uniform`` unless it
-    says otherwise), ``propagation`` (``dense``), ``compensation`` (``none``), ``kinds`` (all).
+    says otherwise), ``propagation`` (``dense``), ``compensation`` (``none``), ``kinds`` (neurons and heads). ``units``
+    (neurons and heads): the kinds that it can decide about; ``blocks`` is one more.
     """
 
     def importance(self, view: UnitView) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prunelab.pattern import MethodFacts
+from prunelab.pattern import KINDS, UNITS, MethodFacts
 from prunelab.stats.base import load_statistic
 
 
@@ -19,4 +19,5 @@ def facts_of(method: Any) -> MethodFacts:
         name=method.name, scope=method.scope, supports=tuple(method.supports), needs=tuple(method.needs),
         step=method.step, functions=frozenset(functions),
         reads=frozenset(load_statistic(need).reads for need in method.needs),
+        units=tuple(getattr(method, UNITS, KINDS)),
     )  # fmt: skip

@@ -87,6 +87,12 @@ def restore(decoder: Decoder, spec: Mapping[str, Any]) -> None:
         for name in model.state_dict()
         if name not in tied and name not in added
     }
+    next_block = f"{decoder.family.blocks}.{len(decoder.blocks)}."
+    if any(name.startswith(next_block) for name in weights.names):
+        raise ModelError(
+            f"{decoder.name} has {len(decoder.blocks)} blocks, {weights.where} has more; the model was compacted. Save it and "
+            "load that folder: its weights are then the ones to come back to."
+        )
     for name, stored in places.items():  # before anything is changed
         shape = tuple(model.get_parameter_or_buffer(name).shape)
         if shape != weights.shape(stored):

@@ -18,6 +18,7 @@ from prunelab.models.block import LinearSite
 from prunelab.models.decoder import Decoder
 from prunelab.passes.collect import BlockValues, Needs
 from prunelab.sparsity.mask import Mask
+from prunelab.statistic import BLOCK, INPUT
 
 Generators = Callable[[str], torch.Generator]  # by layer name
 
@@ -111,7 +112,10 @@ def check_values(name: str, values: Mapping[str, Any], needs: Needs) -> None:
     """Raise ModelError naming the layer whose statistics are not finite."""
     for need, value in values.items():
         if need in needs.statistics and not needs.statistics[need].is_finite(value):
-            what = "what enters" if needs.statistics[need].reads == "input" else "gradients or outputs at"
+            reads = needs.statistics[need].reads
+            what = {INPUT: "what enters", BLOCK: "what enters or leaves the block of"}.get(
+                reads, "gradients or outputs at"
+            )
             raise ModelError(
                 f"{what} {name} is not finite. Check the checkpoint and the calibration text, "
                 "or use model.dtype=float32."

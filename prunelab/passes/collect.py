@@ -31,9 +31,18 @@ from prunelab.models.block import LinearSite
 from prunelab.models.decoder import Decoder
 from prunelab.models.inputs import Enough, catch_inputs, catch_outputs, groups
 from prunelab.models.memory import release_host_memory
-from prunelab.models.stream import Stream, advance, call_block, open_stream, token_losses
-from prunelab.statistic import BACKWARD, INPUT, OUTPUT, OUTPUT_GRADIENT, WEIGHT_GRADIENT
+from prunelab.models.stream import Stream, call_block, open_stream, token_losses
+from prunelab.statistic import (
+    BACKWARD,
+    BLOCK,
+    ENTERING,
+    INPUT,
+    OUTPUT,
+    OUTPUT_GRADIENT,
+    WEIGHT_GRADIENT,
+)
 from prunelab.stats.base import (
+    BlockRunning,
     Kept,
     Running,
     Statistic,
@@ -73,7 +82,7 @@ class Needs:
     @property
     def per_layer(self) -> bool:
         """Whether layers with one input have values of their own."""
-        return any(one.reads != INPUT for one in self.statistics.values())
+        return any(one.reads not in ENTERING for one in self.statistics.values())
 
 
 def load_needs(names: Collection[str], *, ones: bool = False) -> Needs:
@@ -83,12 +92,12 @@ def load_needs(names: Collection[str], *, ones: bool = False) -> Needs:
 
 @dataclass(frozen=True, eq=False)
 class _Sum:
-    """A running statistic of one layer, or of the layers that share an input."""
+    """A running statistic of one layer, of the layers that share an input, or of all layers of a block."""
 
     need: str
     statistic: Kept
     sites: tuple[LinearSite, ...]
-    running: Running | WeightRunning
+    running: Running | BlockRunning | WeightRunning
     joined: bool  # with the input of a bias
 
     def values(self) -> Iterator[tuple[str, Any]]:
@@ -109,23 +118,27 @@ def collect_block(
     """Return the statistics of block ``index`` on ``stream`` by layer, with the weights in place.
 
     ``advancing`` moves the stream through the block; without it the stream stays, and what follows the last layer's
-    input is not computed unless a statistic reads it. Sums are over the streams of all ranks.
+    input is not computed unless a statistic reads it. Layers of a block share the value of what reads the block. Sums
+    are over the streams of all ranks.
     """
     members = groups(decoder, index)
     inputs = [_sums(needs.reading(INPUT), sites, needs.ones, stream) for sites in members]
     sites = decoder.sites(index)
     outputs = [_sums(needs.reading(OUTPUT), (site,), False, stream) for site in sites]
-    early = not advancing and not any(outputs)
+    whole = _sums(needs.reading(BLOCK), sites, False, stream)
+    early = not advancing and not any(outputs) and not whole
     with (
         catch_inputs(members, [_adding(sums, stream) for sums in inputs], stop=early),
         catch_outputs(sites, [_adding(sums, stream) for sums in outputs]),
     ):
-        if advancing:
-            advance(decoder, index, stream)
-        for rows in () if advancing else stream.batches():
+        for rows in stream.batches():
             with suppress(Enough):
-                call_block(decoder, index, stream, stream.read(rows))
-    return _finished([one for sums in (*inputs, *outputs) for one in sums], stream)
+                entering = stream.read(rows)
+                leaving = call_block(decoder, index, stream, entering)
+                _adding(whole, stream)(entering, leaving)
+                if advancing:
+                    stream.write(rows, leaving)
+    return _finished([one for sums in (*inputs, *outputs, whole) for one in sums], stream)
 
 
 def collect_model(
@@ -181,7 +194,7 @@ def _sums(
     joined = ones and any(site.linear.bias is not None for site in sites)
     sums = []
     for need, statistic in statistics.items():
-        width = linear.in_features if statistic.reads == INPUT else linear.out_features
+        width = linear.in_features if statistic.reads in ENTERING else linear.out_features
         running = cast(Statistic, statistic).start(
             sites[0].name, width, ones=joined, device=linear.weight.device
         )

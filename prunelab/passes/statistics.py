@@ -24,7 +24,7 @@ from prunelab.models.decoder import Decoder
 from prunelab.models.inputs import groups
 from prunelab.models.stream import advance, open_stream
 from prunelab.passes.collect import BlockValues, Needs, Progress, collect_all, collect_block, load_needs
-from prunelab.statistic import INPUT
+from prunelab.statistic import BLOCK, ENTERING, INPUT
 
 FORMAT, VERSION = "prunelab.statistics", 2
 
@@ -88,7 +88,11 @@ def block_path(folder: Path, index: int) -> Path:
 
 
 def _owners(decoder: Decoder, index: int, reads: str) -> dict[str, str]:
-    """Return by layer under whose name its value is kept: layers with one input share the first one's."""
+    """Return by layer under whose name its value is kept: layers with one input share the first one's, and all layers of
+    a block what is the block's."""
+    if reads == BLOCK:
+        first, *_ = decoder.sites(index)
+        return {site.name: first.name for site in decoder.sites(index)}
     if reads == INPUT:
         return {site.name: sites[0].name for sites in groups(decoder, index) for site in sites}
     return {site.name: site.name for site in decoder.sites(index)}
@@ -123,7 +127,7 @@ class StatisticsFolder:
                     if (stored := kept.get(f"{owner}:{need}")) is None:
                         raise ValueError(f"{owner} of {decoder.name} has no {need}")
                     linear = decoder.site(owner).linear
-                    width = linear.in_features if statistic.reads == INPUT else linear.out_features
+                    width = linear.in_features if statistic.reads in ENTERING else linear.out_features
                     try:
                         loaded[owner] = statistic.unpack(stored.to(decoder.device), width, owner)
                     except ValueError as error:

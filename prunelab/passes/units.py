@@ -1,4 +1,5 @@
-"""FFN neurons and attention heads as wholes: traced once, scored kind by kind and block by block, removed with all members.
+"""FFN neurons, attention heads, or blocks as wholes: traced once, scored kind by kind and block by block, removed with all
+members.
 
 Masks are rows and columns of single layers, so states, repairs and surgery know nothing of units. Where the pattern
 compensates, the output map of a kind makes up for what no longer enters it; a bias that takes the removed units' mean is
@@ -20,13 +21,14 @@ from prunelab.models.block import LinearSite
 from prunelab.models.decoder import Decoder
 from prunelab.passes.chooser import Choice, Decision, Generators, Part, check_values
 from prunelab.passes.collect import BlockValues, Needs
-from prunelab.pattern import UNIFORM, Units
+from prunelab.pattern import BLOCKS, UNIFORM, Units
 from prunelab.sparsity import mask as masking
 from prunelab.sparsity.compensation import least_squares, mean_into_bias
 from prunelab.sparsity.mask import Mask, Structured
 from prunelab.sparsity.units import Population, Total, equal_shares, lowest, select
 from prunelab.stats.base import Values
 from prunelab.stats.unit_view import Member, UnitView
+from prunelab.structures.blocks import check_passing
 from prunelab.structures.units import Members, alive_units, trace_units
 
 
@@ -68,6 +70,8 @@ class UnitGroups:
                 (pattern.protect_first, pattern.protect_last),
             )
             raise ConfigError(key, values, f"fewer than the {n} blocks of {decoder.name} together")
+        if BLOCKS in pattern.kinds:
+            check_passing(decoder)
 
     def is_whole(self, allocation: object, shots: int) -> bool:
         """Equal shares are known before anything is looked at; several shots look at the model anew."""
@@ -153,7 +157,12 @@ class UnitGroups:
 
     def _population(self, view: UnitView) -> Population:
         name = f"{view.kind} of block {view.block}"
-        return Population(name, view.kind, view.cost, ~view.alive, view.block in self._open)
+        cost = view.cost
+        if (
+            view.kind == BLOCKS and self.pattern.counts == "model"
+        ):  # its norms go too, which are no linear maps
+            cost += sum(other.numel() for other in self._decoder.other_parameters(view.block).values())
+        return Population(name, view.kind, cost, ~view.alive, view.block in self._open)
 
     def populations(self) -> list[Population]:
         """The units of each kind of each block, none of them gone."""

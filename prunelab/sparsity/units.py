@@ -10,13 +10,13 @@ asked where scores are equal.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from prunelab.errors import ConfigError, ModelError
-from prunelab.pattern import BY_KIND, GLOBAL, HEADS, UNIFORM, Units
+from prunelab.pattern import BLOCKS, BY_KIND, GLOBAL, HEADS, UNIFORM, Units
 
 ROUNDING = 1e-6  # units; 0.3 x 10 is 2.9999999999999996 in binary and must mean 3
 
@@ -93,7 +93,8 @@ def select(
         raise ConfigError("allocation.name", allocation, f"{UNIFORM} | {GLOBAL} | {BY_KIND}")
     keep = {one.name: ~one.gone for one in populations}
     if allocation == GLOBAL:
-        parts = [([one for one in populations if one.open], budget(populations, ratio, pattern, total))]
+        group = [one for one in _all_but_last(populations, importance, pattern) if one.open]
+        parts = [(group, budget(populations, ratio, pattern, total))]
     else:
         parts = _by_budget(populations, ratio, pattern, total)
     for group, spend in parts:
@@ -127,7 +128,22 @@ def _share(population: Population, ratio: float, pattern: Units) -> int:
 
 
 def _most(population: Population, pattern: Units) -> int:
-    return max(0, population.count - pattern.min_units) if population.open else 0
+    if not population.open:
+        return 0
+    # of blocks some stay in the model, see _all_but_last
+    return population.count if population.kind == BLOCKS else max(0, population.count - pattern.min_units)
+
+
+def _all_but_last(
+    populations: Sequence[Population], importance: Mapping[str, Tensor], pattern: Units
+) -> list[Population]:
+    """Return the populations with as many of the most important blocks closed as have to stay in the model."""
+    blocks = [one for one in populations if one.kind == BLOCKS]
+    may_go = [one for one in blocks if one.open]
+    n_stay = max(0, pattern.min_units - (len(blocks) - len(may_go)))
+    dearest = sorted(may_go, key=lambda one: -float(_key(one, importance[one.name]).max()))
+    stay = {one.name for one in dearest[:n_stay]}
+    return [replace(one, open=one.open and one.name not in stay) for one in populations]
 
 
 def _by_budget(

@@ -1,9 +1,10 @@
-"""What a statistic is: something summed over the tokens that a linear layer reads or writes, one class each.
+"""What a statistic is: something summed over the tokens that a linear layer or a block reads or writes, one class each.
 
 A statistic's class has two literals that planning reads from its source, ``name`` and ``reads``:
 
 - ``input``: what enters the layer, (..., in_features); layers with one input share one sum;
 - ``output``: what leaves it, (..., out_features);
+- ``block``: what enters and leaves the block that the layer is in, side by side; its layers share one sum;
 - ``output_gradient``: the gradient of the summed token losses at its output, (..., out_features);
 - ``weight_gradient``: what enters and that gradient together, whose products are the gradient of the weight.
 
@@ -48,6 +49,22 @@ class Running(Protocol):
 
     def add(self, x: Tensor) -> None:
         """Add the tokens of ``x`` (n, seq_len, width). What is added must not depend on n: sum sequence by sequence."""
+        ...
+
+    def finish(self) -> Any:
+        """Return the value over all tokens; uses up the sum."""
+        ...
+
+
+class BlockRunning(Protocol):
+    """The same of what enters and leaves a block."""
+
+    total: Tensor
+    n_tokens: int
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Add sequences: what enters, ``x``, and what leaves, ``y``, both (n, seq_len, width). What is added must not
+        depend on n: sum sequence by sequence."""
         ...
 
     def finish(self) -> Any:
@@ -103,7 +120,7 @@ class Kept(Protocol):
     def unpack(self, stored: Tensor, width: int, name: str) -> Any:
         """Return the value of a layer called ``name`` from what :meth:`pack` gave; ValueError if it cannot be one.
 
-        ``width``: how many features enter the layer, or leave it unless the statistic reads its input.
+        ``width``: how many features enter the layer or the block, or leave the layer unless the statistic reads those.
         """
         ...
 
@@ -119,6 +136,14 @@ class Statistic(Kept, Protocol):
         ...
 
 
+class BlockStatistic(Kept, Protocol):
+    """A statistic of what a block reads and writes: stats/block_influence.py."""
+
+    def start(self, name: str, width: int, *, ones: bool, device: torch.device) -> BlockRunning:
+        """Return an empty sum over vectors of ``width`` entries, of a block whose first layer is ``name``; no ``ones``."""
+        ...
+
+
 class WeightStatistic(Kept, Protocol):
     """A statistic of the weight's gradient: stats/taylor.py."""
 
@@ -127,7 +152,7 @@ class WeightStatistic(Kept, Protocol):
         ...
 
 
-def load_statistic(need: str) -> Statistic | WeightStatistic:
+def load_statistic(need: str) -> Statistic | BlockStatistic | WeightStatistic:
     """Return the statistic that ``need`` means: a name of the package's own, or the dotted name of a class.
 
     Raises ConfigError if there is none.

@@ -3,7 +3,7 @@
 A unit is the smallest set of slices that must vanish together so that shapes stay consistent (arXiv:2305.11627, section
 3.1): an FFN neuron, or a KV group, which is a key and value head with the query heads that it serves. A member is the
 unit's lines in one linear map. The last member is the output map, by columns: what a unit gives to the residual stream
-goes through it.
+goes through it. A whole block is a unit too, alone in its view: all maps by rows, the last one in forward order.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from prunelab.stats.base import Values
 @dataclass(frozen=True, eq=False)
 class Member:
     """A unit's lines in one linear map. ``role``: ``gate``, ``up``, ``down``; or ``query``, ``key``, ``value``,
-    ``output``. ``site``: the layer's full name. ``W`` (R, C) and ``bias`` (R,) or None: all of the layer, not its lines
-    only. ``axis``: 0 = lines are rows, 1 = columns. ``index`` (count, lines) int64: the lines of each unit.
+    ``output``; of a block the maps' paths. ``site``: the layer's full name. ``W`` (R, C) and ``bias`` (R,) or None: all
+    of the layer, not its lines only. ``axis``: 0 = lines are rows, 1 = columns. ``index`` (count, lines) int64: the
+    lines of each unit.
     """
 
     role: str
@@ -51,7 +52,7 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class UnitView:
-    """The units of one kind (``neurons`` or ``heads``) of block ``block``.
+    """The units of one kind (``neurons``, ``heads`` or ``blocks``) of block ``block``.
 
     ``alive`` (count,) bool: not removed by an earlier shot. ``values``: by layer name, then by the names in the method's
     ``needs`` and its pattern's. ``generator``: seeded by (seed, output map, shot), on the CPU.
@@ -71,7 +72,7 @@ class UnitView:
 
     @property
     def output(self) -> Member:
-        """The map that brings units to the residual stream, by columns."""
+        """The map that brings units to the residual stream, by columns; of a block its last map, by rows."""
         return self.members[-1]
 
     @property

@@ -10,8 +10,8 @@ own rows: rotary pairs and per-head norms couple them.
 
 Heads are gone as a whole where query, key and value lost their rows and the output map their columns, and every
 key-value head that stays serves equally many query heads, as transformers' ``repeat_kv`` has it (query head q reads
-key-value head q // (heads / kv_heads)). A decoder that got plain layers only is one like any other: it is
-walked, pruned, repaired and saved again.
+key-value head q // (heads / kv_heads)). Blocks that went as a whole are taken out. A decoder that got plain layers only
+is one like any other: it is walked, pruned, repaired and saved again.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from prunelab.models.decoder import Decoder
 from prunelab.models.narrow import count_heads, count_units, parent, place
 from prunelab.models.shape import Heads
 from prunelab.models.transposed import is_turned, turn
+from prunelab.structures.blocks import drop_blocks, is_removed
 from prunelab.structures.layout import attention_rows, heads_of, mlp_rows
 from prunelab.structures.state import StateReader, apply_state
 
@@ -97,9 +98,14 @@ def compact(decoder: Decoder, state: StateReader) -> None:
     ``sites()`` refuses it: replaced layers are no longer what its family describes.
     """
     apply_state(decoder, state)
+    gone = []
     for index, block in enumerate(decoder.blocks):
         sites = decoder.sites(index)
-        plans, left = _plans(decoder, state, index)
+        found = _plans(decoder, state, index)
+        if found is None:
+            gone.append(index)
+            continue
+        plans, left = found
         for path, plan in plans.items():
             linear = next(site.linear for site in sites if site.path == path)
             place(block, path, _smaller(linear, plan))
@@ -109,6 +115,7 @@ def compact(decoder: Decoder, state: StateReader) -> None:
         if decoder.family.mlp is not None:
             reader = decoder.family.mlp[1]
             count_units(parent(block, reader), block.get_submodule(reader).get_parameter("weight").shape[1])
+    drop_blocks(decoder, gone)
 
 
 def is_compact(decoder: Decoder) -> bool:
@@ -121,21 +128,27 @@ def compact_parameters(state: StateReader, decoder: Decoder) -> int:
     """Return how many parameters ``decoder`` would hold once compacted, without building anything."""
     count = decoder.n_parameters()
     for index in range(len(decoder.blocks)):
-        plans, _ = _plans(decoder, state, index)
+        found = _plans(decoder, state, index)
+        if found is None:
+            count -= sum(parameter.numel() for parameter in decoder.blocks[index].parameters())
+            continue
         for site in decoder.sites(index):
             now = sum(parameter.numel() for parameter in site.linear.parameters())
-            count += plans[site.path].n_parameters - now
+            count += found[0][site.path].n_parameters - now
     return count
 
 
-def _plans(decoder: Decoder, state: StateReader, index: int) -> tuple[dict[str, Plan], Heads | None]:
+def _plans(decoder: Decoder, state: StateReader, index: int) -> tuple[dict[str, Plan], Heads | None] | None:
     """What is left of each linear layer of block ``index``, by path; and of its heads, None unless all that goes of the
-    attention is whole heads."""
-    rows, columns, biases = {}, {}, {}
+    attention is whole heads. None where the block itself is gone."""
+    rows, columns, biases, masks = {}, {}, {}, {}
     for site in decoder.sites(index):
         stored = state.site(site.name)
+        masks[site.path] = stored.mask
         rows[site.path], columns[site.path], bias = stored.mask.lines()
         biases[site.path] = stored.bias is not None and bias
+    if is_removed(masks):
+        return None
     narrow_outputs: set[str] = set()
     narrow_inputs: set[str] = set()
     left = None

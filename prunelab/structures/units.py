@@ -2,7 +2,9 @@
 
 Gated FFN: row i of gate and up, column i of down; ungated: row i of up, column i of down. Attention: a KV group, rows
 of its key and value head, rows of the r query heads that it serves (query head q belongs to KV head q // r, the layout
-of ``repeat_kv``), and the output map's columns of those heads. The output map's bias belongs to no unit.
+of ``repeat_kv``), and the output map's columns of those heads. The output map's bias belongs to no unit. A whole block is
+one unit of its own kind: all rows, biases with them, of all its linear maps, so that nothing is added to the residual
+stream (see prunelab.structures.blocks).
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from torch import Tensor
 from prunelab.errors import ModelError
 from prunelab.models.block import LinearSite
 from prunelab.models.decoder import Decoder
-from prunelab.pattern import HEADS, NEURONS
+from prunelab.pattern import BLOCKS, HEADS, NEURONS
 from prunelab.sparsity.mask import Mask
 from prunelab.stats.unit_view import Member
 from prunelab.structures.layout import attention_rows, heads_of, mlp_rows
@@ -29,7 +31,7 @@ def trace_units(decoder: Decoder, block: int, kinds: Collection[str]) -> dict[st
     Raises ModelError for a kind that the decoder's family does not say how to find.
     """
     sites = {site.path: site for site in decoder.sites(block)}
-    trace = {NEURONS: _neurons, HEADS: _heads}
+    trace = {NEURONS: _neurons, HEADS: _heads, BLOCKS: _block}
     return {kind: tuple(trace[kind](decoder, block, sites)) for kind in kinds}
 
 
@@ -62,6 +64,13 @@ def _heads(
     yield _member("output", sites[output], 1, torch.arange(n_q * d_h).view(n_kv, -1))
 
 
+def _block(
+    decoder: Decoder, block: int, sites: Mapping[str, LinearSite]
+) -> Iterator[tuple[LinearSite, Member]]:
+    for path, site in sites.items():
+        yield _member(path, site, 0, torch.arange(site.linear.out_features)[None])
+
+
 def _member(role: str, site: LinearSite, axis: int, index: Tensor) -> tuple[LinearSite, Member]:
     linear = site.linear
     bias = None if linear.bias is None else linear.bias.detach()
@@ -76,5 +85,6 @@ def _unknown(decoder: Decoder, field: str, kind: str) -> ModelError:
 
 
 def alive_units(output: Member, mask: Mask) -> Tensor:
-    """Return which units (count,) bool still have a column of the output map."""
-    return mask.lines()[1].cpu()[output.index].any(1)
+    """Return which units (count,) bool still have a line of the output map."""
+    rows, columns, _ = mask.lines()
+    return (rows, columns)[output.axis].cpu()[output.index].any(1)

@@ -45,6 +45,7 @@ WALKS = {
     "sparsity=units method=wanda_sp": "sparsity",
     "sparsity=units method=flap": "method",
     "sparsity=units method=magnitude_sp": "method",
+    "sparsity=units method=shortgpt": "method",
     f"{WANDA} allocation=owl": "allocation",
     f"{WANDA} reconstruction=layer": "reconstruction",
     f"{WANDA} reconstruction=block": "reconstruction",

@@ -29,6 +29,13 @@ PRUNED = {
     "sparsity=2of4": ("wanda", "sparsegpt", "magnitude", "random"),
     "sparsity=unstructured sparsity.ratio=0.4 sparsity.propagation=dense allocation=global": ("wanda", "magnitude"),
     "sparsity=unstructured sparsity.ratio=0.6 allocation=owl": ("wanda", "sparsegpt"),
+    "sparsity=units sparsity.ratio=0.3": (
+        "flap", "wanda_sp", "magnitude_sp", "random", "llm_pruner", "estimation_fusion", "mutual_information", "mi_fast",
+    ),
+    "sparsity=units sparsity.ratio=0.3 method.n_samples=16 method.max_trials=200": ("mi_paper",),
+    "sparsity=units sparsity.ratio=0.5 sparsity.counts=units": ("shortgpt",),
+    "sparsity=units sparsity.ratio=0.3 sparsity.compensation=least_squares method.step=0.15": ("flap", "llm_pruner"),
+    "sparsity=units sparsity.ratio=0.3 sparsity.propagation=dense allocation=by_kind": ("flap", "wanda_sp"),
 }  # fmt: skip
 REPAIRED = ("layer", "block", "block_gp", "cross_block")
 SETTINGS = [
@@ -37,6 +44,13 @@ SETTINGS = [
     "evaluation.seq_len=24", "evaluation.max_samples=4", "evaluation.error_samples=4",
     "runtime.device=cpu", "runtime.workers=1", "runtime.threads=1",
 ]  # fmt: skip
+TEXTS = [  # a method that compares kinds of text needs a tokenizer, which random models have not
+    "model=embedded_llama", "calibration=austen", "calibration.n_samples=4", "calibration.seq_len=32",
+    "evaluation.corpora=[austen]", "evaluation.held_out=[kjv]", "evaluation.seq_len=32", "evaluation.max_samples=4",
+    "evaluation.error_samples=2", "calibration.split={mask:validation,held_out:train,test:test}",
+    "runtime.device=cpu", "runtime.workers=1", "runtime.threads=1",
+]  # fmt: skip
+COMPARED = "method=gprune domains=[kjv] sparsity=units sparsity.ratio=0.3"
 KEPT = ("ppl/", "error/", "mse/", "ratio/", "integrity/masked", "parameters/compact")
 
 
@@ -54,7 +68,7 @@ def jobs(tokens: Path, root: Path) -> dict[str, list[str]]:
                    f"reconstruction={repair}"]  # fmt: skip
             short = [] if repair == "layer" else ["reconstruction.min_updates=8", "reconstruction.epochs=2"]
             found[" ".join(own)] = [*common, *own, *short]
-    return found
+    return found | {COMPARED: [*TEXTS, f"paths.root={root}", *COMPARED.split()]}
 
 
 def test_numbers_of_every_method_and_repair_stay(tmp_path: Path, golden) -> None:

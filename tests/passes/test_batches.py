@@ -43,6 +43,13 @@ def test_one_three_or_sixteen_sequences_a_batch_are_the_same_bits(
 ) -> None:
     tokens = torch.randint(3, 64, (17, 20), generator=torch.Generator().manual_seed(7))
     schedule = [0.2, 0.4] if pattern.several_shots else [0.5]
+    more: dict[str, Any] = {}
+    if pattern.name == "units":  # shots look at the model anew
+        more = {"propagation": "dense", "domains": [tokens.flip(0)] if hasattr(method, "domains") else []}
+        if getattr(method, "kinds", ()) == ("blocks",):
+            pattern, more = Units(kinds=("blocks",)), {**more, "allocation": "global"}
+        elif hasattr(method, "kinds"):
+            pattern = Units(kinds=method.kinds, compensation="least_squares")
     digests = {
         state_digest(
             prune(
@@ -53,6 +60,7 @@ def test_one_three_or_sixteen_sequences_a_batch_are_the_same_bits(
                 pattern=pattern,
                 seed=0,
                 batch_size=size,
+                **more,
             )
         )
         for size in (1, 3, 16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from prunelab.calibration.tokens import build_token_set, save_tokens
 from prunelab.config.schema import Model
 from prunelab.config.trial import group_of
 from prunelab.errors import StoreError
+from prunelab.pattern import Units
 from prunelab.plan.pipeline import model_identity
 from prunelab.stages import prune, reconstruct
 from prunelab.store.context import Context, Input, Interrupted
@@ -37,11 +39,25 @@ PRUNE = MODEL | {
     "propagation": "pruned", "schedule": [0.5],
 }  # fmt: skip
 Stage = Any  # the module of a stage
-STAGES = [
-    (prune, PRUNE),
-    (reconstruct, {"seed": 0} | MODEL),
-    (reconstruct, {"seed": 0, "prune": PRUNE} | MODEL),
-]
+FOUR_SHOTS = [0.1, 0.2, 0.3, 0.4]
+
+
+def units(method: str, allocation: str, schedule: list[float], compensation: str) -> dict[str, Any]:
+    """The identity of a stage that removes units, with the runtime's method under its own name."""
+    pattern = Units(compensation=compensation).identity()
+    return MODEL | {"method": {"name": method}, "allocation": allocation, "seed": 0, "propagation": "dense",
+                    "schedule": schedule, **pattern}  # fmt: skip
+
+
+STAGES = {
+    "prune": (prune, PRUNE),
+    "reconstruct": (reconstruct, {"seed": 0} | MODEL),
+    "between": (reconstruct, {"seed": 0, "prune": PRUNE} | MODEL),
+    "units by block": (prune, units("flap", "uniform", [0.3], "bias")),
+    "units by shot": (prune, units("flap", "global", FOUR_SHOTS, "bias")),
+    "units by gradient": (prune, units("llm_pruner", "uniform", FOUR_SHOTS, "least_squares")),
+}
+each_stage = pytest.mark.parametrize(("stage", "identity"), STAGES.values(), ids=list(STAGES))
 
 
 def record() -> Record:
@@ -64,37 +80,44 @@ def pruned(tmp_path_factory: pytest.TempPathFactory, tokens: Input) -> Input:
     return Input(record(), folder / "outputs")
 
 
-def context(folder: Path, inputs: dict[str, Input], stop_after: int = 0) -> Context:
-    """A context in ``folder``; with ``stop_after`` the job is asked to end at that checkpoint."""
+def context(
+    folder: Path, inputs: dict[str, Input], stop_after: int = 0, identity: Mapping[str, Any] = PRUNE
+) -> Context:
+    """A context in ``folder``; with ``stop_after`` the job is asked to end at that checkpoint. The method is the one that
+    ``identity`` names, or else wanda."""
+    name = identity.get("method", {}).get("name")
+    runtime = RUNTIME if name is None else {
+        **RUNTIME, "method": option("method", name), "allocation": {"name": identity["allocation"]},
+    }  # fmt: skip
     asked = iter(range(1, 1000))
     (folder / "outputs").mkdir(parents=True, exist_ok=True)
     (folder / "work").mkdir(exist_ok=True)
     return Context(
-        folder, folder / "work", folder / "outputs", inputs, RUNTIME, None,
+        folder, folder / "work", folder / "outputs", inputs, runtime, None,
         lambda what, done, total: None, lambda row: None, lambda: next(asked) == stop_after,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("stage", "identity"), STAGES, ids=["prune", "reconstruct", "between"])
+@each_stage
 def test_ended_after_any_step_the_rest_gives_the_same_bytes(
     stage: Stage, identity: dict[str, Any], tmp_path: Path, tokens: Input, pruned: Input
 ) -> None:
     inputs = {"calibrate": tokens} | (
         {"prune": pruned} if stage is reconstruct and "prune" not in identity else {}
     )
-    whole = stage.run(identity, context(tmp_path / "whole", inputs))
+    whole = stage.run(identity, context(tmp_path / "whole", inputs, 0, identity))
     expected = (tmp_path / "whole" / "outputs" / "state.safetensors").read_bytes()
     for step in (1, 2, 3):
         folder = tmp_path / str(step)
         with pytest.raises(Interrupted):
-            stage.run(identity, context(folder, inputs, step))
-        again = stage.run(identity, context(folder, inputs))
+            stage.run(identity, context(folder, inputs, step, identity))
+        again = stage.run(identity, context(folder, inputs, 0, identity))
         assert again.tables == whole.tables
         assert (folder / "outputs" / "state.safetensors").read_bytes() == expected
         assert not list((folder / "work").glob("activations-*"))
 
 
-@pytest.mark.parametrize(("stage", "identity"), STAGES, ids=["prune", "reconstruct", "between"])
+@each_stage
 def test_a_part_that_is_gone_is_named_and_not_passed_over(
     stage: Stage, identity: dict[str, Any], tmp_path: Path, tokens: Input, pruned: Input
 ) -> None:
@@ -102,10 +125,12 @@ def test_a_part_that_is_gone_is_named_and_not_passed_over(
         {"prune": pruned} if stage is reconstruct and "prune" not in identity else {}
     )
     with pytest.raises(Interrupted):
-        stage.run(identity, context(tmp_path, inputs, 2))
-    (tmp_path / "work" / "part-1.safetensors").unlink()
-    with pytest.raises(StoreError, match=r"part-1\.safetensors .* rm -r .*work"):
-        stage.run(identity, context(tmp_path, inputs))
+        stage.run(identity, context(tmp_path, inputs, 2, identity))
+    # a shot's part takes the place of those before
+    part = "part-2" if len(identity.get("schedule", ())) > 1 else "part-1"
+    (tmp_path / "work" / f"{part}.safetensors").unlink()
+    with pytest.raises(StoreError, match=rf"{part}\.safetensors .* rm -r .*work"):
+        stage.run(identity, context(tmp_path, inputs, 0, identity))
 
 
 def test_a_repair_that_chooses_its_masks_says_what_pruning_would(
