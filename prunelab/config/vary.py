@@ -38,6 +38,7 @@ SELDOM: Mapping[str, str] = {  # keys that make another trial only beside others
     "calibration.digest": "of a file of one's own the content counts, whatever was promised; it counts for what is fetched",
     "domains": "it counts where the method compares kinds of text",
     "evaluation.task_limit": "it counts where there are evaluation.tasks",
+    "evaluation.speed_*": "it counts where speed is measured",
 }
 _LONGEST = 32  # letters of a word's value
 _HIDDEN = ("_target_",)  # two classes under one name are refused

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -108,6 +109,18 @@ def measure_speed(
 def parameter_bytes(decoder: Decoder) -> int:
     """Bytes of the model's parameters in memory, tied ones once."""
     return sum(parameter.numel() * parameter.element_size() for parameter in decoder.model.parameters())
+
+
+def device_name(device: torch.device) -> str:
+    """What people call the device: the GPU's name, or that of the processor where the system tells it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        with suppress(OSError):
+            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    return device.type
 
 
 def checkpoint_bytes(folder: Path) -> int:

@@ -16,6 +16,7 @@ from prunelab.report.finding import QUESTION, facts, findings, integrity, missin
 from prunelab.report.label import heading, in_words
 from prunelab.report.protocol import measured
 from prunelab.report.repair_table import repair_tables
+from prunelab.report.speed_table import NOTE, speed_tables
 from prunelab.report.table import Cell, ResultTable, result_tables
 
 
@@ -40,6 +41,9 @@ def page(study: Study, pictures: Sequence[Picture]) -> str:
             sections[-1] = (name, title, f'{body}<details class="figures">{folded}</details>')
         else:
             sections.append((picture.name, picture.title, _figure(picture)))
+    if speeds := speed_tables(study):
+        tables = "".join(f"<h3>{escape(heading(table.facet))}</h3>{_table(table)}" for table in speeds)
+        sections.append(("speed", "Speed and size", f'{tables}<p class="note">{escape(NOTE)}</p>'))
     sections.append(("integrity", "Integrity", _integrity(study)))
     if missing(study):
         sections.append(("missing", "Without a result", _missing(study)))

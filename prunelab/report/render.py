@@ -22,6 +22,7 @@ from prunelab.report.page import Picture, page
 from prunelab.report.protocol import measured
 from prunelab.report.repair_table import repair_tables
 from prunelab.report.sheet import blocks_csv, long_csv, protocols_csv, repairs_csv
+from prunelab.report.speed_table import NOTE, speed_tables
 from prunelab.report.table import escape_markdown, frame_csv, markdown_table, result_tables
 
 
@@ -187,6 +188,15 @@ def markdown(study: Study, pictures: list[Picture]) -> str:
         lines += [f"## {escape_markdown(heading(table.facet))}", "", markdown_table(table), ""]
     for table in repair_tables(study):
         lines += [f"## Repairs, {escape_markdown(in_words(table.facet))}", "", markdown_table(table), ""]
+    speeds = speed_tables(study)
+    for table in speeds:
+        lines += [
+            f"## Speed and size, {escape_markdown(in_words(table.facet))}",
+            "",
+            markdown_table(table),
+            "",
+        ]
+    lines += [escape_markdown(NOTE), ""] if speeds else []
     for picture in pictures:
         lines += [
             f"## {picture.title}",
