@@ -154,7 +154,7 @@ class Evaluation(Group):
     ``task_limit``: documents of each, null = all. ``metrics``: more to measure on the test corpora, by classes of one's
     own, name -> class and fields; see prunelab/stages/measured.py. ``speed``: whether the compacted model is timed beside
     the dense one, null = where whole units go; ``speed_batch`` sequences at once, of ``speed_prompt`` tokens that are
-    read and ``speed_tokens`` that are written.
+    read and ``speed_tokens`` that are written, in ``speed_rounds`` rounds.
     """
 
     name: str
@@ -170,6 +170,7 @@ class Evaluation(Group):
     speed_batch: Annotated[int, "x >= 1"] = 1
     speed_prompt: Annotated[int, "x >= 1"] = 128
     speed_tokens: Annotated[int, "x >= 1"] = 32
+    speed_rounds: Annotated[int, "x >= 1"] = 11
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ SELDOM: Mapping[str, str] = {  # keys that make another trial only beside others
     "evaluation.speed_batch": _TIMED,
     "evaluation.speed_prompt": _TIMED,
     "evaluation.speed_tokens": _TIMED,
+    "evaluation.speed_rounds": _TIMED,
 }
 _LONGEST = 32  # letters of a word's value
 _HIDDEN = ("_target_",)  # two classes under one name are refused

@@ -80,7 +80,7 @@ def _speed(config: Trial, last: str, stages: Mapping[str, Stage]) -> dict[str, S
         return {}
     identity = {
         "model": model_identity(config.model), "batch": evaluation.speed_batch, "prompt": evaluation.speed_prompt,
-        "new_tokens": evaluation.speed_tokens,
+        "new_tokens": evaluation.speed_tokens, "rounds": evaluation.speed_rounds,
     }  # fmt: skip
     inputs = {last: stages[last].key}
     return {"speed": Stage("speed", identity, inputs, _runtime(config), stages[last].label)}

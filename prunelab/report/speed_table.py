@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pandas as pd
 
 from prunelab.metric import BYTES, PARAMETERS, SPEED, SPEEDUP, Metric
@@ -20,12 +23,16 @@ _COLUMNS: tuple[tuple[str, str, str, Metric], ...] = (  # number, group, word, m
     (SHARE.name, "weights", "of dense", SHARE),
     (_PARAMETERS, "weights", "parameters", PARAMETERS),
 )
+_QUARTILES = [SPEEDUP.at(f"{end}/{phase}") for phase in ("prefill", "decode") for end in ("low", "high")]
 NOTE = (
     "The compacted model, without what was removed, beside the dense one in one process: both took turns, and the median "
     "round counts. Prefill: prompts are read at once; decode: tokens are written after them one by one, with a cache. "
     "Tokens per second compare with others of the same machine only; what is divided by the dense model's was measured in "
-    "the same run. Bytes: of the parameters, tied ones once. How many tokens, on which device: below, how each number was "
+    "the same rounds. Bytes: of the parameters, tied ones once. How many tokens, on which device: below, how each number was "
     "measured."
+)
+SMALL_PRINT = (
+    " Small print: the middle half of the rounds; where 1 lies in it they do not say which is faster."
 )
 
 
@@ -43,13 +50,13 @@ def speed_tables(study: Study) -> list[ResultTable]:
 def _table(study: Study, frame: pd.DataFrame, facet: str) -> ResultTable:
     timed = frame[pd.to_numeric(frame[SPEEDUP.at("decode")], errors="coerce").notna()]
     columns = [column for column in _COLUMNS if column[0] in timed]
-    cells = by_cell(timed, [name for name, *_ in columns])
+    cells = by_cell(timed, [*(name for name, *_ in columns), *_QUARTILES])
     order = {variant: place for place, variant in enumerate(study.variants)}
     cells = cells.assign(_order=cells["variant"].map(order)).sort_values(["ratio", "_order"])
     rows, starts, last = list[tuple[Cell, ...]](), list[bool](), None
     for row in cells.to_dict("records"):
         made = [Cell(f"{row['ratio']:.4g}"), Cell(str(row["variant"]))]
-        made += [cell_of(row, name, metric.text) for name, _, _, metric in columns]
+        made += [_cell(row, name, metric) for name, _, _, metric in columns]
         rows.append(tuple(made))
         starts.append(row["ratio"] != last)
         last = row["ratio"]
@@ -64,3 +71,13 @@ def _table(study: Study, frame: pd.DataFrame, facet: str) -> ResultTable:
         tuple(rows),
         tuple(starts),
     )
+
+
+def _cell(row: dict[str, Any], name: str, metric: Metric) -> Cell:
+    """The mean over seeds; in small print its spread, and the middle half of the rounds."""
+    cell, phase = cell_of(row, name, metric.text), SPEEDUP.rest(name)
+    ends = [row.get(SPEEDUP.at(f"{end}/{phase}")) for end in ("low", "high")]
+    if metric is not SPEEDUP or None in ends:
+        return cell
+    half = " – ".join(metric.text(float(end)) for end in ends)
+    return replace(cell, aside=" · ".join(word for word in (cell.aside, half) if word))

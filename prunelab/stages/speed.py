@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from prunelab.evaluation.cost import metered
-from prunelab.evaluation.speed import Speed, device_name, measure_speed
+from prunelab.evaluation.speed import Speed, device_name, measure_speed, speedup
 from prunelab.metric import BYTES, SPEED, SPEEDUP
 from prunelab.models.load import load_decoder
 from prunelab.models.memory import release_host_memory
@@ -22,14 +22,15 @@ from prunelab.structures.surgery import compact
 
 DENSE, COMPACT = "dense", "compact"
 PREFILL, DECODE = "prefill", "decode"
-_ROUNDS, _WARM_UP = 5, 1
+_WARM_UP = 1
 
 
 def run(identity: Mapping[str, Any], context: Context) -> Result:
-    """Time the compacted model and the dense one; the median of the rounds counts.
+    """Time the compacted model and the dense one.
 
-    Metrics: ``speed/prefill`` and ``speed/decode`` in tokens per second, ``speed/dense/...`` of the dense model,
-    ``speedup/...`` their ratios; ``bytes/compact`` and ``bytes/dense`` of the parameters, tied ones once, which a
+    Metrics: ``speed/prefill`` and ``speed/decode`` in tokens per second, by the median round; ``speed/dense/...`` of the
+    dense model; ``speedup/...``, the median of the ratios of each round, with its quartiles ``speedup/low/...`` and
+    ``speedup/high/...``; ``bytes/compact`` and ``bytes/dense`` of the parameters, tied ones once, which a
     checkpoint's files have on disk but for their headers. Costs: the fastest and the slowest
     round of each.
 
@@ -45,17 +46,17 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
         context.progress("speed", 0, 1)
         found = measure_speed(
             {DENSE: dense, COMPACT: small}, batch_size=identity["batch"], prompt_len=identity["prompt"],
-            new_tokens=identity["new_tokens"], rounds=_ROUNDS, warm_up=_WARM_UP,
+            new_tokens=identity["new_tokens"], rounds=identity["rounds"], warm_up=_WARM_UP,
         )  # fmt: skip
         context.progress("speed", 1, 1)
         each = identity["batch"] * (identity["prompt"] + identity["new_tokens"])
-        cost.tokens = len(found) * (_ROUNDS + _WARM_UP) * each
+        cost.tokens = len(found) * (identity["rounds"] + _WARM_UP) * each
     metrics = numbers(found[DENSE], found[COMPACT])
     context.log({"event": "speed", **metrics})
     model = of_model(identity["model"])
     timed = replace(
         model, device=device_name(small.device), threads=torch.get_num_threads(), batch=identity["batch"],
-        prompt=identity["prompt"], new_tokens=identity["new_tokens"], rounds=_ROUNDS,
+        prompt=identity["prompt"], new_tokens=identity["new_tokens"], rounds=identity["rounds"],
     )  # fmt: skip
     how = {name: model if name.startswith(BYTES.at("")) else timed for name in metrics}
     return Result(metrics, {}, {**cost.values(), **_rounds(found)}, protocols(how, metrics))
@@ -68,10 +69,16 @@ def numbers(dense: Speed, small: Speed) -> dict[str, float | int]:
         (PREFILL, small.prefill_tokens_per_s, dense.prefill_tokens_per_s),
         (DECODE, small.decode_tokens_per_s, dense.decode_tokens_per_s),
     ):
+        metrics |= {SPEED.at(phase): mine, SPEED.at(f"{DENSE}/{phase}"): theirs}
+    for phase, mine, theirs in (
+        (PREFILL, small.prefill, dense.prefill),
+        (DECODE, small.decode, dense.decode),
+    ):
+        low, middle, high = speedup(theirs, mine)
         metrics |= {
-            SPEED.at(phase): mine,
-            SPEED.at(f"{DENSE}/{phase}"): theirs,
-            SPEEDUP.at(phase): mine / theirs,
+            SPEEDUP.at(phase): middle,
+            SPEEDUP.at(f"low/{phase}"): low,
+            SPEEDUP.at(f"high/{phase}"): high,
         }
     return metrics | {BYTES.at(COMPACT): small.parameter_bytes, BYTES.at(DENSE): dense.parameter_bytes}
 

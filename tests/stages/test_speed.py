@@ -9,7 +9,7 @@ import pytest
 from prunelab.config.compose import Composer
 from prunelab.config.hydra_inside import open_loader
 from prunelab.config.place import conf_folder
-from prunelab.evaluation.speed import Speed, checkpoint_bytes
+from prunelab.evaluation.speed import Speed, checkpoint_bytes, speedup
 from prunelab.launch.command.study import StudyError, plan_study
 from prunelab.launch.run.base import Order
 from prunelab.launch.run.inline import Inline
@@ -70,7 +70,7 @@ def test_how_long_texts_are_is_in_the_key_and_has_to_fit_the_model(tmp_path: Pat
 
 @pytest.fixture(scope="module")
 def timed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, dict[str, Path]]:
-    short = ("evaluation.speed_prompt=16", "evaluation.speed_tokens=4")
+    short = ("evaluation.speed_prompt=16", "evaluation.speed_tokens=4", "evaluation.speed_rounds=3")
     plan = plan_of(tmp_path_factory.mktemp("speed"), UNITS + short, WEIGHTS + short)
     failures: list[str] = []
     order = Order(plan, save_plan(plan), jobs(plan, set()), local_resources(plan.trials[0].config.runtime))
@@ -87,14 +87,17 @@ def test_speeds_ratios_and_bytes_are_metrics_with_their_protocol(timed: tuple[Pl
     record = record_of(timed)
     found = record.metrics
     phases = ("prefill", "decode")
-    names = {f"{name}/{phase}" for name in ("speed", "speed/dense", "speedup") for phase in phases}
+    every = ("speed", "speed/dense", "speedup", "speedup/low", "speedup/high")
+    names = {f"{name}/{phase}" for name in every for phase in phases}
     assert set(found) == names | {"bytes/compact", "bytes/dense"}
     for phase in phases:
-        assert found[f"speedup/{phase}"] == found[f"speed/{phase}"] / found[f"speed/dense/{phase}"] > 0
+        assert (
+            0 < found[f"speedup/low/{phase}"] <= found[f"speedup/{phase}"] <= found[f"speedup/high/{phase}"]
+        )
     assert {name for name in found if is_clock(name)} == names
     how = record.protocols["speed/decode"]
     assert {key: how[key] for key in ("threads", "batch", "prompt", "new_tokens", "rounds")} == {
-        "threads": 1, "batch": 1, "prompt": 16, "new_tokens": 4, "rounds": 5,
+        "threads": 1, "batch": 1, "prompt": 16, "new_tokens": 4, "rounds": 3,
     }  # fmt: skip
     assert how["device"]
     assert "device" not in record.protocols["bytes/compact"]
@@ -132,10 +135,13 @@ def test_the_report_shows_them_for_trials_of_units_alone(timed: tuple[Plan, dict
     assert {"speed/prefill", "speedup/decode", "bytes/compact"} <= set(names)
 
 
-def test_a_ratio_is_of_two_rates_of_one_run() -> None:
+def test_ratios_are_taken_round_by_round() -> None:
     dense = Speed(2, 10, 5, (2.0, 4.0, 3.0), (1.0, 1.0, 9.0), 100, 400)
-    small = Speed(2, 10, 5, (1.0, 2.0, 1.5), (0.5, 0.5, 0.5), 50, 200)
+    small = Speed(2, 10, 5, (1.0, 1.0, 1.5), (0.5, 0.5, 3.0), 50, 200)
     assert numbers(dense, small) == {
-        "speed/prefill": 20 / 1.5, "speed/dense/prefill": 20 / 3, "speedup/prefill": 2.0,
-        "speed/decode": 20.0, "speed/dense/decode": 10.0, "speedup/decode": 2.0, "bytes/compact": 200, "bytes/dense": 400,
+        "speed/prefill": 20.0, "speed/dense/prefill": 20 / 3, "speed/decode": 20.0, "speed/dense/decode": 10.0,
+        "speedup/prefill": 2.0, "speedup/low/prefill": 2.0, "speedup/high/prefill": 3.0,
+        "speedup/decode": 2.0, "speedup/low/decode": 2.0, "speedup/high/decode": 2.5,
+        "bytes/compact": 200, "bytes/dense": 400,
     }  # fmt: skip
+    assert speedup([3.0], [2.0]) == (1.5, 1.5, 1.5)
