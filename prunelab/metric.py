@@ -50,9 +50,26 @@ def count(value: float) -> str:
     return f"{value:,.0f}" if math.isfinite(value) else "—"
 
 
+def factor(value: float) -> str:
+    """How many times as much: 1.42×, — for none."""
+    return f"{value:.2f}×" if math.isfinite(value) else "—"
+
+
+def size(value: float) -> str:
+    """Bytes in powers of 1000: 512 B, 4.96 MB, 13.5 GB, — for none."""
+    if not math.isfinite(value):
+        return "—"
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(value) < 999.5:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"
+
+
 # how a value is written, and decimals of the value at which two count as equal because they read the same
 FORMS: Mapping[str, tuple[Callable[[float], str], int]] = {
     "number": (number, 2), "error": (error, 4), "percent": (percent, 3), "share": (share, 4), "count": (count, 0),
+    "factor": (factor, 2), "size": (size, 0),
 }  # fmt: skip
 
 
@@ -61,7 +78,8 @@ class Metric:
     """One metric. ``name``: the first part of its numbers' names; ``of``: what the rest says, "" where nothing follows.
 
     ``title`` and ``unit`` ("": none) are for people, ``better`` says which direction is good, ``form`` (of FORMS) how a
-    value is written, ``axis`` how it is drawn.
+    value is written, ``axis`` how it is drawn. ``clock``: it tells of one run on one machine, and a second run need not
+    give it again.
     """
 
     name: str
@@ -71,6 +89,7 @@ class Metric:
     form: str = "number"
     axis: Literal["linear", "log"] = "linear"
     of: str = ""
+    clock: bool = False
 
     def at(self, of: str) -> str:
         """Return the name of this metric's number of ``of``: ``ppl/austen``."""
@@ -116,6 +135,12 @@ REPAIR = Metric(
     "repair", "what a repair says of itself, the largest of its blocks", form="error", of="quantity"
 )
 PARTS = Metric("parts", "windows of a part", form="count", of="part")
+# of the compacted model and, as speed/dense/..., bytes/dense, of the dense one beside it
+SPEED = Metric("speed", "tokens per second", "higher", "tokens/s", of="phase", clock=True)
+SPEEDUP = Metric(
+    "speedup", "tokens per second over the dense model's", "higher", form="factor", of="phase", clock=True
+)
+BYTES = Metric("bytes", "bytes of the parameters", "lower", "bytes", form="size", of="which model")
 GENERATED = Metric("generated", "windows that the dense model wrote", form="count", of="count")
 # the report's own, made of those above
 OVERFIT = Metric("overfit", "over-fitting index", "lower", of="corpus")
@@ -131,12 +156,13 @@ MEAN_MSE = Metric(
     "mean/mse_held_out", "mean squared error, mean of held-out texts", "lower", form="error", axis="log"
 )
 MEAN_OVERFIT = Metric("mean/overfit", "over-fitting index of the mean held-out error", "lower")
-COST = Metric("cost", "what the work took", "lower", of="stage and resource")
+COST = Metric("cost", "what the work took", "lower", of="stage and resource", clock=True)
 
 METRICS: Mapping[str, Metric] = {
     row.name: row
     for row in (
         PPL, CHANGE, ERROR, MSE, ACC, ACC_NORM, TASK_VERSION, RATIO, PARAMETERS, SHOTS, INTEGRITY, REPAIR, PARTS, GENERATED,
+        SPEED, SPEEDUP, BYTES,
         OVERFIT, MEAN_PPL, MEAN_ACCURACY, MEAN_COST, MEAN_HELD_OUT, MEAN_MSE, MEAN_OVERFIT, COST,
     )
 }  # fmt: skip
@@ -157,6 +183,12 @@ OF_WEIGHTS, OF_PARAMETERS, OF_UNITS = RATIO.at("weights"), RATIO.at("parameters"
 VIOLATIONS, MASKED = INTEGRITY.at("violations"), INTEGRITY.at("masked")
 
 
+def is_clock(name: str) -> bool:
+    """Say whether the number ``name`` tells of one run on one machine."""
+    metric = metric_of(name)
+    return metric is not None and metric.clock
+
+
 def metric_of(name: str, others: Mapping[str, Metric] | None = None) -> Metric | None:
     """Return the metric of the number ``name``, the one with the longest name that fits; ``others``: from outside."""
     table = {**METRICS, **(others or {})}
@@ -170,8 +202,9 @@ class Protocol:
 
     ``model``: the dense model's identity; ``tokenizer``, ``corpus``, ``tokens``: digests; ``text``: id of the corpus, with
     ``revision``, ``split``, ``joiner``, ``sampler``; ``context`` in tokens and ``windows``; ``harness`` and ``task``: name and
-    version, ``documents`` asked for (None: all); ``definition``: class and fields of a metric from outside. None: does
-    not apply.
+    version, ``documents`` asked for (None: all); ``definition``: class and fields of a metric from outside. Of speeds:
+    ``device`` by its name, ``threads``, ``batch`` sequences at once, ``prompt`` and ``new_tokens`` tokens of each, and
+    ``rounds``, of which the median counts. None: does not apply.
     """
 
     metric: str
@@ -191,6 +224,12 @@ class Protocol:
     task: str | None = None
     documents: int | None = None
     definition: str | None = None
+    device: str | None = None
+    threads: int | None = None
+    batch: int | None = None
+    prompt: int | None = None
+    new_tokens: int | None = None
+    rounds: int | None = None
 
     def plain(self) -> dict[str, Any]:
         """Return the fields that apply, as JSON-ready data."""

@@ -78,6 +78,9 @@ class Pattern(Protocol):
     functions: ClassVar[tuple[tuple[str, ...], ...]]  # a method needs all of one of these
     default_allocation: ClassVar[str]
     several_shots: ClassVar[bool]
+    narrows: ClassVar[
+        bool
+    ]  # compacted, its models are ordinary ones of smaller widths, timed unless a trial says no
     propagates: ClassVar[bool]  # whether there is a choice of the stream that statistics are taken on
 
     @property
@@ -132,6 +135,7 @@ class RowsColumns:
     functions: ClassVar[tuple[tuple[str, ...], ...]] = (("costs", "update"),)
     default_allocation: ClassVar[str] = GLOBAL
     several_shots: ClassVar[bool] = True
+    narrows: ClassVar[bool] = False
     propagates: ClassVar[bool] = False  # a shot looks at the model as the shots before have left it
 
     group = None
@@ -175,6 +179,7 @@ class Unstructured:
     functions: ClassVar[tuple[tuple[str, ...], ...]] = (("score",), ("prune",))
     default_allocation: ClassVar[str] = UNIFORM
     several_shots: ClassVar[bool] = False
+    narrows: ClassVar[bool] = False
     propagates: ClassVar[bool] = True
 
     group = None
@@ -218,6 +223,7 @@ class NM:
     functions: ClassVar[tuple[tuple[str, ...], ...]] = (("score",), ("prune",))
     default_allocation: ClassVar[str] = UNIFORM
     several_shots: ClassVar[bool] = False
+    narrows: ClassVar[bool] = False
     propagates: ClassVar[bool] = True
 
     within = None
@@ -294,6 +300,7 @@ class Units:
     functions: ClassVar[tuple[tuple[str, ...], ...]] = (("importance",), ("study",))
     default_allocation: ClassVar[str] = UNIFORM
     several_shots: ClassVar[bool] = True
+    narrows: ClassVar[bool] = True
     propagates: ClassVar[bool] = True
 
     group = None
@@ -419,6 +426,11 @@ def pattern_of(values: Mapping[str, Any]) -> Pattern:
         values["pattern"], n=values.get("n"), m=values.get("m"), within=values.get("within"),
         rounding=values.get("rounding"), **{key: values.get(key) for key in UNIT_KEYS},
     )  # fmt: skip
+
+
+def times_speed(asked: bool | None, pattern: Pattern) -> bool:
+    """Say whether a trial's model is timed: as ``asked``, or where that is left open as its pattern says."""
+    return pattern.narrows if asked is None else asked
 
 
 def settle(value: str | None, literals: Mapping[str, Any], key: str, default: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import pytest
 
-from prunelab.metric import ACC, ERROR, METRICS, PPL, RATIO, Metric, Protocol, digest_of, metric_of
+from prunelab.metric import ACC, ERROR, METRICS, PPL, RATIO, Metric, Protocol, digest_of, is_clock, metric_of
 from prunelab.report.protocol import TITLES
 
 INF, NAN = float("inf"), float("nan")
@@ -38,6 +38,12 @@ def test_what_no_row_knows_has_no_metric_but_one_from_outside_may() -> None:
     assert metric_of("top5/kjv", {"top5": top}) == top
 
 
+def test_clocks_are_what_a_second_run_need_not_give_again() -> None:
+    assert [is_clock(name) for name in ("cost/seconds", "speed/dense/decode", "speedup/prefill", "bytes/dense", "x")] == [
+        True, True, True, False, False,
+    ]  # fmt: skip
+
+
 def test_best_is_what_reads_best() -> None:
     assert PPL.best([2.001, 2.004, 3.0]) == [True, True, False]
     assert PPL.best([INF, NAN, 5.0]) == [False, False, True]
@@ -55,6 +61,9 @@ def test_values_read_as_their_form_says() -> None:
         "12.35%",
     ]
     assert METRICS["parameters"].text(1234567.0) == "1,234,567"
+    assert METRICS["speedup"].text(1.5) == "1.50×"
+    sizes = [METRICS["bytes"].text(value) for value in (512.0, 4_961_280.0, 999_900.0, 1.35e10, 3e12)]
+    assert sizes == ["512 B", "4.96 MB", "1 MB", "13.5 GB", "3 TB"]
     assert {row.text(NAN) for row in METRICS.values()} == {"—"}
 
 

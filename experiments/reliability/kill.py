@@ -24,6 +24,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from prunelab.metric import is_clock
 from prunelab.report.table import results_csv
 from prunelab.store.layout import DONE, WORK, is_done
 
@@ -180,7 +181,7 @@ def _repeated(home: Path, finished: dict[Path, tuple[int, int]]) -> list[Path]:
 def _numbers(home: Path) -> list[list[str]]:
     (plan,) = home.glob("studies/*/plan.json")
     lines = [line.split(",") for line in results_csv(plan.parent).splitlines()]
-    kept = [index for index, name in enumerate(lines[0]) if not name.startswith("cost/")]
+    kept = [index for index, name in enumerate(lines[0]) if not is_clock(name)]
     return [[line[index] for index in kept] for line in lines]
 
 
@@ -195,6 +196,7 @@ def _files(home: Path) -> dict[str, bytes]:
     for path in store.glob("*/*/record.json"):
         record = json.loads(path.read_text())
         kept = {key: record[key] for key in ("key", "inputs", "metrics", "tables", "outputs")}
+        kept["metrics"] = {name: value for name, value in kept["metrics"].items() if not is_clock(name)}
         found[str(path.relative_to(store))] = json.dumps(kept, sort_keys=True).encode()
     return found
 

@@ -16,6 +16,7 @@ from prunelab.config.domain import check_domains
 from prunelab.config.field import ClassSource, read_class
 from prunelab.config.files import check_family_file, check_model_folder, input_widths, model_name, positions
 from prunelab.config.outside import OWN_METRICS, STAGES, outside_source
+from prunelab.config.schema import Evaluation
 from prunelab.config.tasks import check_tasks
 from prunelab.config.tracking import tracking_errors
 from prunelab.errors import ConfigError, PrunelabError, nearest
@@ -33,6 +34,7 @@ from prunelab.pattern import (
     between_error,
     pattern_of,
     settle,
+    times_speed,
 )
 
 _SCHEMA = "prunelab.config.schema"
@@ -279,6 +281,23 @@ def _across_groups(config: Config) -> Iterator[ConfigError]:
             yield ConfigError(
                 f"{key}.seq_len", length, f"at most {longest}, the context of {config['model']['name']}"
             )
+    yield from _about_speed(config, longest)
+
+
+def _about_speed(config: Config, longest: int | None) -> Iterator[ConfigError]:
+    """What is read and written to time a model has to fit its context, ``longest`` where that is known."""
+    evaluation = config["evaluation"]
+    lengths = (
+        evaluation.get("speed_prompt", Evaluation.speed_prompt),
+        evaluation.get("speed_tokens", Evaluation.speed_tokens),
+    )
+    if longest is None or sum(lengths) <= longest:
+        return
+    with suppress(ConfigError):  # a pattern that cannot be is told as what it is
+        if times_speed(evaluation.get("speed"), pattern_of(config["sparsity"])):
+            allowed = f"together at most {longest}, the context of {config['model']['name']}"
+            hint = "Or do without: evaluation.speed=false."
+            yield ConfigError("evaluation.speed_prompt, evaluation.speed_tokens", lengths, allowed, hint)
 
 
 def _about_text(config: Config) -> Iterator[ConfigError]:

@@ -152,7 +152,9 @@ class Evaluation(Group):
 
     ``tasks``: zero-shot tasks of lm-evaluation-harness by name, or ``continuation_<embedded corpus>``;
     ``task_limit``: documents of each, null = all. ``metrics``: more to measure on the test corpora, by classes of one's
-    own, name -> class and fields; see prunelab/stages/measured.py.
+    own, name -> class and fields; see prunelab/stages/measured.py. ``speed``: whether the compacted model is timed beside
+    the dense one, null = where whole units go; ``speed_batch`` sequences at once, of ``speed_prompt`` tokens that are
+    read and ``speed_tokens`` that are written, in ``speed_rounds`` rounds.
     """
 
     name: str
@@ -164,6 +166,11 @@ class Evaluation(Group):
     tasks: list[str]
     task_limit: Annotated[int | None, "x >= 1"]
     metrics: dict[str, Option]
+    speed: bool | None = None
+    speed_batch: Annotated[int, "x >= 1"] = 1
+    speed_prompt: Annotated[int, "x >= 1"] = 128
+    speed_tokens: Annotated[int, "x >= 1"] = 32
+    speed_rounds: Annotated[int, "x >= 1"] = 11
 
 
 @dataclass(frozen=True)

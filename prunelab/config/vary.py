@@ -31,6 +31,7 @@ STILL: Mapping[str, str] = {  # keys that make no other trial by themselves, and
     "evaluation.name": _NAME,
     "reconstruction_data.name": _NAME,
 }
+_TIMED = "it counts where speed is measured"
 SELDOM: Mapping[str, str] = {  # keys that make another trial only beside others, and beside which
     "model.max_len": "a limit, and longer windows are refused; it counts where it cuts what evaluation.tasks see",
     "runtime.activation_dtype": "it counts where states between blocks are kept: single weights and repairs",
@@ -38,6 +39,10 @@ SELDOM: Mapping[str, str] = {  # keys that make another trial only beside others
     "calibration.digest": "of a file of one's own the content counts, whatever was promised; it counts for what is fetched",
     "domains": "it counts where the method compares kinds of text",
     "evaluation.task_limit": "it counts where there are evaluation.tasks",
+    "evaluation.speed_batch": _TIMED,
+    "evaluation.speed_prompt": _TIMED,
+    "evaluation.speed_tokens": _TIMED,
+    "evaluation.speed_rounds": _TIMED,
 }
 _LONGEST = 32  # letters of a word's value
 _HIDDEN = ("_target_",)  # two classes under one name are refused

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import torch
@@ -52,6 +53,19 @@ class Speed:
             "prefill_tokens_per_s": self.prefill_tokens_per_s, "decode_tokens_per_s": self.decode_tokens_per_s,
             "parameters": self.parameters, "parameter_bytes": self.parameter_bytes,
         }  # fmt: skip
+
+
+def speedup(slow: Sequence[float], fast: Sequence[float]) -> tuple[float, float, float]:
+    """Return lower quartile, median and upper quartile of ``slow`` over ``fast``, seconds of the same rounds.
+
+    Both runs of a round are neighbours in time, so what slows the machine for longer than a round cancels. Where the
+    quartiles lie on both sides of 1 the rounds do not say which is faster.
+    """
+    found = sorted(a / b for a, b in zip(slow, fast, strict=True))
+    if len(found) == 1:
+        return found[0], found[0], found[0]
+    low, middle, high = quantiles(found, n=4, method="inclusive")
+    return low, middle, high
 
 
 @torch.no_grad()
@@ -108,6 +122,18 @@ def measure_speed(
 def parameter_bytes(decoder: Decoder) -> int:
     """Bytes of the model's parameters in memory, tied ones once."""
     return sum(parameter.numel() * parameter.element_size() for parameter in decoder.model.parameters())
+
+
+def device_name(device: torch.device) -> str:
+    """What people call the device: the GPU's name, or that of the processor where the system tells it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        with suppress(OSError):
+            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    return device.type
 
 
 def checkpoint_bytes(folder: Path) -> int:

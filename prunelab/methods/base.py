@@ -11,7 +11,7 @@ these at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -114,6 +114,22 @@ class UnitMethod(Method, Protocol):
     def importance(self, view: UnitView) -> Tensor:
         """Return the importance (count,) of every unit, finite, float64; the lowest go. Compared inside a kind and
         block, or over all of them: then its scale must be the same everywhere."""
+        ...
+
+
+class ExplainingMethod(Method, Protocol):
+    """A unit method that says why units went, in tables of the record."""
+
+    def study(self, view: UnitView) -> tuple[Tensor, Any]:
+        """Return the importance (count,) as :meth:`UnitMethod.importance`, and evidence that the other functions get back."""
+        ...
+
+    def explain(self, evidence: Any, gone: Tensor) -> Mapping[str, list[dict[str, Any]]]:
+        """Return rows of plain values by the name of a table, once the units ``gone`` (count,) bool go.
+
+        The pass puts shot, block and kind before each row, and keeps the first 64 of a table of one kind and block:
+        those that say most come first. The record has them as ``units/<name>``; None where a value does not apply.
+        """
         ...
 
 

@@ -18,7 +18,7 @@ would rescue it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -34,6 +34,18 @@ from prunelab.stats.unit_view import UnitView
 
 # what goes before all others, and after: percentiles, less a slope, and prices lie between
 FIRST, LAST = -2.0, 1e6
+
+
+@dataclass(frozen=True, eq=False)
+class Modules:
+    """What units were divided into. ``labels`` (count,) int64: the module, -1 for a unit that scores 0 on every text,
+    -2 for one that was gone before; of each module ``v`` and ``a`` (K,), its mean sensitivity and percentile on the main
+    text, and ``switched`` (K,) bool: ranked without activations."""
+
+    labels: Tensor
+    v: Tensor
+    a: Tensor
+    switched: Tensor
 
 
 @dataclass(frozen=True)
@@ -73,6 +85,10 @@ class GPrune:
 
     def importance(self, view: UnitView) -> Tensor:
         """Return the importance (count,) of every unit, float64, comparable over all blocks and kinds."""
+        return self.study(view)[0]
+
+    def study(self, view: UnitView) -> tuple[Tensor, Modules]:
+        """Return the importance (count,), and the modules behind it."""
         domains: tuple[Domain, ...] = view.value(view.output, DOMAINS)
         moments = [_Moments.pair(domain) for domain in domains]
         scores = torch.stack([self._score(view, one.joined(other)) for one, other in moments])
@@ -81,6 +97,7 @@ class GPrune:
         )
         living = view.alive.to(scores.device) & ~dead(scores)
         result = torch.full((view.count,), FIRST, dtype=torch.float64, device=scores.device)
+        modules = _no_modules(view, living)
         if bool(living.any()):
             found = measure(
                 scores[:, living],
@@ -88,10 +105,43 @@ class GPrune:
                 halves=halves[:, :, living] if self.noise_correction else None,
             )
             labels = partition(found, self._partition(view.kind))
-            q = module_percentiles(self._ranked(view, found, labels, living), labels)
+            switched = self._switched(found, labels)
+            q = module_percentiles(self._ranked(view, found, labels, switched, living), labels)
             shared = self._shared(view, domains, q, labels, found, living.nonzero()[:, 0])
             result[living] = torch.where(q > self.s_max, LAST + q, shared)
-        return result
+            modules.labels[living.cpu()] = labels.cpu()
+            modules = Modules(
+                modules.labels,
+                *(one.cpu() for one in (means(found.v, labels), means(found.a, labels), switched)),
+            )
+        return result, modules
+
+    def explain(self, evidence: Modules, gone: Tensor) -> dict[str, list[dict[str, Any]]]:
+        """Return ``modules``, a row for each: units, mean sensitivity V and percentile A, what ranked them, and how many of
+        them are ``gone`` (count,) bool; the first row is of units that score 0 on every text, if there are any."""
+        rows = []
+        for module in range(-1, len(evidence.v)):
+            members = evidence.labels == module
+            units, removed = int(members.sum()), int((members & gone).sum())
+            row: dict[str, Any] = {
+                "module": module,
+                "units": units,
+                "V": None,
+                "A": None,
+                "metric": "none: all scores are 0",
+            }
+            if module >= 0:
+                metric = self._metric(bool(evidence.switched[module]))
+                row |= {"V": float(evidence.v[module]), "A": float(evidence.a[module]), "metric": metric}
+            if units:
+                rows.append(row | {"gone": removed, "share": removed / units})
+        return {"modules": rows}
+
+    def _metric(self, switched: bool) -> str:
+        """What ranks the units of a module."""
+        if switched and self.scoring_source == "weights":
+            return self.fallback_metric
+        return f"{self.base}, all texts" if switched or self.rank_from == "pooled" else self.base
 
     def _grid(self, n: int) -> list[float]:
         """The shares of n units at which their curve is known, each of whole units."""
@@ -110,9 +160,9 @@ class GPrune:
         modules, least = (self.head_modules, 2) if kind == HEADS else (self.neuron_modules, 4)
         return Partition(self.partition, modules, self.min_module_frac, least, quantile=self.q_v)
 
-    def _ranked(self, view: UnitView, found: Sensitivity, labels: Tensor, living: Tensor) -> Tensor:
-        """What units are ranked by inside their module, (living,)."""
-        switched = unreliable(
+    def _switched(self, found: Sensitivity, labels: Tensor) -> Tensor:
+        """Which modules (K,) bool are ranked without activations."""
+        return unreliable(
             found,
             labels,
             rule=self.reliability,
@@ -120,6 +170,11 @@ class GPrune:
             magnitude=self.theta_a,
             consistency=self.theta_r,
         )
+
+    def _ranked(
+        self, view: UnitView, found: Sensitivity, labels: Tensor, switched: Tensor, living: Tensor
+    ) -> Tensor:
+        """What units are ranked by inside their module, (living,)."""
         base = found.a if self.rank_from == "main" else found.u
         if self.scoring_source == "pooled_activations":
             return module_scores(base, found.u, labels, switched)
@@ -154,6 +209,13 @@ class GPrune:
             errors = drop_curve(W, moment, columns, power, mean=mean if self.curve_bias else None, grid=grid)
             result[places] = prices(errors, float(n * view.cost), q[places], grid=grid)
         return result
+
+
+def _no_modules(view: UnitView, living: Tensor) -> Modules:
+    """Of units none of which is in a module yet."""
+    labels = torch.full((view.count,), -2, dtype=torch.int64)
+    labels[view.alive.cpu() & ~living.cpu()] = -1
+    return Modules(labels, torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.bool))
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from torch import Tensor
 from prunelab.errors import ConfigError
 from prunelab.information.bandwidth import Width, choose_width
 from prunelab.information.cluster import clustered
+from prunelab.information.explain import removed_rows, spectrum
 from prunelab.information.gaussian import Gaussian
 from prunelab.information.merge import Moments, merge
 from prunelab.information.pairs import Estimator, Values, chance, lookup, remembered
@@ -50,13 +51,14 @@ LEAST_FLOOR = 1e-6
 class Study:
     """What was found in one kind of one block. ``removals`` speak of unit numbers. ``floor``: the value that chance
     gives; None if not asked. ``nearest`` (count,): the value of every unit with its most redundant partner, nan where
-    not all pairs were looked at. ``n_samples``: tokens that it was seen on."""
+    not all pairs were looked at. ``n_samples``: tokens that it was seen on; ``n_units``: units that there were."""
 
     removals: Removals
     width: Width | None
     floor: float | None
     nearest: Tensor
     n_samples: int
+    n_units: int
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,23 @@ class MutualInformation:
         named = _named(removals, here)
         importance = torch.zeros(view.count, dtype=torch.float64)
         importance[here] = _importance(removals, norm)
-        spectrum = torch.full((view.count,), math.nan, dtype=torch.float64)
-        spectrum[here] = nearest
-        return importance, Study(named, width, floor, spectrum, len(Z))
+        values = torch.full((view.count,), math.nan, dtype=torch.float64)
+        values[here] = nearest
+        return importance, Study(named, width, floor, values, len(Z), len(here))
+
+    def explain(self, evidence: Study, gone: Tensor) -> dict[str, list[dict[str, Any]]]:
+        """Return ``removed``, a row per unit of ``gone`` (count,) bool, and ``redundancy``, one of the whole layer: how wide
+        the kernels are, from where on units count as redundant, and quantiles of the nearest partners' values."""
+        removals, width = evidence.removals, evidence.width
+        layer = {
+            "units": evidence.n_units, "gone": int(gone.sum()), "redundant": len(removals.order),
+            "samples": evidence.n_samples, "rule": None if width is None else width.rule,
+            "sigma": None if width is None else width.sigma, "floor": evidence.floor, "threshold": removals.threshold,
+        }  # fmt: skip
+        return {
+            "removed": removed_rows(removals, gone),
+            "redundancy": [layer | spectrum(evidence.nearest, removals)],
+        }
 
     def merge(
         self, evidence: Study, output: Member, values: Statistics, keep: Tensor

@@ -102,12 +102,12 @@ class BlockPruner:
                 if site.linear.bias is not None:
                     site.linear.bias = nn.Parameter(site.linear.bias.detach().clone(), requires_grad=False)
             with self._at(index) as source:
-                masks = self.walk.prune_block(index, source, self.ratios[index], advancing=False)
-            self.walk.tell_block(index, self.ratios[index], masks, began)
+                pruned = self.walk.prune_block(index, source, self.ratios[index], advancing=False)
+            self.walk.tell_block(index, self.ratios[index], pruned, began)
             items = {}
             for site in sites:
                 bias = None if site.linear.bias is None else site.linear.bias.detach().clone()
-                items[site.name] = SiteState(site.linear.weight.detach(), bias, masks[site.name])
+                items[site.name] = SiteState(site.linear.weight.detach(), bias, pruned.masks[site.name])
         finally:
             for site, (weight, bias) in zip(sites, dense, strict=True):
                 site.linear.weight.data, site.linear.bias = weight, bias

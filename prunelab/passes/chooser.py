@@ -6,8 +6,8 @@ once*: prices of everything first, one choice, then layer by layer. The passes a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +20,7 @@ from prunelab.passes.collect import BlockValues, Needs
 from prunelab.sparsity.mask import Mask
 from prunelab.statistic import BLOCK, INPUT
 
+Tables = Mapping[str, list[dict[str, Any]]]  # name -> rows of plain values
 Generators = Callable[[str], torch.Generator]  # by layer name
 
 
@@ -39,11 +40,20 @@ class Part:
 class Choice:
     """What goes from every layer, in the chooser's own terms, and what the choice says of itself.
 
-    ``threshold``: the price of the dearest structure that goes, None without one.
+    ``threshold``: the price of the dearest structure that goes, None without one. ``tables``: why, in the method's words.
     """
 
     layers: Mapping[str, Any]
     threshold: float | None
+    tables: Tables = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """Masks of layers by name, and why these structures, in the method's words."""
+
+    masks: dict[str, Mask]
+    tables: Tables = field(default_factory=dict)
 
 
 class Chooser(Protocol):
@@ -95,13 +105,22 @@ class Chooser(Protocol):
         """
         ...
 
-    def prune(self, method: Any, part: Part, ratio: float) -> dict[str, Mask]:
+    def prune(self, method: Any, part: Part, ratio: float) -> Pruned:
         """Decide about a part without looking at other parts, and carry it out in place; return its layers' masks."""
         ...
 
     def decide(self, method: Any, part: Part, ratios: Sequence[float]) -> list[Decision]:
         """Return what goes from a part at each ratio, without looking at other parts."""
         ...
+
+
+def joined(tables: Iterable[Tables], **where: Any) -> dict[str, list[dict[str, Any]]]:
+    """Return tables of the same names as one each, in order; every row begins with ``where``."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for one in tables:
+        for name, rows in one.items():
+            found.setdefault(name, []).extend({**where, **row} for row in rows)
+    return found
 
 
 Decision = tuple[Tensor, Tensor | None]  # keep (R, C) bool; new weights (R, C), None = as they are

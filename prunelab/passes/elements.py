@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from prunelab.models.block import LinearSite
-from prunelab.passes.chooser import Choice, Decision, Generators, Part, check_values
+from prunelab.passes.chooser import Choice, Decision, Generators, Part, Pruned, check_values
 from prunelab.passes.collect import BlockValues, Needs
 from prunelab.pattern import GLOBAL, Pattern
 from prunelab.sparsity.element import Budget, select, select_global, select_ratios
@@ -76,9 +76,9 @@ class Elements:
         erase(site.linear.weight, decision)
         return Elementwise(decision.cpu())
 
-    def prune(self, method: Any, part: Part, ratio: float) -> dict[str, Mask]:
+    def prune(self, method: Any, part: Part, ratio: float) -> Pruned:
         """Decide and write."""
-        return write(part, *self.decide(method, part, [ratio])[0])
+        return Pruned(write(part, *self.decide(method, part, [ratio])[0]))
 
     def decide(self, method: Any, part: Part, ratios: Sequence[float]) -> list[Decision]:
         """Return what goes at each ratio; a scoring method's scores are taken and ordered once."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from prunelab.errors import ConfigError
 from prunelab.models.block import LinearSite
-from prunelab.passes.chooser import Choice, Decision, Generators, Part, check_values
+from prunelab.passes.chooser import Choice, Decision, Generators, Part, Pruned, check_values
 from prunelab.passes.collect import BlockValues, Needs
 from prunelab.pattern import GLOBAL, UNIFORM, Pattern
 from prunelab.sparsity import mask as masking
@@ -121,7 +121,7 @@ class Lines:
         masking.apply(new, linear.weight, linear.bias)
         return new
 
-    def prune(self, method: Any, part: Part, ratio: float) -> dict[str, Mask]:
+    def prune(self, method: Any, part: Part, ratio: float) -> Pruned:
         """Never asked: rows and columns are compared over the whole model."""
         raise ConfigError("sparsity.pattern", self.pattern.name, "a pattern that is chosen block by block")
 

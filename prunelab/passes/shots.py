@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, cast
 
@@ -32,7 +32,7 @@ from prunelab.models.block import LinearSite
 from prunelab.models.decoder import Decoder
 from prunelab.models.memory import release_host_memory
 from prunelab.models.stream import open_stream
-from prunelab.passes.chooser import Chooser, Part
+from prunelab.passes.chooser import Choice, Chooser, Part, Pruned, Tables, joined
 from prunelab.passes.choosers import chooser_of
 from prunelab.passes.collect import (
     BlockValues,
@@ -62,7 +62,8 @@ class StepReport:
 
     ``target``: removed fraction of the weights asked for; ``achieved``: of the model's weights after a shot, of the
     block's after a block; ``threshold``: price of the dearest structure removed, None without one; ``sites``: rows
-    {site, block, path, rows, columns, rows_removed, columns_removed, removed, total}; ``seconds``: wall time.
+    {site, block, path, rows, columns, rows_removed, columns_removed, removed, total}; ``seconds``: wall time; ``tables``:
+    why these structures, in the words of a method that says so, rows by name.
     """
 
     shot: int
@@ -72,6 +73,7 @@ class StepReport:
     threshold: float | None
     sites: list[dict[str, Any]]
     seconds: float
+    tables: Tables = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -226,12 +228,12 @@ class Walk:
             began = time.perf_counter()
             with self._in_shot(number, len(schedule)):
                 source = self._look(tokens, stored)
-                masks, threshold = self.shoot(source, masks, target, number, allocation)
+                masks, choice = self.shoot(source, masks, target, number, allocation)
             weights = (site.linear.weight for site in self.decoder.sites())
             self.group.confirm(weights, f"after shot {number}")
             rows = [site_row(site, masks[site.name]) for site in self.decoder.sites()]
             state = partial(read_state, self.decoder, masks)
-            self._tell(number, None, target, threshold, rows, began, state)
+            self._tell(number, None, target, choice, rows, began, state)
         return read_state(self.decoder, masks)
 
     def _look(self, tokens: Tensor | None, stored: Stored | None) -> Source:
@@ -243,8 +245,8 @@ class Walk:
 
     def shoot(
         self, source: Source, masks: Mapping[str, Mask], target: float, shot: int, allocation: str
-    ) -> tuple[dict[str, Mask], float | None]:
-        """Prune the model in place to a removed fraction ``target`` of all its weights; return masks and threshold.
+    ) -> tuple[dict[str, Mask], Choice]:
+        """Prune the model in place to a removed fraction ``target`` of all its weights; return masks and what was chosen.
 
         Held statistics are let go layer by layer, so that memory falls while updates run.
         """
@@ -265,7 +267,7 @@ class Walk:
                 del values
                 release_host_memory()
             self.say("update", index + 1, blocks)
-        return pruned, choice.threshold
+        return pruned, choice
 
     def _part(self, site: LinearSite, masks: Mapping[str, Mask], values: BlockValues, shot: int) -> Part:
         def generator(name: str) -> torch.Generator:
@@ -299,22 +301,23 @@ class Walk:
         source, ratios = self.begin(tokens, stored, allocation, ratio)
         masks: dict[str, Mask] = {}
         for index, more in blocks_of(self.decoder):
-            began = time.perf_counter()
+            began, pruned = time.perf_counter(), None
             moves = more and bool(self.needs.statistics)
             if index < start_step:
                 if moves and propagation == "dense":
                     source.advance(self.decoder, index)
                 masks |= self._put(cast(StateReader, start), index)
             else:
-                masks |= self.prune_block(
+                pruned = self.prune_block(
                     index, source, ratios[index], advancing=moves and propagation == "dense"
                 )
+                masks |= pruned.masks
                 weights = (site.linear.weight for site in self.decoder.sites(index))
                 self.group.confirm(weights, f"after block {index}")
             if moves and propagation == "pruned":
                 source.advance(self.decoder, index)
-            if index >= start_step:
-                self.tell_block(index, ratios[index], masks, began)
+            if pruned is not None:
+                self.tell_block(index, ratios[index], pruned, began)
         return read_state(self.decoder, masks)
 
     def begin(
@@ -328,16 +331,18 @@ class Walk:
             source = source.hold(self.decoder, self.shelf, self.progress)
         return source, self._ratios(allocation, ratio, source, spread)
 
-    def prune_block(self, index: int, source: Source, ratio: float, *, advancing: bool) -> dict[str, Mask]:
+    def prune_block(self, index: int, source: Source, ratio: float, *, advancing: bool) -> Pruned:
         """Prune block ``index`` in place; return its masks. Its statistics are gone when this returns."""
-        masks: dict[str, Mask] = {}
+        masks, tables = dict[str, Mask](), list[Tables]()
         for part in self.parts(index, source, masks, 1, advancing=advancing):
-            masks |= self.chooser.prune(self.method, part, ratio)
+            pruned = self.chooser.prune(self.method, part, ratio)
+            masks |= pruned.masks
+            tables.append(pruned.tables)
         for site in self.decoder.sites(index):
             if site.name not in masks:  # it is in no structure of the pattern
                 masks[site.name] = self.chooser.start(site)
         release_host_memory()
-        return masks
+        return Pruned(masks, joined(tables))
 
     def _ratios(self, allocation: Spread, ratio: float, source: Source, spread: Needs | None) -> list[float]:
         """Return every block's ratio; an allocation with numbers looks at the dense model first."""
@@ -382,22 +387,26 @@ class Walk:
         finally:
             self.progress = tell
 
-    def tell_block(self, index: int, ratio: float, masks: Mapping[str, Mask], began: float) -> None:
+    def tell_block(self, index: int, ratio: float, pruned: Pruned, began: float) -> None:
         """Tell that block ``index`` is pruned, since ``began``."""
         self.say("prune", index + 1, len(self.decoder.blocks))
         sites = self.decoder.sites(index)
-        rows = [site_row(site, masks[site.name]) for site in sites]
-        self._tell(1, index, ratio, None, rows, began, _state_of(self.decoder, sites, masks))
+        rows = [site_row(site, pruned.masks[site.name]) for site in sites]
+        choice = Choice({}, None, pruned.tables)
+        self._tell(1, index, ratio, choice, rows, began, _state_of(self.decoder, sites, pruned.masks))
 
     def _tell(
-        self, shot: int, block: int | None, target: float, threshold: float | None, rows: list[dict[str, Any]],
+        self, shot: int, block: int | None, target: float, choice: Choice, rows: list[dict[str, Any]],
         began: float, state: Callable[[], State],
     ) -> None:  # fmt: skip
         if self.on_step is None:
             return
         achieved = sum(row["removed"] for row in rows) / sum(row["total"] for row in rows)
         seconds = time.perf_counter() - began
-        self.on_step(StepReport(shot, block, target, achieved, threshold, rows, seconds), state())
+        tables = joined([choice.tables], shot=shot)
+        self.on_step(
+            StepReport(shot, block, target, achieved, choice.threshold, rows, seconds, tables), state()
+        )
 
 
 def check_run(

@@ -19,7 +19,7 @@ from prunelab.errors import ConfigError
 from prunelab.models.bias import add
 from prunelab.models.block import LinearSite
 from prunelab.models.decoder import Decoder
-from prunelab.passes.chooser import Choice, Decision, Generators, Part, check_values
+from prunelab.passes.chooser import Choice, Decision, Generators, Part, Pruned, Tables, check_values, joined
 from prunelab.passes.collect import BlockValues, Needs
 from prunelab.pattern import BLOCKS, UNIFORM, Units
 from prunelab.sparsity import mask as masking
@@ -31,15 +31,37 @@ from prunelab.stats.unit_view import Member, UnitView
 from prunelab.structures.blocks import check_passing
 from prunelab.structures.units import Members, alive_units, trace_units
 
+UNITS = "units"  # tables of what methods say of units begin so
+CUT = f"{UNITS}/cut"
+MOST_ROWS = 64  # of a table, for one kind of one block in one shot
+
 
 @dataclass(frozen=True, eq=False)
 class _Price:
-    """What a method says of one kind of one block. ``evidence``: what it wants back when it merges units."""
+    """What a method says of one kind of one block. ``evidence``: what it wants back when it merges units, or says in
+    ``explain`` why those went that did."""
 
     population: Population
     members: Members
     importance: Tensor
     evidence: Any
+    explain: Callable[[Any, Tensor], Tables] | None
+
+    def told(self, keep: Tensor) -> dict[str, list[dict[str, Any]]]:
+        """Return why units go now that ``keep`` (count,) bool stay: tables ``units/...``, cut to ``MOST_ROWS`` rows each.
+
+        What was cut is said in the table ``units/cut``.
+        """
+        if self.explain is None:
+            return {}
+        where = {"block": self.members[0][0].block, "kind": self.population.kind}
+        tables: dict[str, list[dict[str, Any]]] = {}
+        for name, rows in self.explain(self.evidence, ~keep & ~self.population.gone).items():
+            tables[f"{UNITS}/{name}"] = [where | row for row in rows[:MOST_ROWS]]
+            if len(rows) > MOST_ROWS:
+                cut = where | {"table": f"{UNITS}/{name}", "rows": len(rows), "kept": MOST_ROWS}
+                tables.setdefault(CUT, []).append(cut)
+        return tables
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +126,8 @@ class UnitGroups:
         )
         population = self._population(view)
         members = tuple(zip(part.sites, view.members, strict=True))
-        return {population.name: _Price(population, members, importance.cpu(), evidence)}
+        explain = getattr(method, "explain", None)
+        return {population.name: _Price(population, members, importance.cpu(), evidence, explain)}
 
     def choose(self, prices: Mapping[str, _Price], target: float, allocation: str) -> Choice:
         """One ranking, one per kind, or equal shares."""
@@ -116,7 +139,7 @@ class UnitGroups:
             layers |= _lines(price, keep[name])
         removed = [importance[name][~kept & ~prices[name].population.gone] for name, kept in keep.items()]
         dearest = max((float(one.max()) for one in removed if one.numel()), default=None)
-        return Choice(layers, dearest)
+        return Choice(layers, dearest, joined(price.told(keep[name]) for name, price in prices.items()))
 
     def one(
         self, site: LinearSite, masks: Mapping[str, Mask], values: BlockValues, needs: Needs, generators: Generators
@@ -137,7 +160,7 @@ class UnitGroups:
         return _erase(site, decision, mask.keep_bias_entries() is not None)
 
     @torch.no_grad()
-    def prune(self, method: Any, part: Part, ratio: float) -> dict[str, Mask]:
+    def prune(self, method: Any, part: Part, ratio: float) -> Pruned:
         """Remove a kind's share from one block, in place; return the masks of its layers."""
         ((name, price),) = self.price(method, part, {}).items()
         count = equal_shares(self.populations(), ratio, self.pattern, self.total)[name]
@@ -149,7 +172,7 @@ class UnitGroups:
             if decision.output is not None and count:
                 self._compensate(method, site, decision, part.view.values[site.name])
             masks[site.name] = _erase(site, decision, has_bias)
-        return masks
+        return Pruned(masks, price.told(keep))
 
     def decide(self, method: Any, part: Part, ratios: Sequence[float]) -> list[Decision]:
         """Never asked: several ratios side by side are for single weights."""

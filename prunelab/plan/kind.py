@@ -14,7 +14,7 @@ from prunelab.config.outside import check_metric, check_stage
 from prunelab.errors import ConfigError
 
 CALIBRATE, DENSE, STATISTICS, PRUNE = "calibrate", "dense", "statistics", "prune"
-RECONSTRUCT, EVALUATE, TRACK = "reconstruct", "evaluate", "track"
+RECONSTRUCT, EVALUATE, SPEED, TRACK = "reconstruct", "evaluate", "speed", "track"
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ _ROWS = (
     Kind(PRUNE, "prunelab.stages.prune", Cost(3.0, 4.0), of_trial=True, artifact="model", weights=True, shares=True),
     Kind(RECONSTRUCT, "prunelab.stages.reconstruct", Cost(3.0, 4.0), of_trial=True, artifact="model", weights=True),
     Kind(EVALUATE, "prunelab.stages.evaluate", Cost(1.6, 2.0), of_trial=True),
+    # the dense model and the compacted one side by side, with a cache of keys and values each
+    Kind(SPEED, "prunelab.stages.speed", Cost(2.4, 1.0), of_trial=True, column=False),
     OUTSIDE,
     Kind(TRACK, "prunelab.launch.track.mirror", Cost(0.0, 0.0), home="study", mirrored=False),
 )  # fmt: skip

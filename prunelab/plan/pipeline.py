@@ -1,4 +1,4 @@
-"""A trial's config to its stages: calibrate, dense, statistics, prune, reconstruct, evaluate. What is equal gets an equal key."""
+"""A trial's config to its stages, calibrate to evaluate and speed. What is equal gets an equal key."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prunelab.config.fingerprint import fingerprint
 from prunelab.config.outside import reads
 from prunelab.config.schema import Calibration, Model, Trial
 from prunelab.config.trial import plain
-from prunelab.pattern import BETWEEN, pattern_of
+from prunelab.pattern import BETWEEN, pattern_of, times_speed
 from prunelab.plan.schedule import schedule
 from prunelab.plan.stage import Stage
 
@@ -28,7 +28,8 @@ def trial_stages(config: Trial, corpora: Mapping[str, Calibration]) -> dict[str,
 
     Roles: ``calibrate`` (tokens the mask is chosen on), ``domain/<name>`` (of other text, for a method that compares
     them), ``test/<corpus>``, ``held_out/<corpus>``, ``dense``, ``prune``
-    (unless masks are chosen between repairs), ``reconstruct`` (unless there is none), ``evaluate``; ``statistics``
+    (unless masks are chosen between repairs), ``reconstruct`` (unless there is none), ``evaluate``, ``speed`` (where units
+    go, or if asked for); ``statistics``
     where single weights are pruned from the dense stream; where a repair fits to other tokens than the mask's,
     ``reconstruction`` and its parts ``reconstruction/<name>``; and each of the trial's ``stages`` from outside the
     package, by its name. ``corpora`` holds full specs by name.
@@ -69,7 +70,20 @@ def trial_stages(config: Trial, corpora: Mapping[str, Calibration]) -> dict[str,
         _runtime(config),
         stages[last].label,
     )
-    return stages | _outside(config, last, stages)
+    return stages | _speed(config, last, stages) | _outside(config, last, stages)
+
+
+def _speed(config: Trial, last: str, stages: Mapping[str, Stage]) -> dict[str, Stage]:
+    """Return the stage that times the compacted model; one of its own, so that no other number has a clock in its key."""
+    evaluation = config.evaluation
+    if not times_speed(evaluation.speed, pattern_of(plain(config.sparsity))):
+        return {}
+    identity = {
+        "model": model_identity(config.model), "batch": evaluation.speed_batch, "prompt": evaluation.speed_prompt,
+        "new_tokens": evaluation.speed_tokens, "rounds": evaluation.speed_rounds,
+    }  # fmt: skip
+    inputs = {last: stages[last].key}
+    return {"speed": Stage("speed", identity, inputs, _runtime(config), stages[last].label)}
 
 
 def _outside(config: Trial, last: str, stages: Mapping[str, Stage]) -> dict[str, Stage]:

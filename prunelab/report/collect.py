@@ -32,6 +32,7 @@ TABLES = {  # tables of the records, and the columns that they have even when th
     "repair": ("number", "block", "error_before", "error"),
     "sites": ("number", "site", "block", "path", "removed", "total"),
 }
+UNITS = "units/"  # tables of what methods say of units begin so
 # of the long table: whose number (``stage`` is a role of the trial, ``dense`` the unpruned model), which, how measured
 LONG = ("number", "name", "seed", "stage", "metric", "of", "value", "unit", "better", "protocol")
 _NUMBERS = ("block", "error", "error_before", "mse", "mse_before")
@@ -43,7 +44,8 @@ class Study:
 
     ``frame``: a row per trial (number, name, key, status, reason, log, axes, the fields of its label, metrics,
     costs). ``blocks``: number, block, stream, error, mse, and what `derived_blocks` adds. ``repairs``: number,
-    block, stream, error_before, error. ``sites``: number, site, block, path, removed, total. ``stages``: a row
+    block, stream, error_before, error. ``sites``: number, site, block, path, removed, total. ``units``: name -> what methods
+    say of units: number, shot, block, kind, and their own columns. ``stages``: a row
     per stage of the plan: key, kind, slug, status, seconds, peak_gib. ``long``: a row per number of a trial, with the columns
     LONG; the metrics in ``frame`` are these. ``protocols``: digest -> how the numbers with it were measured. ``rows``: metrics
     from outside the package by name.
@@ -59,6 +61,7 @@ class Study:
     blocks: pd.DataFrame
     repairs: pd.DataFrame
     sites: pd.DataFrame
+    units: Mapping[str, pd.DataFrame]
     stages: pd.DataFrame
     long: pd.DataFrame
     protocols: Mapping[str, Mapping[str, Any]]
@@ -124,6 +127,7 @@ def collect(place: Path | str, store: Path | None = None) -> Study:
         dict[str, Mapping[str, Any]](),
         {name: list[dict[str, Any]]() for name in TABLES},
     )
+    units: dict[str, list[dict[str, Any]]] = {}
     for trial, label in zip(trials, labels, strict=True):
         number = trial["number"]
         own = {role: stages[key] for role, key in trial["stages"].items() if key in stages}
@@ -139,6 +143,10 @@ def collect(place: Path | str, store: Path | None = None) -> Study:
         tables = _tables(own)
         for name, into in found.items():
             into += [{"number": number, **row} for row in tables.get(name, ())]
+        for name in (name for name in tables if name.startswith(UNITS)):
+            units.setdefault(name.removeprefix(UNITS), []).extend(
+                {"number": number, **row} for row in tables[name]
+            )
     tables = {name: _table(found[name], least) for name, least in TABLES.items()}
     frame = derived(pd.DataFrame(rows, dtype=object))  # object: whole numbers stay whole beside gaps
     return Study(
@@ -151,6 +159,7 @@ def collect(place: Path | str, store: Path | None = None) -> Study:
         blocks=derived_blocks(tables["blocks"]),
         repairs=tables["repair"],
         sites=tables["sites"],
+        units={name: pd.DataFrame(rows, dtype=object) for name, rows in units.items()},
         stages=pd.DataFrame([_stage_row(stage) for stage in stages.values()]),
         long=pd.DataFrame(long, columns=list(LONG), dtype=object),
         protocols=protocols,

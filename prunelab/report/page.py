@@ -12,11 +12,14 @@ from typing import Any
 
 from prunelab.metric import MASKED
 from prunelab.report.collect import DONE, FAILED, Study
-from prunelab.report.finding import QUESTION, facts, findings, integrity, missing
+from prunelab.report.finding import QUESTION, chosen_ratio, facts, findings, integrity, missing
 from prunelab.report.label import heading, in_words
 from prunelab.report.protocol import measured
 from prunelab.report.repair_table import repair_tables
+from prunelab.report.speed_table import NOTE as SPEED_NOTE
+from prunelab.report.speed_table import SMALL_PRINT, speed_tables
 from prunelab.report.table import Cell, ResultTable, result_tables
+from prunelab.report.units import NOTES, Told, told
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,14 @@ def page(study: Study, pictures: Sequence[Picture]) -> str:
             sections[-1] = (name, title, f'{body}<details class="figures">{folded}</details>')
         else:
             sections.append((picture.name, picture.title, _figure(picture)))
+    if speeds := speed_tables(study):
+        tables = "".join(f"<h3>{escape(heading(table.facet))}</h3>{_table(table)}" for table in speeds)
+        sections.append(
+            ("speed", "Speed and size", f'{tables}<p class="note">{escape(SPEED_NOTE + SMALL_PRINT)}</p>')
+        )
+    ratio = chosen_ratio(study)
+    if ratio is not None and (tables := told(study, ratio)):
+        sections.append(("units", "What methods say of units", _units(tables, ratio)))
     sections.append(("integrity", "Integrity", _integrity(study)))
     if missing(study):
         sections.append(("missing", "Without a result", _missing(study)))
@@ -112,6 +123,45 @@ def _repairs(study: Study) -> str:
         "relative error after the last block from the same mask without repair.</p>"
     )
     return "".join(parts)
+
+
+def _units(tables: Sequence[Told], ratio: float) -> str:
+    parts = [
+        f'<p class="note">Trials at ratio {ratio:g}. Of long tables the first rows of every kind and block; all that '
+        "the records keep is in this folder, units_TABLE.csv.</p>"
+    ]
+    for name in dict.fromkeys(table.table for table in tables):
+        own = [table for table in tables if table.table == name]
+        parts.append(f"<h3>{escape(own[0].title)}</h3>")
+        if name in NOTES:
+            parts.append(f'<p class="note">{escape(NOTES[name])}</p>')
+        parts += [_told(table) for table in own]
+    return "".join(parts)
+
+
+def _told(table: Told) -> str:
+    left = {place for place, cells in enumerate(zip(*table.rows, strict=True)) if _is_words(cells)}
+    head = "".join(
+        f"<th{_class(left=at in left)}>{escape(word)}</th>" for at, word in enumerate(table.header)
+    )
+    body = "".join(
+        f"<tr>{''.join(f'<td{_class(left=at in left)}>{escape(cell)}</td>' for at, cell in enumerate(row))}</tr>"
+        for row in table.rows
+    )
+    count = (
+        f"{len(table.rows)} of {table.total:,} rows"
+        if len(table.rows) < table.total
+        else f"{table.total} rows"
+    )
+    cut = f'<p class="note">{escape(table.cut)}</p>' if table.cut else ""
+    return (
+        f"<details><summary>{escape(table.trial)} · {count}</summary>{cut}"
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></details>'
+    )
+
+
+def _is_words(cells: Iterable[str]) -> bool:
+    return any(cell[:1].isalpha() and cell not in ("inf", "nan") for cell in cells)
 
 
 def _table(table: ResultTable) -> str:

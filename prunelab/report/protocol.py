@@ -14,7 +14,8 @@ TITLES = {  # fields of a protocol in the order of their columns; a test looks t
     "model": "model", "dtype": "dtype", "text": "text", "split": "split", "windows": "windows", "context": "tokens per window",
     "sampler": "sampler", "joiner": "joiner", "revision": "revision", "corpus": "corpus digest", "tokens": "tokens digest",
     "tokenizer": "tokenizer digest", "harness": "harness", "task": "task, version", "documents": "documents",
-    "definition": "definition",
+    "definition": "definition", "device": "device", "threads": "threads", "batch": "sequences at once",
+    "prompt": "tokens of a prompt", "new_tokens": "tokens written", "rounds": "rounds",
 }  # fmt: skip
 _LONGEST = 3  # values of a field that are told one by one
 
@@ -42,7 +43,9 @@ def unlike(study: Study) -> list[str]:
     said = []
     for (facet, stage, metric, of), rows in long.groupby(["facet", "stage", "metric", "of"], sort=False):
         known = metric_of(str(metric), study.rows)
-        whole = known is not None and (known.of in ("corpus", "task") or str(of).startswith(f"{HELD_OUT}/"))
+        whole = known is not None and (
+            known.of in ("corpus", "task") or known.clock or str(of).startswith(f"{HELD_OUT}/")
+        )
         digests = distinct(rows["protocol"])
         if not whole or len(digests) < 2:
             continue

@@ -22,7 +22,9 @@ from prunelab.report.page import Picture, page
 from prunelab.report.protocol import measured
 from prunelab.report.repair_table import repair_tables
 from prunelab.report.sheet import blocks_csv, long_csv, protocols_csv, repairs_csv
+from prunelab.report.speed_table import NOTE, speed_tables
 from prunelab.report.table import escape_markdown, frame_csv, markdown_table, result_tables
+from prunelab.report.units import has_spectrum, spectrum, units_csv
 
 
 def render_report(study: Study | Path, out: Path | None = None) -> Path:
@@ -43,6 +45,7 @@ def render_report(study: Study | Path, out: Path | None = None) -> Path:
     contents["blocks.csv"] = blocks_csv(study).encode("utf-8")
     if len(study.repairs):
         contents["repairs.csv"] = repairs_csv(study).encode("utf-8")
+    contents |= {name: text.encode("utf-8") for name, text in units_csv(study)}
     contents["report.md"] = markdown(study, pictures).encode("utf-8")
     contents["index.html"] = page(study, pictures).encode("utf-8")
     try:
@@ -99,6 +102,9 @@ def draw(study: Study) -> list[Picture]:
         if ratio is not None and len(study.sites):
             caption = f"Fraction of each linear's weights that was removed, by block, at ratio {ratio:g}."
             add("layers", "What each layer lost", caption, lambda: layers.lost(study, ratio))
+        if ratio is not None and has_spectrum(study, ratio):
+            caption = SPECTRUM.format(ratio=f"{ratio:g}")
+            add("spectrum", "Redundancy of units", caption, lambda: spectrum(study, ratio))
         if study.stages["seconds"].notna().any():
             add("cost", "Cost", COST, lambda: layers.cost(study))
     return made
@@ -173,6 +179,11 @@ GAIN = (
     "The error of each block against the dense model on the text of its repair: as repaired, over as pruned behind "
     "the same repaired blocks. 1: the repair changed nothing."
 )
+SPECTRUM = (
+    "Normalised mutual information of each unit with its most redundant partner in its block, over the blocks, as the first "
+    "shot found it (mutual information, ratio {ratio}). High: much can go for little; near what chance gives: "
+    "nothing is redundant."
+)
 COST = (
     "Means over trials. A stage that several trials share was computed once and is counted in each of them; "
     "a trajectory counts the step from the ratio before."
@@ -187,6 +198,15 @@ def markdown(study: Study, pictures: list[Picture]) -> str:
         lines += [f"## {escape_markdown(heading(table.facet))}", "", markdown_table(table), ""]
     for table in repair_tables(study):
         lines += [f"## Repairs, {escape_markdown(in_words(table.facet))}", "", markdown_table(table), ""]
+    speeds = speed_tables(study)
+    for table in speeds:
+        lines += [
+            f"## Speed and size, {escape_markdown(in_words(table.facet))}",
+            "",
+            markdown_table(table),
+            "",
+        ]
+    lines += [escape_markdown(NOTE), ""] if speeds else []
     for picture in pictures:
         lines += [
             f"## {picture.title}",

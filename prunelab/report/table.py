@@ -29,7 +29,7 @@ from prunelab.metric import (
     PPL,
     RATIO,
     Metric,
-    metric_of,
+    is_clock,
 )  # fmt: skip
 from prunelab.report.aggregate import SPREAD, by_cell
 from prunelab.report.collect import DONE, Study, collect
@@ -83,7 +83,7 @@ class ResultTable:
 
 def results_csv(study_folder: Path | str) -> str:
     """results.csv: a row per trial by number; floats as their shortest exact text; what depends on time and
-    place in columns that start with ``cost/``, last.
+    place (:func:`prunelab.metric.is_clock`) in the last columns.
     """
     return frame_csv(collect(study_folder))
 
@@ -93,7 +93,7 @@ def frame_csv(study: Study) -> str:
     frame = study.frame.rename(columns={"log": COST.at("log")})
     known = [column for column in IDENTITY if column in frame]
     rest = sorted(str(column) for column in frame.columns if column not in IDENTITY)
-    columns = [*known, *sorted(rest, key=lambda column: metric_of(column) is COST)]
+    columns = [*known, *sorted(rest, key=is_clock)]
     return csv_text(frame.sort_values("number"), columns)
 
 

@@ -33,7 +33,8 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
     """Prune to the schedule's last target, from the longest finished prefix; writes ``state.safetensors``.
 
     Metrics: the three ratios, parameters before and after, ``shots`` of the whole schedule, ``integrity/*``.
-    The shots that this stage ran itself are counted in ``cost.shots``. Tables: ``shots`` and ``sites``.
+    The shots that this stage ran itself are counted in ``cost.shots``. Tables: ``shots``, ``sites``, and ``units/...`` of
+    a method that says why units went (`prunelab.methods.base.ExplainingMethod`).
     Ranks of ``context.group`` share the calibration tokens; rank 0 writes and returns all this, the others nothing.
     """
     with metered() as cost:
@@ -92,10 +93,17 @@ def _add_block(context: Context, tables: Tables, report: StepReport, ratio: floa
     )
     sites = tables["sites"]
     sites += report.sites
+    _extend(tables, report)
     if report.block == n_blocks - 1:
         removed, total = (sum(site[key] for site in sites) for key in ("removed", "total"))
         row = {"shot": report.shot, "target": ratio, "achieved": removed / total, "threshold": None}
         tables["shots"].append(row)
+
+
+def _extend(tables: Tables, report: StepReport) -> None:
+    """Add what a step says of its units to what those before said."""
+    for name, rows in report.tables.items():
+        tables.setdefault(name, []).extend(rows)
 
 
 def _tokens(context: Context, device: torch.device | str) -> torch.Tensor | None:
@@ -137,6 +145,7 @@ def _prune(
             }  # fmt: skip
             context.log({"event": "shot", **row})
             shots.append(row)
+            _extend(parts.tables, report)
         else:
             _add_block(context, parts.tables, report, schedule[0], len(decoder.blocks))
         if not whole or report.shot < len(schedule):  # the last shot is the result itself
@@ -158,7 +167,7 @@ def _parts(context: Context) -> Parts:
     parts = Parts(context, {"shots": [], "sites": []})
     if parts.start is None and context.previous is not None:
         record = context.previous.record
-        tables = {name: [dict(row) for row in record.tables[name]] for name in ("shots", "sites")}
+        tables = {name: [dict(row) for row in rows] for name, rows in record.tables.items()}
         for row in tables["shots"]:
             context.log({"event": "shot", **row})
         parts.begin(open_state(context.previous.folder / STATE), len(tables["shots"]), tables)

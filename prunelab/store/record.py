@@ -19,7 +19,8 @@ _LIMIT = 256 << 20  # bytes; a larger record is not one of ours
 
 @dataclass(frozen=True)
 class Record:
-    """``metrics`` and ``tables`` repeat bit for bit on the same machine; ``cost`` and ``provenance`` do not.
+    """``metrics`` and ``tables`` repeat bit for bit on the same machine, but for speeds (:func:`prunelab.metric.is_clock`);
+    ``cost`` and ``provenance`` do not.
 
     ``protocols``: how each metric was measured (:class:`prunelab.metric.Protocol`); ``rows``: of metrics from outside the
     package (:class:`prunelab.metric.Metric`).

@@ -42,7 +42,7 @@ WALKS = {
     WANDA: "sparsity method allocation runtime",
     "sparsity=2of4 method=sparsegpt": "sparsity method",
     "sparsity=4of8 method=magnitude": "sparsity method",
-    "sparsity=units method=wanda_sp": "sparsity",
+    "sparsity=units method=wanda_sp": "sparsity evaluation",
     "sparsity=units method=flap": "method",
     "sparsity=units method=magnitude_sp": "method",
     "sparsity=units method=shortgpt": "method",

@@ -240,3 +240,25 @@ def test_switched_off_it_is_its_base_metric_unit_for_unit(
     expected = run(family_name, own, tokens, allocation="uniform")
     found = run(family_name, replace(OFF, base=base), tokens, allocation="uniform")
     assert state_digest(found) == state_digest(expected)
+
+
+def test_modules_are_told_with_what_ranked_them_and_what_they_lost() -> None:
+    method = replace(PERCENTILE, reliability="all")
+    importance, modules = method.study(view(inputs(dead=5)))
+    gone = torch.zeros(COUNT, dtype=torch.bool)
+    gone[importance.argsort()[:20]] = True
+    dead, *rows = method.explain(modules, gone)["modules"]
+    assert (dead["module"], dead["units"], dead["gone"], dead["V"]) == (-1, 1, 1, None)
+    assert sum(row["units"] for row in rows) == COUNT - 1
+    assert sum(row["gone"] for row in rows) == 19
+    for row in rows:
+        members = modules.labels == row["module"]
+        assert row["share"] == row["gone"] / int(members.sum())
+        assert row["metric"] == method.fallback_metric
+    assert [row["V"] for row in rows] == sorted(row["V"] for row in rows)  # 0 is the least sensitive
+    assert {
+        row["metric"]
+        for row in PERCENTILE.explain(replace(modules, switched=modules.switched & False), gone)["modules"][
+            1:
+        ]
+    } == {PERCENTILE.base}

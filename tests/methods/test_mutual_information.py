@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import yaml
 from torch import Tensor
 
 from prunelab.errors import ConfigError
+from prunelab.information.explain import removed_rows, spectrum
+from prunelab.information.search import Removals
 from prunelab.methods.mutual_information import MutualInformation
 from prunelab.models.decoder import Decoder
 from prunelab.models.random import random_decoder
@@ -221,6 +224,51 @@ def test_importance_orders_dead_redundant_and_other_units_and_the_study_says_why
     norm = view.output.W.norm(dim=0) * Z.std(0, correction=0)
     rest = [x for x in range(12) if x not in order[:3]]
     assert order[3:] == sorted(rest, key=lambda x: float(norm[x]))
+
+
+def test_each_removed_unit_is_told_with_its_partner_and_the_layer_with_its_spectrum() -> None:
+    Z = torch.randn(200, 12, generator=torch.Generator().manual_seed(0))
+    Z[:, 3] = 2.0
+    Z[:, 7] = -Z[:, 4]
+    Z[:, 9] = Z[:, 1] + 0.2 * Z[:, 9]
+    method = replace(METHOD, floor_deviations=6.0)
+    importance, study = method.study(_view(Z))
+    order = importance.argsort().tolist()
+    gone = torch.zeros(12, dtype=torch.bool)
+    gone[order[:4]] = True  # the dead one, two redundant ones, and one that goes by its norm
+    tables = method.explain(study, gone)
+    dead, opposite, like, other = tables["removed"]
+    assert [row["unit"] for row in tables["removed"]] == order[:4]
+    assert (dead["partner"], dead["nmi"], dead["reason"]) == (None, None, "dead")
+    assert {opposite["unit"], opposite["partner"]} == {4, 7}
+    assert opposite["nmi"] == pytest.approx(1, abs=1e-4)
+    assert (opposite["sign"], like["sign"]) == (-1, 1)
+    assert opposite["r2"] == pytest.approx(1, abs=1e-4)
+    assert opposite["into"] == opposite["partner"]
+    assert (other["partner"], other["nmi"]) == (None, None)
+    assert other["reason"].startswith("norm")
+    (layer,) = tables["redundancy"]
+    assert [layer[key] for key in ("units", "gone", "redundant", "samples")] == [12, 4, 3, 200]
+    assert study.width is not None
+    assert (layer["rule"], layer["sigma"], layer["floor"]) == (
+        study.width.rule,
+        study.width.sigma,
+        study.floor,
+    )
+    known = study.nearest[[x for x in range(12) if x != 3]]
+    assert layer["q0"] == float(known.min())
+    assert layer["q50"] == pytest.approx(float(known.median()))
+    assert layer["q100"] == pytest.approx(1, abs=1e-4)
+
+
+def test_a_partner_that_goes_as_well_hands_over_to_its_own() -> None:
+    order, partner = torch.tensor([0, 1]), torch.tensor([1, 2])
+    found = Removals(order, partner, torch.tensor([0.9, 0.8]), torch.tensor([1.0, math.nan]), torch.tensor([1, -1]),
+                     ("lower_norm", "lower_norm"), 0, None)  # fmt: skip
+    first, second = removed_rows(found, torch.tensor([True, True, False]))
+    assert (first["partner"], first["into"]) == (1, 2)
+    assert (second["partner"], second["into"], second["r2"]) == (2, 2, None)
+    assert spectrum(torch.full((3,), math.nan), found)["q50"] is None
 
 
 def test_what_goes_is_merged_into_what_stays_and_never_into_what_goes() -> None:

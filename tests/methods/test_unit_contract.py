@@ -138,17 +138,26 @@ def test_steps_resume_with_the_same_bits(method: Any, tokens: Tensor, tmp_path: 
     """Several shots (which look anew), and equal shares block by block."""
     for schedule in ([0.1, 0.3], [0.3]):
         seen: list[State] = []
+        reports: list[StepReport] = []
 
-        def keep(_: StepReport, state: State, seen: list[State] = seen) -> None:
+        def keep(
+            report: StepReport, state: State, seen: list[State] = seen, reports: list[StepReport] = reports
+        ) -> None:
             seen.append(state.clone())
+            reports.append(report)
 
         whole = run(random_decoder("opt"), method, tokens, schedule, allocation=UNIFORM, on_step=keep)
         assert len(seen) == 2  # shots, or blocks
+        told = [len(rows) for report in reports for rows in report.tables.values()]
+        assert bool(told) == hasattr(method, "explain")
         save_state(seen[0], tmp_path / "step.safetensors")
+        again: list[StepReport] = []
         resumed = run(
             random_decoder("opt"), method, tokens, schedule, allocation=UNIFORM,
             start=open_state(tmp_path / "step.safetensors"), start_step=1,
+            on_step=lambda report, _, again=again: again.append(report),
         )  # fmt: skip
+        assert [report.tables for report in again] == [reports[1].tables]
         assert state_digest(resumed) == state_digest(whole)
 
 

@@ -1,0 +1,179 @@
+"""What methods say of units: tables as the records keep them, their first rows for the page, and a layer's redundancy drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from prunelab.report.aggregate import at_ratio
+from prunelab.report.collect import Study
+from prunelab.report.figure import GREY, empty, looks, panels, short
+from prunelab.report.table import csv_text
+
+CUT, REDUNDANCY = "cut", "redundancy"
+MOST_ROWS = 24  # of a table on the page
+_WHOSE = ["number", "name", "seed", "facet", "variant", "ratio"]
+_TITLES = {
+    "removed": "Removed units",
+    REDUNDANCY: "Redundancy of each layer",
+    "modules": "Modules",
+}
+NOTES = {
+    "removed": (
+        "In the order in which they went. Partner: the unit that made it redundant; into: the one that stays at the end of "
+        "the chain of partners; nmi: normalised mutual information of the two; r2 and sign of the linear fit of one by the "
+        "other."
+    ),
+    REDUNDANCY: (
+        "Rule and sigma: how wide the kernels are, in standard deviations; floor: what chance alone gives; redundant: units "
+        "with a partner above it, or dead; q0 to q100: quantiles over units of the value with the most redundant partner."
+    ),
+    "modules": (
+        "Units of like sensitivity (V: mean spread of a unit's rank over texts) and magnitude (A: mean percentile on the main "
+        "text); metric: what ranked them inside the module; share: of them that went. Module -1: scores are 0 on every text."
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Told:
+    """A table of one trial: ``rows`` of text below ``header``, the first of ``total`` in the record, and what that left out."""
+
+    table: str
+    title: str
+    trial: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    total: int
+    cut: str
+
+
+def told(study: Study, ratio: float) -> list[Told]:
+    """The tables of the trials at ``ratio``, by table and trial. Of long ones the first rows of every kind and block."""
+    trials = at_ratio(study.frame, ratio)
+    found = []
+    for name in study.units:
+        if name == CUT:
+            continue
+        table = study.units[name]
+        for trial in trials.to_dict("records"):
+            own = table[table["number"] == trial["number"]][_columns(table)].dropna(axis=1, how="all")
+            if len(own):
+                first = _first(own)
+                rows = tuple(tuple(_text(value) for value in row) for row in first.itertuples(index=False))
+                title = _TITLES.get(name, name)
+                cut = _cut(study, trial["number"], name)
+                header = tuple(map(str, first.columns))
+                found.append(Told(name, title, str(trial["name"]), header, rows, len(own), cut))
+    return found
+
+
+# columns as people read them: records sort their keys
+_ORDER = (
+    "shot", "block", "kind", "module", "unit", "partner", "into", "units", "gone", "share", "redundant", "V", "A", "metric",
+    "nmi", "r2", "sign", "reason", "rule", "sigma", "samples", "floor", "threshold", "q0", "q5", "q25", "q50", "q75", "q95",
+    "q100",
+)  # fmt: skip
+
+
+def _columns(table: pd.DataFrame) -> list[str]:
+    """The columns but the trial's number, as people read them; those of others at the end."""
+    own = [str(column) for column in table.columns if column != "number"]
+    return sorted(own, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
+
+
+def _first(own: pd.DataFrame) -> pd.DataFrame:
+    rank = own.groupby(["shot", "block", "kind"], sort=False).cumcount()
+    return own.loc[rank.sort_values(kind="stable").index[:MOST_ROWS].sort_values()]
+
+
+def _cut(study: Study, number: int, name: str) -> str:
+    """What the record left out of a table of a trial."""
+    cut = study.units.get(CUT, pd.DataFrame({"number": [], "table": []}))
+    own = cut[(cut["number"] == number) & (cut["table"] == f"units/{name}")]
+    if own.empty:
+        return ""
+    lost = int(own["rows"].sum() - own["kept"].sum())
+    return f"{lost:,} more rows were not recorded, which keeps {own['kept'].max()} of a kind in a block."
+
+
+def _text(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "—"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def units_csv(study: Study) -> Iterator[tuple[str, str]]:
+    """Yield name and text of a CSV file for each table: every recorded row, with its trial."""
+    for name, table in study.units.items():
+        rows = study.frame[_WHOSE].merge(table, on="number")
+        yield f"units_{name.replace('/', '_')}.csv", csv_text(rows, [*_WHOSE, *_columns(table)])
+
+
+def has_spectrum(study: Study, ratio: float) -> bool:
+    """Say whether a trial at ``ratio`` knows the nearest partners' values."""
+    return len(_spectra(study, ratio)) > 0
+
+
+def _spectra(study: Study, ratio: float) -> pd.DataFrame:
+    table = study.units.get(REDUNDANCY, pd.DataFrame())
+    if not {"q5", "q50", "q95"} <= set(table.columns):
+        return pd.DataFrame()
+    trials = at_ratio(study.frame, ratio)[["number", "facet", "variant"]]
+    rows = table[(table["shot"] == 1) & table["q50"].notna()]  # later shots see what the first left
+    return rows.merge(trials, on="number")
+
+
+def spectrum(study: Study, ratio: float) -> Figure:
+    """The nearest partners' values over blocks: a panel for each kind, facet and variant, seeds as their mean."""
+    rows = _spectra(study, ratio)
+    groups = list(rows.groupby(["facet", "variant", "kind"], sort=False))
+    columns = min(3, len(groups))
+    handles: list[Any] = [
+        Line2D([], [], color=GREY, label="median unit"),
+        Patch(color=GREY, alpha=0.45, label="middle half of the units"),
+        Patch(color=GREY, alpha=0.2, label="from 5 % to 95 %"),
+    ]
+    if "floor" in rows and rows["floor"].notna().any():
+        handles.append(Line2D([], [], color=GREY, linestyle=(0, (4, 2)), label="what chance gives"))
+    figure, grid = panels(
+        -(-len(groups) // columns), columns, 2.3, groups=[("", handles)], gap_y=0.8, sharey=True
+    )
+    for axes, item in zip(grid.flat, [*groups, *[None] * (grid.size - len(groups))], strict=True):
+        if item is None:
+            axes.set_axis_off()
+            continue
+        (facet, variant, kind), own = item
+        words = [str(variant), *([str(facet)] if len(study.facets) > 1 else []), str(kind)]
+        axes.set_title(short(", ".join(words), 40))
+        _panel(axes, own, study.variants.index(variant))
+    for axes in grid[:, 0]:
+        axes.set_ylabel("nmi with the nearest partner")
+    grid[0, 0].set_ylim(bottom=0)
+    return figure
+
+
+def _panel(axes: Axes, own: pd.DataFrame, index: int) -> None:
+    names = [name for name in ("q5", "q25", "q50", "q75", "q95", "floor") if name in own]
+    numbers = own[["block", *names]].apply(pd.to_numeric, errors="coerce")
+    means = numbers.groupby("block")[names].mean().sort_index()
+    if means.empty:
+        return empty(axes, "nothing known")
+    colour = looks(index)["color"]
+    axes.fill_between(means.index, means["q5"], means["q95"], color=colour, alpha=0.2, linewidth=0)
+    axes.fill_between(means.index, means["q25"], means["q75"], color=colour, alpha=0.3, linewidth=0)
+    axes.plot(means.index, means["q50"], color=colour, marker=looks(index)["marker"])
+    if "floor" in means and means["floor"].notna().any():
+        axes.plot(means.index, means["floor"], color=GREY, linestyle=(0, (4, 2)))
+    axes.set_xlabel("block")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    return None
