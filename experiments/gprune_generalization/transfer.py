@@ -11,9 +11,18 @@ of ``mean`` over that of the first method named, in per cent.
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+STUDY = "gprune_generalization"
+
+
+def read(path: Path) -> pd.DataFrame:
+    """A study's results; one that is not of this name names its variants, as other studies may have the same."""
+    frame, study = pd.read_csv(path), path.absolute().parents[1].name
+    return frame.copy() if study == STUDY else frame.assign(variant=f"{study}: " + frame["variant"])
 
 
 def logs(frame: pd.DataFrame) -> pd.DataFrame:
@@ -43,7 +52,7 @@ def summary(long: pd.DataFrame) -> pd.DataFrame:
 
 def main() -> None:
     """Print the table as Markdown."""
-    frame = pd.concat([pd.read_csv(path) for path in sys.argv[1:]], ignore_index=True)
+    frame = pd.concat([read(Path(word)) for word in sys.argv[1:]], ignore_index=True)
     table = summary(logs(frame))
     columns = ["own", "others", "mean", "worst", "the worst"]
     print("| ratio | method | " + " | ".join(columns) + " | gain |\n" + "|---" * (len(columns) + 3) + "|")
@@ -51,7 +60,7 @@ def main() -> None:
         base = rows["mean"].iloc[0]
         for _, row in rows.iterrows():
             cells = [f"{100 * np.expm1(row[name]):.1f}" for name in columns]
-            gain = -100 * np.expm1(row["mean"] - base)
+            gain = 100 * -np.expm1(row["mean"] - base) + 0.0  # no -0
             print(f"| {ratio:g} | {row['variant']} | " + " | ".join(cells) + f" | {gain:+.1f} |")
 
 

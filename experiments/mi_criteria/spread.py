@@ -21,7 +21,9 @@ def rises(frame: pd.DataFrame) -> pd.DataFrame:
     corpora = [column for column in frame.columns if column.startswith("ppl/")]
     pruned = np.log(frame[corpora]).mean(axis=1)
     dense = np.log(frame[[f"dense/{column}" for column in corpora]]).mean(axis=1)
-    table = frame.assign(rise=pruned / dense - 1).pivot_table("rise", ["model", SIZE, "ratio"], "method")
+    table = (
+        frame.copy().assign(rise=pruned / dense - 1).pivot_table("rise", ["model", SIZE, "ratio"], "method")
+    )
     order = [name for name in dict.fromkeys(frame["method"]) if name in table]
     return table[order].reset_index()
 
