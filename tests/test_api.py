@@ -43,7 +43,8 @@ PATTERNS = {
     "surgeon": "rows_columns", "kobd": "rows_columns", "lobd": "rows_columns", "magnitude": "unstructured",
     "random": "2:4", "wanda": "2:4", "sparsegpt": "unstructured", "magnitude_sp": "units", "wanda_sp": "units",
     "flap": "units", "llm_pruner": "units", "estimation_fusion": "units", "mutual_information": "units",
-    "mi_paper": "units", "mi_fast": "units", "gprune": "units", "shortgpt": "units",
+    "mi_paper": "units", "mi_fast": "units", "gprune": "units", "gprune_modules": "units", "gprune_switch": "units",
+    "shortgpt": "units",
 }  # fmt: skip
 
 
@@ -54,7 +55,7 @@ def test_every_method_of_the_command_line_prunes_here(tokens: torch.Tensor) -> N
         step = {"step": None} if pattern == "rows_columns" else {}
         if method == "mi_paper":  # an eigenvalue problem a pair
             step = {"n_samples": 16, "max_trials": 500}
-        if method == "gprune":  # it compares texts
+        if method.startswith("gprune"):  # it compares texts
             step = {"domains": [tokens[2:]]}
         state = prunelab.prune(model, tokens[:2], method=method, pattern=pattern, ratio=0.5, **step)
         assert prunelab.ratios(model, state)["ratio/weights"] == pytest.approx(

@@ -25,9 +25,9 @@ from prunelab.metric import (
 from prunelab.report.aggregate import SPREAD, by_cell, pareto
 from prunelab.report.collect import Study
 from prunelab.report.derive import of_dense
-from prunelab.report.figure import GREY, INK, Group, empty, literal, log_axis, panels, percent_axis
+from prunelab.report.figure import GREY, INK, Group, empty, literal, log_axis, panels, percent_axis, short
 from prunelab.report.key import Key, Look, key_of, tracks
-from prunelab.report.label import in_words
+from prunelab.report.label import brief, in_words
 
 FRONT = {
     "marker": "o",
@@ -79,6 +79,10 @@ def title(name: str) -> str:
     return metric.title if metric else name
 
 
+def _pair(study: Study, facet: str, corpus: str, columns: int) -> str:
+    return short(f"{brief(study.facets)[facet]} → {corpus}", 104 // columns)
+
+
 def _with(key: Key, extra: Sequence[Line2D]) -> list[Group]:
     """The key's legend with more handles in its last group."""
     title, handles = key.groups[-1]
@@ -95,7 +99,7 @@ def tradeoff_corpora(study: Study) -> Figure:
             part = cells[cells["facet"] == facet]
             lines = tracks(study, key)
             _tradeoff_panel(axes, key, lines, part, ON_FITTED, PPL.at(corpus), front=False)
-            axes.set_title(literal(f"{facet} → {corpus}"))
+            axes.set_title(_pair(study, facet, corpus, len(line)))
             axes.set_xlabel(f"error on {fitted_name(study)}")
         line[0].set_ylabel("perplexity")
     return figure
@@ -201,7 +205,7 @@ def over_sparsity(study: Study) -> Figure:
                 axes.axhline(level, **DENSE)
             if axes.axison:
                 log_axis(axes)
-            axes.set_title(literal(f"{facet} → {corpus}"))
+            axes.set_title(_pair(study, facet, corpus, len(line)))
             axes.set_xlabel("removed fraction" if facet == study.facets[-1] else "")
         line[0].set_ylabel("perplexity")
     return figure
@@ -226,7 +230,7 @@ def overfit(study: Study) -> Figure:
             _ratio_panel(axes, key, cells[cells["facet"] == facet], OVERFIT.at(corpus))
             if axes.axison:
                 axes.axhline(1, **DENSE)
-            axes.set_title(literal(f"{facet} → {corpus}"))
+            axes.set_title(_pair(study, facet, corpus, len(line)))
             axes.set_xlabel("removed fraction" if facet == study.facets[-1] else "")
         line[0].set_ylabel(f"error: held-out ÷ {fitted_name(study).split()[0]}")
     return figure

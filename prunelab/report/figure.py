@@ -121,7 +121,8 @@ def _legend_columns(group: Group) -> int:
     title, handles = group
     widest = max((len(str(handle.get_label())) for handle in handles), default=1)
     wide = WIDTH - (1.0 if title else 0.0)
-    return max(1, min(len(handles) or 1, int(wide // (0.082 * widest + 0.6))))
+    n, fit = max(1, len(handles)), max(1, int(wide // (0.082 * widest + 0.6)))
+    return -(-n // -(-n // fit))  # six that five would fit into stand three and three
 
 
 def log_axis(axes: Axes, which: str = "y") -> None:

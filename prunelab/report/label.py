@@ -81,6 +81,18 @@ def label_trials(configs: Sequence[Mapping[str, Any]]) -> list[Label]:
     return labels
 
 
+def brief(facets: Sequence[str]) -> dict[str, str]:
+    """Each facet without the names that all of them have, for where room is scarce; one facet alone as it is."""
+    parts = [facet.split(SEPARATOR) for facet in facets]
+    if len(set(map(len, parts))) != 1 or len(set(facets)) < 2:
+        return {facet: facet for facet in facets}
+    differ = [len(set(names)) > 1 for names in zip(*parts, strict=True)]
+    return {
+        facet: SEPARATOR.join(name for name, kept in zip(names, differ, strict=True) if kept)
+        for facet, names in zip(facets, parts, strict=True)
+    }
+
+
 def in_words(facet: str) -> str:
     """A facet in a sentence: ``calibrated on austen``; several names, of a model and a text, as they are."""
     return facet if SEPARATOR in facet else f"calibrated on {facet}"

@@ -17,6 +17,7 @@ from prunelab.report.collect import Study
 from prunelab.report.curves import fitted_name
 from prunelab.report.derive import chosen, distinct, fitted_rows, held_out_rows
 from prunelab.report.figure import COLOURS, GREY, WIDTH, empty, literal, looks, panels, short
+from prunelab.report.label import brief
 
 PER_ROW = 4
 _NAME = 46  # characters of a variant beside its bar
@@ -24,8 +25,7 @@ _NAME = 46  # characters of a variant beside its bar
 
 def over_blocks(study: Study, ratio: float) -> Figure:
     """Error after each block at ``ratio``: fitted text solid, held-out dashed with its corpora's range."""
-    lines = -(-len(study.variants) // PER_ROW)
-    columns = min(PER_ROW, len(study.variants))
+    lines, columns = _shape(len(study.variants))
     handles = [
         Line2D([], [], color=GREY, marker="o", label=fitted_name(study)),
         Line2D([], [], color=GREY, linestyle=(0, (4, 2)), label="held-out text, mean"),
@@ -43,7 +43,7 @@ def over_blocks(study: Study, ratio: float) -> Figure:
         name, variant = study.facets[facet], study.variants[index]
         own = blocks[(blocks["facet"] == name) & (blocks["variant"] == variant)]
         _block_panel(axes, own, index)
-        axes.set_title(_title(study, variant, name))
+        axes.set_title(_title(study, variant, name, columns))
         _block_label(axes, place, grid, lines, len(study.variants))
         if place % columns == 0:
             axes.set_ylabel("relative error")
@@ -51,8 +51,16 @@ def over_blocks(study: Study, ratio: float) -> Figure:
     return figure
 
 
-def _title(study: Study, variant: str, facet: str) -> str:
-    return short(f"{variant}, {facet}" if len(study.facets) > 1 else variant, 26)
+def _shape(panels: int) -> tuple[int, int]:
+    """Lines and columns of a facet's panels: five stand three and two, not four and one."""
+    lines = max(1, -(-panels // PER_ROW))
+    return lines, -(-panels // lines)
+
+
+def _title(study: Study, variant: str, facet: str, columns: int) -> str:
+    """What a panel shows, cut to what fits over it."""
+    name = f"{variant}, {brief(study.facets)[facet]}" if len(study.facets) > 1 else variant
+    return short(name, 104 // columns)
 
 
 def _block_label(axes: Axes, place: int, grid: np.ndarray, lines: int, variants: int) -> None:
@@ -91,8 +99,7 @@ def lost(study: Study, ratio: float) -> Figure:
     sites = study.sites.merge(trials, on="number")
     masks = distinct(chosen(study.frame))
     pairs = [(f, v) for f in study.facets for v in masks]
-    columns = min(PER_ROW, len(masks))
-    lines = -(-len(masks) // columns)
+    lines, columns = _shape(len(masks))
     paths = list(dict.fromkeys(sites["path"]))
     height = 0.24 * max(3, len(paths))
     figure, grid = panels(
@@ -114,7 +121,7 @@ def lost(study: Study, ratio: float) -> Figure:
             continue
         name, mask = pairs[facet * len(masks) + index]
         own = sites[(sites["facet"] == name) & (sites["mask"] == mask)]
-        axes.set_title(_title(study, mask, name))
+        axes.set_title(_title(study, mask, name, columns))
         image = _lost_panel(axes, own, paths) or image
         _block_label(axes, place, grid, lines, len(masks))
     if image is not None:

@@ -77,7 +77,7 @@ def draw(study: Study) -> list[Picture]:
             caption = TRADEOFF.format(score=score, points=points)
             add("tradeoff", "Tradeoff", caption, lambda: curves.tradeoff(study))
             if len(study.corpora) > 1:
-                caption = "The left panel above for each test corpus (calibrated on → tested on)."
+                caption = "The left panel above for each test corpus (calibration text or model → test text)."
                 add("tradeoff_corpora", "Each corpus", caption, lambda: curves.tradeoff_corpora(study), True)
             if study.tasks:
                 caption = TRADEOFF.format(score="accuracy (mean of the tasks)", points=points)
@@ -149,13 +149,13 @@ TRADEOFF = (
 )
 AT_RATIOS = "numbers at the points are removed fractions."
 AT_REPAIRS = "grey lines lead from the bare mask through its repairs."
-SPARSITY = "Calibrated on → tested on. Logarithmic; the dashed line is the dense model."
+SPARSITY = "Calibration text or model → test text. Logarithmic; the dashed line is the dense model."
 BLOCKS = (
     "Relative error of the hidden states after each block at ratio {ratio}: {near} (solid), "
     "held-out text (dashed: mean of the corpora; band: their range)."
 )
 OVERFIT = (
-    "Error on held-out text divided by error on {near}, after the last block (calibrated on → "
+    "Error on held-out text divided by error on {near}, after the last block (calibration text or model → "
     "held-out). 1: what was fitted holds outside its text; above 1: it does not."
 )
 REPAIRS = (

@@ -1,4 +1,4 @@
-from prunelab.report.label import flatten, label_trials
+from prunelab.report.label import brief, flatten, label_trials
 
 
 def config(method="surgeon", source="austen", **more):
@@ -97,3 +97,12 @@ def test_what_units_leave_to_their_method_is_said_by_its_name_unless_it_varies()
     assert "compensation=bias" in said[2]
     mixed = [flap, units("wanda", "uniform", "none", "unstructured")]
     assert "uniform" in label_trials(mixed)[1].variant
+
+
+def test_brief_facets_leave_out_what_all_share():
+    both = brief(["llama · austen", "opt · austen"])
+    assert both == {"llama · austen": "llama", "opt · austen": "opt"}
+    assert brief(["llama · austen", "opt · kjv"])["opt · kjv"] == "opt · kjv"
+    assert brief(["llama · austen"]) == {"llama · austen": "llama · austen"}  # nothing to tell it from
+    assert brief(["austen", "kjv"]) == {"austen": "austen", "kjv": "kjv"}
+    assert brief([]) == {}
