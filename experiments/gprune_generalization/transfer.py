@@ -1,16 +1,17 @@
 """What does text that a mask was not chosen on cost? Methods calibrated on each corpus, tested on all.
 
-    python experiments/gprune_generalization/transfer.py RESULTS_CSV...
+    python experiments/gprune_generalization/transfer.py [--unseen CORPUS] RESULTS_CSV...
 
 Costs are perplexity over the dense model's, minus one, in per cent. ``own``: on the corpus calibrated on, ``others``:
 on the others, the geometric mean of the quotients over tests and calibrations; ``mean``: both together; ``worst``: the
 dearest test of each calibration, averaged likewise, and ``the worst``: the dearest of all. ``gain``: 1 - perplexity
-of ``mean`` over that of the first method named, in per cent.
+of ``mean`` over that of the first method named, in per cent. With ``--unseen`` only tests on that corpus count, of masks
+calibrated on others.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -52,14 +53,19 @@ def summary(long: pd.DataFrame) -> pd.DataFrame:
 
 def main() -> None:
     """Print the table as Markdown."""
-    frame = pd.concat([read(Path(word)) for word in sys.argv[1:]], ignore_index=True)
-    table = summary(logs(frame))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--unseen")
+    parser.add_argument("results", type=Path, nargs="+")
+    asked = parser.parse_args()
+    long = logs(pd.concat([read(path) for path in asked.results], ignore_index=True))
+    if asked.unseen:
+        long = long[(long["test"] == asked.unseen) & (long["calibration"] != asked.unseen)]
     columns = ["own", "others", "mean", "worst", "the worst"]
     print("| ratio | method | " + " | ".join(columns) + " | gain |\n" + "|---" * (len(columns) + 3) + "|")
-    for ratio, rows in table.groupby("ratio"):
+    for ratio, rows in summary(long).groupby("ratio"):
         base = rows["mean"].iloc[0]
         for _, row in rows.iterrows():
-            cells = [f"{100 * np.expm1(row[name]):.1f}" for name in columns]
+            cells = ["" if pd.isna(row[name]) else f"{100 * np.expm1(row[name]):.1f}" for name in columns]
             gain = 100 * -np.expm1(row["mean"] - base) + 0.0  # no -0
             print(f"| {ratio:g} | {row['variant']} | " + " | ".join(cells) + f" | {gain:+.1f} |")
 
