@@ -283,7 +283,8 @@ class Units:
     heads lose this share whatever the scores, neurons the rest; None = scores or equal shares decide.
     ``protect_first``, ``protect_last``: blocks that lose nothing. ``min_units``: of each kind stay in every block; of
     blocks, in the model.
-    ``rounding``: of shares of units: ``exact`` = down, ``published`` = up, as arXiv:2305.11627's code.
+    ``rounding``: of shares of units: ``exact`` = down, ``published`` = neurons up, heads as many as whole ones are in their
+    lines rounded up, as arXiv:2305.11627's code.
     ``compensation``: of ``COMPENSATION``.
     """
 

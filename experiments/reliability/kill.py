@@ -2,6 +2,7 @@
 
     python experiments/reliability/kill.py                                # ten kills of +exp=surgeon_sweep
     python experiments/reliability/kill.py --sweep repair --kills 20      # generation, prune and reconstruct
+    python experiments/reliability/kill.py --sweep units                  # neurons and heads, by gradients and with new biases
     python experiments/reliability/kill.py --kills 3 study=s method=magnitude,random -m
 
 Each kill aims at one kind of work and waits until a random number of its stages are finished (the kills of one kind
@@ -30,6 +31,10 @@ from prunelab.store.layout import DONE, WORK, is_done
 
 SWEEPS = {
     "surgeon": ["+exp=surgeon_sweep", "-m"],
+    "units": [
+        "study=units", "method=flap,llm_pruner", "sparsity=units", "sparsity.ratio=0.2,0.4", "method.step=0.02",
+        "calibration.n_samples=32", "calibration.seq_len=128", "-m",
+    ],
     "repair": [
         "study=repair", "method=sparsegpt", "sparsity=unstructured", "sparsity.ratio=0.5,0.6",
         "reconstruction=block_gp,cross_block", "reconstruction.masks=before,between", "reconstruction.epochs=6",

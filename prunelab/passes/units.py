@@ -185,7 +185,8 @@ class UnitGroups:
             view.kind == BLOCKS and self.pattern.counts == "model"
         ):  # its norms go too, which are no linear maps
             cost += sum(other.numel() for other in self._decoder.other_parameters(view.block).values())
-        return Population(name, view.kind, cost, ~view.alive, view.block in self._open)
+        lines = min(member.index.shape[1] for member in view.members)
+        return Population(name, view.kind, cost, ~view.alive, view.block in self._open, lines)
 
     def populations(self) -> list[Population]:
         """The units of each kind of each block, none of them gone."""

@@ -5,7 +5,8 @@
 x_n (d,) enters the block and y_n (d,) leaves it, residual included; what leaves the last block is taken before the final
 norm. The published code sums over the tokens, which is the same order, and takes the diagonal of the (N, N) products of
 all tokens with all others; here a token meets its own only. As in that code the cosine of a zero vector is 0.5.
-Everything is in float64, so that a block that changes nothing has exactly 0 and powers of two do not overflow.
+Everything but the means is in float64, so that a block that changes nothing has exactly 0; the means are rounded to
+float32, which hides in what order ranks and sequences were added up.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ UNDEFINED = 0.5  # the cosine with a zero vector
 
 @dataclass(frozen=True)
 class Influence:
-    """Means over all tokens: ``cosine`` in [0, 2], ``angular`` in [0, 1]."""
+    """Means over all tokens, of float32's precision: ``cosine`` in [0, 2], ``angular`` in [0, 1]."""
 
     cosine: float
     angular: float
@@ -45,7 +46,7 @@ class InfluenceSum:
 
     def finish(self) -> Influence:
         """Return the means; zeros if there were no tokens."""
-        cosine, angular = (self.total / max(self.n_tokens, 1)).tolist()
+        cosine, angular = (self.total / max(self.n_tokens, 1)).float().tolist()
         return Influence(cosine, angular)
 
 
@@ -82,8 +83,8 @@ class BlockInfluence:
         return math.isfinite(value.cosine) and math.isfinite(value.angular)
 
     def pack(self, value: Influence) -> Tensor:
-        """Both, (2,) float64."""
-        return torch.tensor([value.cosine, value.angular], dtype=torch.float64)
+        """Both, (2,) float32."""
+        return torch.tensor([value.cosine, value.angular])
 
     def unpack(self, stored: Tensor, width: int, name: str) -> Influence:
         """Both again."""

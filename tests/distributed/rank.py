@@ -29,6 +29,7 @@ from prunelab.passes.collect import BlockValues, collect_all, collect_block, loa
 from prunelab.passes.shots import prune
 from prunelab.passes.statistics import collect_statistics
 from prunelab.pattern import RowsColumns, Unstructured, build_pattern
+from prunelab.stats.block_influence import BlockInfluence
 from prunelab.stats.taylor import Taylor
 from prunelab.structures.state import State
 
@@ -56,7 +57,7 @@ def find(group: Group, n_sequences: int) -> dict[str, Tensor]:
             found |= {f"{family}/taylor/{name}": Taylor().pack(of_layer["taylor"])}
         decoder = random_decoder(family)
         stream = open_stream(decoder, tokens, 2, group=group)
-        needs = ("input_norm", "input_gram", "input_samples")
+        needs = ("input_norm", "input_gram", "input_samples", "block_influence")
         keep = keep_into(found, family)
         keep(0, collect_block(decoder, 0, stream, load_needs(needs), advancing=False), "at once")
         collect_statistics(random_decoder(family), tokens, needs, 2, keep, group=group)
@@ -72,6 +73,8 @@ def keep_into(found: dict[str, Tensor], family: str) -> Callable[..., None]:
         for name, of_layer in values.items():
             found[f"{family}/norm/of block {index}{what}/{name}"] = of_layer["input_norm"].clone()
             found[f"{family}/gram/of block {index}{what}/{name}"] = of_layer["input_gram"].matrix.clone()
+            influence = BlockInfluence().pack(of_layer["block_influence"])
+            found[f"{family}/influence/of block {index}{what}/{name}"] = influence
             found[f"{family}/samples/of block {index}{what}/{name}"] = of_layer["input_samples"].clone()
 
     return keep

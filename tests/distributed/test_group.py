@@ -48,7 +48,7 @@ def test_two_ranks_find_what_one_finds(folder: Path, n_sequences: int) -> None:
     expected = alone(n_sequences)
     assert first.keys() == second.keys() == expected.keys()
     kinds = {name.split("/")[1] for name in expected}
-    assert kinds == {"A", "G", "taylor", "norm", "gram", "samples", "weight", "mask"}
+    assert kinds == {"A", "G", "taylor", "norm", "gram", "samples", "influence", "weight", "mask"}
     for name, one in expected.items():
         assert torch.equal(first[name], second[name]), name
         assert torch.equal(first[name], one), name

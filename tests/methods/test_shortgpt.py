@@ -135,7 +135,7 @@ def test_influence_is_unmoved_by_scale_and_by_tokens_twice(tokens: Tensor) -> No
     decoder = random_decoder("llama")
     once, twice = influences(decoder, tokens), influences(decoder, torch.cat([tokens, tokens]))
     for one, two in zip(once, twice, strict=True):
-        assert (two.cosine, two.angular) == pytest.approx((one.cosine, one.angular), rel=1e-12)
+        assert (two.cosine, two.angular) == pytest.approx((one.cosine, one.angular), rel=1e-6)
     x, y = torch.randn(2, 30, 8, generator=torch.Generator().manual_seed(0))
     for scale in (2.0**-40, 3.0, 1e15):
         torch.testing.assert_close(cosines(x * scale, y * scale), cosines(x, y), rtol=1e-6, atol=1e-7)

@@ -26,6 +26,13 @@ ROWS = [
 # more tokens than a layer has inputs: with fewer, SparseGPT's choice depends on the last bit
 ENOUGH = ["calibration.n_samples=8", "calibration.seq_len=128", "runtime.batch_tokens=512"]
 SINGLE = [*ENOUGH, "method=sparsegpt,wanda", "sparsity=unstructured", "sparsity.ratio=0.5"]
+UNITS = [
+    "method=flap,llm_pruner",
+    "sparsity=units",
+    "sparsity.ratio=0.2",
+    "method.step=0.1",
+    "runtime.batch_tokens=64",
+]
 TWO = ["hydra.launcher.tasks_per_node=2", "hydra.launcher.mem_gib=4"]
 
 
@@ -40,7 +47,7 @@ def one(at: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, St
     """States and metrics by folder that one process finds, in the local pool."""
     folder = tmp_path_factory.mktemp("one")
     site = at.Site(folder, at.Cluster(folder))
-    for words in (ROWS, SINGLE):
+    for words in (ROWS, SINGLE, UNITS):
         done = site.run(*words, launcher=[])
         assert done.returncode == 0, done.stdout + done.stderr
     return states(site.store), metrics(site)
@@ -83,7 +90,9 @@ def helper(site: Any) -> int:
 
 
 @pytest.mark.parametrize(
-    "words", [[*ROWS, *TWO], [*SINGLE, "hydra.launcher.nodes=2"]], ids=["tasks", "nodes"]
+    "words",
+    [[*ROWS, *TWO], [*SINGLE, "hydra.launcher.nodes=2"], [*UNITS, *TWO]],
+    ids=["tasks", "nodes", "units"],
 )
 def test_two_tasks_give_the_masks_of_one(site: Any, same: Any, words: list[str]) -> None:
     done = site.run(*words)

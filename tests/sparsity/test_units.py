@@ -75,6 +75,20 @@ def test_equal_shares_of_units_are_equal_counts_and_round_down_or_up() -> None:
         assert [counts[f"neurons of block {b}"] for b in range(3)] == [neurons, 0, neurons]
 
 
+@pytest.mark.parametrize(("count", "lines"), [(32, 128), (8, 128), (10, 6), (11008, 1), (30, 1)])
+def test_published_counts_are_those_of_the_papers_code(count: int, lines: int) -> None:
+    """In integers: n_pruned = channels - int(channels * (1 - ratio)), and n_pruned // width of whole heads."""
+    one = Population("x", "heads", 5, torch.zeros(count, dtype=torch.bool), lines=lines)
+    pattern = Units(counts="units", rounding="published")
+    for percent in range(0, 95, 5):
+        channels = count * lines
+        n_pruned = channels - channels * (100 - percent) // 100
+        found = equal_shares([one], percent / 100, pattern, Total(1, 1))
+        assert found == {"x": n_pruned // lines}, percent
+    if (count, lines) == (32, 128):
+        assert equal_shares([one], 0.2, pattern, Total(1, 1)) == {"x": 6}
+
+
 def test_a_fixed_share_of_heads_leaves_the_rest_to_neurons() -> None:
     parts, pattern = populations(), Units(head_ratio=0.5)
     keep = select(parts, scores(parts), 0.4, "by_kind", pattern, total())
@@ -112,3 +126,20 @@ def test_what_cannot_be_is_named() -> None:
     bad = scores(parts) | {"heads of block 1": torch.full((4,), torch.nan)}
     with pytest.raises(ModelError, match="heads of block 1"):
         select(parts, bad, 0.5, "global", Units(), total())
+
+
+def test_as_many_blocks_stay_as_have_to_and_the_protected_are_among_them() -> None:
+    importance = [0.3, 0.1, 0.9, 0.2, 0.5]
+    for closed, stay, left in (((), 1, [2]), ((), 3, [0, 2, 4]), ((1,), 1, [1]), ((1, 3), 3, [1, 2, 3])):
+        parts = [
+            Population(
+                f"blocks of block {b}", "blocks", 10, torch.zeros(1, dtype=torch.bool), b not in closed
+            )
+            for b in range(5)
+        ]
+        prices = {one.name: torch.tensor([importance[b]]).double() for b, one in enumerate(parts)}
+        pattern = Units(kinds=("blocks",), counts="decoder", min_units=stay)
+        keep = select(parts, prices, (5 - len(left)) / 5, "global", pattern, Total(50, 60))
+        assert [b for b, one in enumerate(parts) if bool(keep[one.name])] == left
+        with pytest.raises(ConfigError, match=r"can go"):
+            select(parts, prices, 0.999, "global", Units(kinds=("blocks",), min_units=3), Total(50, 60))
