@@ -39,6 +39,7 @@ SELDOM: Mapping[str, str] = {  # keys that make another trial only beside others
     "calibration.digest": "of a file of one's own the content counts, whatever was promised; it counts for what is fetched",
     "domains": "it counts where the method compares kinds of text",
     "evaluation.task_limit": "it counts where there are evaluation.tasks",
+    "evaluation.speed": "to ask for what the pattern does by itself is the same; it counts where it is the other",
     "evaluation.speed_batch": _TIMED,
     "evaluation.speed_prompt": _TIMED,
     "evaluation.speed_tokens": _TIMED,
