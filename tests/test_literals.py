@@ -19,6 +19,8 @@ AT_HOME = {"plan/kind.py", "plan/pipeline.py"}
 OTHER_MEANINGS = {
     ("config/check.py", "dense"),  # sparsity.propagation
     ("config/contract.py", "prune"),  # the function of a method
+    ("config/check.py", "speed"),  # the key evaluation.speed
+    ("metric.py", "speed"),  # the name of a metric
     ("report/table.py", "dense"),  # the label of the unpruned model's row
 }
 

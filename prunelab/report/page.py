@@ -46,7 +46,7 @@ def page(study: Study, pictures: Sequence[Picture]) -> str:
     if speeds := speed_tables(study):
         tables = "".join(f"<h3>{escape(heading(table.facet))}</h3>{_table(table)}" for table in speeds)
         sections.append(
-            ("speed", "Speed and size", f'{tables}<p class="note">{escape(SPEED_NOTE + SMALL_PRINT)}</p>')
+            ("speeds", "Speed and size", f'{tables}<p class="note">{escape(SPEED_NOTE + SMALL_PRINT)}</p>')
         )
     ratio = chosen_ratio(study)
     if ratio is not None and (tables := told(study, ratio)):

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from prunelab.metric import BYTES, PARAMETERS, SPEED, SPEEDUP, Metric
+from prunelab.plan.kind import DENSE
 from prunelab.report.aggregate import by_cell
 from prunelab.report.collect import Study
 from prunelab.report.table import Cell, ResultTable, cell_of
@@ -41,7 +42,7 @@ def speed_tables(study: Study) -> list[ResultTable]:
     if SPEEDUP.at("decode") not in study.frame:
         return []
     frame = study.frame.copy()
-    small, dense = (pd.to_numeric(frame[BYTES.at(of)], errors="coerce") for of in ("compact", "dense"))
+    small, dense = (pd.to_numeric(frame[BYTES.at(of)], errors="coerce") for of in ("compact", DENSE))
     frame[SHARE.name] = small / dense
     tables = (_table(study, frame[frame["facet"] == facet], facet) for facet in study.facets)
     return [table for table in tables if table.rows]
