@@ -42,13 +42,13 @@ SETTINGS = [
     "model=random", "calibration=tokens", "calibration.n_samples=8", "calibration.seq_len=24", "evaluation.corpora=[tokens]",
     "calibration.split={mask:train,held_out:validation,test:test}", "evaluation.held_out=[tokens]",
     "evaluation.seq_len=24", "evaluation.max_samples=4", "evaluation.error_samples=4",
-    "runtime.device=cpu", "runtime.workers=1", "runtime.threads=1",
+    "runtime.device=cpu", "evaluation.speed=false", "runtime.workers=1", "runtime.threads=1",
 ]  # fmt: skip
 TEXTS = [  # a method that compares kinds of text needs a tokenizer, which random models have not
     "model=embedded_llama", "calibration=austen", "calibration.n_samples=4", "calibration.seq_len=32",
     "evaluation.corpora=[austen]", "evaluation.held_out=[kjv]", "evaluation.seq_len=32", "evaluation.max_samples=4",
     "evaluation.error_samples=2", "calibration.split={mask:validation,held_out:train,test:test}",
-    "runtime.device=cpu", "runtime.workers=1", "runtime.threads=1",
+    "runtime.device=cpu", "evaluation.speed=false", "runtime.workers=1", "runtime.threads=1",
 ]  # fmt: skip
 COMPARED = "method=gprune domains=[kjv] sparsity=units sparsity.ratio=0.3"
 KEPT = ("ppl/", "error/", "mse/", "ratio/", "integrity/masked", "parameters/compact")

@@ -494,7 +494,7 @@ MISTAKES = [
     (PEAKS, "mine_linear.py", 'needs = ("mine_linear.Peak",)', 'needs = ("peak",)',
      "or the dotted name of a statistic's class"),
     (PEAKS, "mine_linear.py", 'reads = "input"', 'reads = "inputs"',
-     "a class with reads = one of input, output, output_gradient"),
+     "a class with reads = one of input, output, block, output_gradient, weight_gradient"),
     (PEAKS, "mine_linear.py", '    scope = "linear"\n', "", "method.scope='(nothing)'"),
     (PEAKS, "mine_linear.py", 'scope = "linear"', 'scope = "page"', "method.scope='page': allowed is linear"),
     (["method=power", "method.power=-1"], "", "", "", "method.power=-1: allowed is a number, x > 0"),
@@ -511,7 +511,7 @@ MISTAKES = [
      "model_type='starcoder2': allowed is falcon"),
     (TINY, "starcoder2.yaml", "blocks: model.layers\n", "", "'blocks' is missing"),
     (TINY, "starcoder2.yaml", "reader: mlp.c_proj", "reader: mlp.down",
-     "mlp.down of mlp or attention is not among the inputs"),
+     "mlp.down of mlp, attention or transposed is not among the inputs"),
     (TINY, "starcoder2.yaml", "inputs:", "input:", "Did you mean 'inputs'?"),
     (TINY, "starcoder2.yaml", "model_types: [starcoder2]", "model_types: ]", "cannot be read"),
 ]  # fmt: skip

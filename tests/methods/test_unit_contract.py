@@ -30,7 +30,12 @@ def build(path: Path) -> Any:
     return getattr(importlib.import_module(module), name)(**config)
 
 
-METHODS = [method for method in map(build, CONF) if "units" in method.supports]
+METHODS = [
+    method
+    for path in CONF
+    for method in [build(path)]
+    if "units" in method.supports and type(method).__module__.endswith(f".{path.stem}")  # once per class
+]
 each_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 # methods of whole blocks have no equal shares and no walk block by block: tests/methods/test_shortgpt.py
 OF_PARTS = [method for method in METHODS if BLOCKS not in getattr(method, "kinds", KINDS)]
