@@ -62,13 +62,17 @@ class MethodFacts:
 
 @dataclass(frozen=True)
 class Run:
-    """The choices beside the pattern. ``allocation``: its name; ``widths``: (whose, number of inputs) of linear layers."""
+    """The choices beside the pattern. ``allocation``: its name; ``widths``: (whose, number of inputs) of linear layers.
+
+    ``blocks``: how many the model has, None where that is not known yet.
+    """
 
     method: MethodFacts
     ratio: float | None
     allocation: str
     propagation: str
     widths: Iterable[tuple[str, int]] = field(default=())
+    blocks: int | None = None
 
 
 class Pattern(Protocol):
@@ -331,6 +335,10 @@ class Units:
         if self.name not in run.method.supports:
             return  # the rest would be about a pattern that cannot be
         yield from _check_stream(run, self.needs)
+        protected = (self.protect_first, self.protect_last)
+        if run.blocks is not None and sum(protected) >= run.blocks:
+            allowed = f"fewer than the model's {run.blocks} blocks together"
+            yield ConfigError("sparsity.protect_first, sparsity.protect_last", protected, allowed)
         unfit = [kind for kind in self.kinds if kind not in run.method.units]
         if unfit:
             allowed = f"of what method={run.method.name} can decide about: {', '.join(run.method.units)}"

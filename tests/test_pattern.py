@@ -91,3 +91,18 @@ def test_what_fits_together_has_no_mistakes() -> None:
 def test_every_rule_says_what_is_wrong_once(pattern: str, method: Any, choices: Any, message: str) -> None:
     (said,) = mistakes(pattern, method, **choices)
     assert message in said
+
+
+def test_protecting_every_block_is_told_where_their_number_is_known() -> None:
+    flap = WANDA | {
+        "name": "flap",
+        "scope": "unit",
+        "supports": ("units",),
+        "functions": frozenset({"importance"}),
+    }
+    pattern = build_pattern("units", protect_first=3, protect_last=1)
+    for blocks, said in ((4, "fewer than the model's 4 blocks together"), (5, ""), (None, "")):
+        run = Run(MethodFacts(**flap), 0.2, "uniform", "dense", (), blocks)
+        assert [str(error).partition("allowed is ")[2] for error in pattern.check(run)] == (
+            [f"{said}."] if said else []
+        )

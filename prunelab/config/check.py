@@ -14,7 +14,14 @@ from prunelab.config.corpora import check_own_files, check_roles, specs_of, with
 from prunelab.config.data import SAME, check_parts, parts_of
 from prunelab.config.domain import check_domains
 from prunelab.config.field import ClassSource, read_class
-from prunelab.config.files import check_family_file, check_model_folder, input_widths, model_name, positions
+from prunelab.config.files import (
+    check_family_file,
+    check_model_folder,
+    input_widths,
+    model_name,
+    n_blocks,
+    positions,
+)
 from prunelab.config.outside import OWN_METRICS, STAGES, outside_source
 from prunelab.config.schema import Evaluation
 from prunelab.config.tasks import check_tasks
@@ -338,7 +345,7 @@ def _about_sparsity(config: Config) -> Iterator[ConfigError]:
     facts = method_facts(method, method_source(method))
     widths = [(str(model["name"]), width) for width in input_widths(model)]
     name, propagation = config["allocation"]["name"], sparsity.get("propagation", "pruned")
-    yield from pattern.check(Run(facts, sparsity["ratio"], name, propagation, widths))
+    yield from pattern.check(Run(facts, sparsity["ratio"], name, propagation, widths, n_blocks(model)))
 
 
 def _about_repair(config: Config) -> Iterator[ConfigError]:

@@ -195,11 +195,9 @@ def model_name(model: Mapping[str, Any]) -> str:
 
 def input_widths(model: Mapping[str, Any]) -> list[int]:
     """Return the numbers of inputs that linear layers of ``model`` have, by its config.json; [] where none is at hand."""
-    folders = {"embedded": _EMBEDDED / str(model["id"]), "local": Path(str(model["id"])).expanduser()}
     widths: set[int] = set()
     with suppress(KeyError, OSError, ValueError, TypeError, ZeroDivisionError, AttributeError):
-        found = json.loads((folders[model["source"]] / "config.json").read_text(encoding="utf-8"))
-        found = found.get("text_config") or found
+        found = _text_config(model)
         width, heads = (_first(found, keys) for keys in (_WIDTH, _HEADS))
         of_head = found.get("head_dim") or width // heads
         widths.add(width)
@@ -211,7 +209,23 @@ def input_widths(model: Mapping[str, Any]) -> list[int]:
     return sorted(width for width in widths if isinstance(width, int))
 
 
-# what architectures call the width of the hidden states, their heads, and the width inside the MLP
+def n_blocks(model: Mapping[str, Any]) -> int | None:
+    """Return how many blocks ``model`` has, by its config.json; None where none is at hand."""
+    with suppress(KeyError, OSError, ValueError, TypeError, AttributeError):
+        found = _first(_text_config(model), _BLOCKS)
+        return found if isinstance(found, int) else None
+    return None
+
+
+def _text_config(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config.json of an embedded or local model, of its text part where it has several."""
+    folders = {"embedded": _EMBEDDED / str(model["id"]), "local": Path(str(model["id"])).expanduser()}
+    found = json.loads((folders[model["source"]] / "config.json").read_text(encoding="utf-8"))
+    return found.get("text_config") or found
+
+
+# what architectures call their number of blocks, the width of the hidden states, their heads, and the width inside the MLP
+_BLOCKS = ("num_hidden_layers", "n_layer", "num_layers")
 _WIDTH = ("hidden_size", "n_embd", "n_embed")
 _HEADS = ("num_attention_heads", "n_head")
 _INNER = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")

@@ -426,7 +426,7 @@ def check_run(
     widths = [(site.name, site.linear.in_features) for site in decoder.sites()]
     name = allocation if isinstance(allocation, str) else allocation.name
     facts = facts_of(method)
-    for error in pattern.check(Run(facts, ratio, name, propagation, widths)):
+    for error in pattern.check(Run(facts, ratio, name, propagation, widths, len(decoder.blocks))):
         if error.key != "method.step" or len(schedule) > 1:  # the schedule says how many shots there are
             raise error
     needs = {*method.needs, *pattern.needs} | (set() if isinstance(allocation, str) else {"input_norm"})

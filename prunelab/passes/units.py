@@ -86,12 +86,6 @@ class UnitGroups:
         weights = (parameter.numel() for site in decoder.sites() for parameter in site.linear.parameters())
         self.total = Total(sum(weights), decoder.n_parameters())
         self._open = range(pattern.protect_first, n - pattern.protect_last)
-        if not self._open:
-            key, values = (
-                "sparsity.protect_first, protect_last",
-                (pattern.protect_first, pattern.protect_last),
-            )
-            raise ConfigError(key, values, f"fewer than the {n} blocks of {decoder.name} together")
         if BLOCKS in pattern.kinds:
             check_passing(decoder)
 
