@@ -50,9 +50,6 @@ class EstimationFusion:
     scope = "unit"
     needs = ("taylor",)
     supports = ("units",)
-    allocation = "uniform"
-    propagation = "dense"
-    compensation = "none"
 
     def importance(self, view: UnitView) -> Tensor:
         """Return the importance (count,) of every unit, float64, in units of its block and kind; removed ones have 0."""

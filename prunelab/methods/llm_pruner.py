@@ -39,9 +39,6 @@ class LLMPruner:
     scope = "unit"
     needs = ("taylor",)
     supports = ("units",)
-    allocation = "uniform"
-    propagation = "dense"
-    compensation = "none"
 
     def importance(self, view: UnitView) -> Tensor:
         """Return the importance (count,) of every unit, nats, float64."""
