@@ -34,17 +34,10 @@ from prunelab.models.decoder import Decoder
 from prunelab.models.load import load_decoder, load_tokenizer, restore
 from prunelab.passes import shots as passes
 from prunelab.passes.between import Between
-from prunelab.pattern import (
-    BETWEEN,
-    BY_CLASS,
-    BY_KIND,
-    GLOBAL,
-    UNIFORM,
-    Units,
-    Unstructured,
-    build_pattern,
-    settle,
-)
+from prunelab.pattern.base import BETWEEN, BY_CLASS, BY_KIND, GLOBAL, UNIFORM, settle
+from prunelab.pattern.table import build_pattern
+from prunelab.pattern.units import Units
+from prunelab.pattern.weights import Unstructured
 from prunelab.plan.schedule import schedule
 from prunelab.reconstruction.walk import reconstruct, split_stopping
 from prunelab.structures.checkpoint import origin_of, save_checkpoint

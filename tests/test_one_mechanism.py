@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prunelab.pattern import PATTERNS
+from prunelab.pattern.table import PATTERNS
 
 PACKAGE = Path(__file__).resolve().parents[1] / "prunelab"
 NUMERICS = (

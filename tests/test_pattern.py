@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from prunelab.errors import ConfigError
-from prunelab.pattern import PATTERNS, MethodFacts, Run, build_pattern, pattern_of
+from prunelab.pattern.base import MethodFacts, Run
+from prunelab.pattern.table import PATTERNS, build_pattern, pattern_of
 
 WANDA = {
     "name": "wanda", "scope": "linear", "supports": ("unstructured", "n:m"), "needs": ("input_norm",), "step": None,

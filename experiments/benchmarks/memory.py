@@ -31,7 +31,7 @@ from prunelab.methods.magnitude import Magnitude
 from prunelab.methods.sparsegpt import SparseGPT
 from prunelab.models.activation import Placement
 from prunelab.passes.shots import prune
-from prunelab.pattern import Unstructured
+from prunelab.pattern.weights import Unstructured
 from prunelab.reconstruction.tuning import Tuning
 from prunelab.reconstruction.walk import reconstruct
 from prunelab.structures.state import open_state, save_state

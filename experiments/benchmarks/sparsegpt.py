@@ -28,7 +28,7 @@ from prunelab.models.decoder import Decoder
 from prunelab.models.stream import advance, call_block, open_stream
 from prunelab.passes import source
 from prunelab.passes.shots import prune, prune_ratios
-from prunelab.pattern import Unstructured
+from prunelab.pattern.weights import Unstructured
 from prunelab.stats.gram import Gram, GramSum
 
 BLOCK, DAMPING, RATIO, BATCH_TOKENS = 128, 0.01, 0.5, 2048

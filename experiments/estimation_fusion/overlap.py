@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prunelab.config.trial import plain
-from prunelab.pattern import HEADS, NEURONS
+from prunelab.pattern.base import HEADS, NEURONS
 from prunelab.plan.study import load_plan
 from prunelab.store.layout import OUTPUTS, locate
 from prunelab.structures.state import open_state

@@ -27,22 +27,20 @@ from prunelab.config.schema import Evaluation
 from prunelab.config.tasks import check_tasks
 from prunelab.config.tracking import tracking_errors
 from prunelab.errors import ConfigError, PrunelabError, nearest
-from prunelab.pattern import (
+from prunelab.pattern.base import (
     BEFORE,
     BETWEEN,
     BY_METHOD,
     BY_PATTERN,
     KINDS,
-    PATTERNS,
     ROUNDED,
     UNIFORM,
     Run,
-    Units,
     between_error,
-    pattern_of,
     settle,
-    times_speed,
 )
+from prunelab.pattern.table import PATTERNS, pattern_of, times_speed
+from prunelab.pattern.units import Units
 
 _SCHEMA = "prunelab.config.schema"
 GROUPS = (

@@ -10,7 +10,7 @@ from typing import Any
 
 from prunelab.config.field import ClassSource, read_class
 from prunelab.errors import ConfigError
-from prunelab.pattern import KINDS, UNITS, MethodFacts
+from prunelab.pattern.base import KINDS, UNITS, MethodFacts
 from prunelab.statistic import READS, class_of
 
 _LITERALS = {

@@ -99,7 +99,7 @@ class Sparsity(Group):
     rounding: Annotated[str | None, "exact | published"] = None  # of counts; null: exact
     # which stream gives a block its statistics; by_method: units only
     propagation: Annotated[str, "pruned | dense | by_method"] = "pruned"
-    # of units, see prunelab.pattern.Units
+    # of units, see prunelab.pattern.units.Units
     kinds: list[str] | None = None
     counts: Annotated[str | None, "units | decoder | model"] = None
     head_ratio: Annotated[float | None, "0 <= x < 1"] = None

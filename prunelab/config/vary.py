@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Any
 
-from prunelab.pattern import Units
+from prunelab.pattern.units import Units
 
 _PLACE = "says where and how fast, not what"
 _NAME = "a word for people; one thing under two names is one trial"

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from prunelab.pattern import Within
+from prunelab.pattern.base import Within
 from prunelab.sparsity.element import Budget
 from prunelab.stats.base import Values
 from prunelab.stats.unit_view import Member, UnitView

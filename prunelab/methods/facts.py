@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prunelab.pattern import KINDS, UNITS, MethodFacts
+from prunelab.pattern.base import KINDS, UNITS, MethodFacts
 from prunelab.stats.base import load_statistic
 
 

@@ -20,7 +20,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from prunelab.pattern import HEADS
+from prunelab.pattern.base import HEADS
 from prunelab.stats.unit_view import UnitView
 
 

@@ -28,7 +28,7 @@ from prunelab.generalization.module import Partition, means, partition
 from prunelab.generalization.reliability import module_percentiles, module_scores, unreliable
 from prunelab.generalization.sensitivity import Sensitivity, dead, measure
 from prunelab.generalization.weight_metric import unit_squares, weight_metric
-from prunelab.pattern import HEADS
+from prunelab.pattern.base import HEADS
 from prunelab.stats.domain import DOMAINS, Domain
 from prunelab.stats.unit_view import UnitView
 

@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from prunelab.distributed.group import ALONE
 from prunelab.models.activation import Shelf
 from prunelab.models.decoder import Decoder
+from prunelab.passes.arguments import Spread, check_run
 from prunelab.passes.choosers import chooser_of
-from prunelab.passes.shots import OnStep, Spread, Walk, check_run
+from prunelab.passes.shots import OnStep, Walk
 from prunelab.passes.source import Source
-from prunelab.pattern import Pattern, between_error
+from prunelab.pattern.base import Pattern, between_error
 from prunelab.structures.state import SiteState, State
 
 

@@ -7,7 +7,7 @@ from prunelab.passes.chooser import Build, Chooser
 from prunelab.passes.elements import Elements
 from prunelab.passes.lines import Lines
 from prunelab.passes.units import UnitGroups
-from prunelab.pattern import Pattern
+from prunelab.pattern.base import Pattern
 
 CHOOSERS: dict[str, Build] = {
     "rows_columns": lambda pattern, decoder: Lines(pattern),

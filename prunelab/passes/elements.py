@@ -15,7 +15,7 @@ from torch import Tensor
 from prunelab.models.block import LinearSite
 from prunelab.passes.chooser import Choice, Decision, Generators, Part, Pruned, check_values
 from prunelab.passes.collect import BlockValues, Needs
-from prunelab.pattern import GLOBAL, Pattern
+from prunelab.pattern.base import GLOBAL, Pattern
 from prunelab.sparsity.element import Budget, select, select_global, select_ratios
 from prunelab.sparsity.mask import Elementwise, Mask, erase
 from prunelab.stats.view import View

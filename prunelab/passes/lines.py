@@ -19,7 +19,7 @@ from prunelab.errors import ConfigError
 from prunelab.models.block import LinearSite
 from prunelab.passes.chooser import Choice, Decision, Generators, Part, Pruned, check_values
 from prunelab.passes.collect import BlockValues, Needs
-from prunelab.pattern import GLOBAL, UNIFORM, Pattern
+from prunelab.pattern.base import GLOBAL, UNIFORM, Pattern
 from prunelab.sparsity import mask as masking
 from prunelab.sparsity.mask import Mask, Structured
 from prunelab.sparsity.structured import SiteCosts, select

@@ -21,7 +21,8 @@ from prunelab.models.block import LinearSite
 from prunelab.models.decoder import Decoder
 from prunelab.passes.chooser import Choice, Decision, Generators, Part, Pruned, Tables, check_values, joined
 from prunelab.passes.collect import BlockValues, Needs
-from prunelab.pattern import BLOCKS, UNIFORM, Units
+from prunelab.pattern.base import BLOCKS, UNIFORM
+from prunelab.pattern.units import Units
 from prunelab.sparsity import mask as masking
 from prunelab.sparsity.compensation import least_squares, mean_into_bias
 from prunelab.sparsity.mask import Mask, Structured

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from prunelab.config.vary import differences, plain_word, said_by_method
-from prunelab.pattern import pattern_of
+from prunelab.pattern.table import pattern_of
 
 # what a name says of every trial, whether it varies or not
 _TOLD = ("seed", "sparsity.ratio", "sparsity.pattern", "sparsity.n", "sparsity.m", "method.name", "calibration.name",

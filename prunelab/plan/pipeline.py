@@ -15,7 +15,8 @@ from prunelab.config.fingerprint import fingerprint
 from prunelab.config.outside import reads
 from prunelab.config.schema import Calibration, Model, Trial
 from prunelab.config.trial import plain
-from prunelab.pattern import BETWEEN, pattern_of, times_speed
+from prunelab.pattern.base import BETWEEN
+from prunelab.pattern.table import pattern_of, times_speed
 from prunelab.plan.schedule import schedule
 from prunelab.plan.stage import Stage
 

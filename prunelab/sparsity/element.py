@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from prunelab.errors import ConfigError, ModelError
-from prunelab.pattern import Rounding, Within
+from prunelab.pattern.base import Rounding, Within
 
 ROUNDING = 1e-6  # weights; 0.7 x 10 is 6.999999999999999 in binary and must mean 7
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from prunelab.errors import ConfigError, ModelError
-from prunelab.pattern import GLOBAL, UNIFORM
+from prunelab.pattern.base import GLOBAL, UNIFORM
 
 GONE = float("-inf")  # sorts before every cost
 ROUNDING = 1e-6  # weights; 0.3 x 1000 is 299.99999999999994 in binary and must mean 300

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from prunelab.errors import ConfigError, ModelError
-from prunelab.pattern import BLOCKS, BY_KIND, GLOBAL, HEADS, UNIFORM, Units
+from prunelab.pattern.base import BLOCKS, BY_KIND, GLOBAL, HEADS, UNIFORM
+from prunelab.pattern.units import Units
 
 ROUNDING = 1e-6  # units; 0.3 x 10 is 2.9999999999999996 in binary and must mean 3
 

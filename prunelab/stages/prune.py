@@ -15,10 +15,11 @@ from prunelab.evaluation.ratios import ratios
 from prunelab.metric import PARAMETERS, SHOTS
 from prunelab.models.decoder import Decoder
 from prunelab.models.load import load_decoder
+from prunelab.passes.arguments import Spread
 from prunelab.passes.between import Between
-from prunelab.passes.shots import Spread, StepReport, prune
+from prunelab.passes.shots import StepReport, prune
 from prunelab.passes.statistics import StatisticsFolder
-from prunelab.pattern import pattern_of
+from prunelab.pattern.table import pattern_of
 from prunelab.stages import calibrate, setting
 from prunelab.stages.measured import of_model, protocols
 from prunelab.stages.part import STATE, Parts

@@ -17,7 +17,7 @@ from torch import Tensor
 from prunelab.errors import ModelError
 from prunelab.models.block import LinearSite
 from prunelab.models.decoder import Decoder
-from prunelab.pattern import BLOCKS, HEADS, NEURONS
+from prunelab.pattern.base import BLOCKS, HEADS, NEURONS
 from prunelab.sparsity.mask import Mask
 from prunelab.stats.unit_view import Member
 from prunelab.structures.layout import attention_rows, heads_of, mlp_rows

@@ -13,7 +13,7 @@ from prunelab.errors import ModelError
 from prunelab.methods.magnitude import Magnitude
 from prunelab.models.random import random_decoder
 from prunelab.passes.shots import prune
-from prunelab.pattern import Unstructured
+from prunelab.pattern.weights import Unstructured
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from prunelab.models.stream import open_stream
 from prunelab.passes.collect import BlockValues, collect_all, collect_block, load_needs
 from prunelab.passes.shots import prune
 from prunelab.passes.statistics import collect_statistics
-from prunelab.pattern import RowsColumns, Unstructured, build_pattern
+from prunelab.pattern.table import build_pattern
+from prunelab.pattern.weights import RowsColumns, Unstructured
 from prunelab.stats.block_influence import BlockInfluence
 from prunelab.stats.taylor import Taylor
 from prunelab.structures.state import State

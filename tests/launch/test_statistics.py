@@ -14,7 +14,7 @@ from prunelab.methods.sparsegpt import SparseGPT
 from prunelab.methods.wanda import Wanda
 from prunelab.models.load import load_decoder
 from prunelab.passes.shots import prune
-from prunelab.pattern import Unstructured
+from prunelab.pattern.weights import Unstructured
 from prunelab.stages.calibrate import read
 from prunelab.structures.state import open_state, state_digest
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from prunelab.models.decoder import Decoder
 from prunelab.passes.collect import collect_all
-from prunelab.pattern import KINDS
+from prunelab.pattern.base import KINDS
 from prunelab.stats.unit_view import UnitView
 from prunelab.structures.units import trace_units
 

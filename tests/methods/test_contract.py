@@ -19,7 +19,8 @@ from prunelab.evaluation.ratios import ratios
 from prunelab.models.decoder import Decoder
 from prunelab.models.random import random_decoder
 from prunelab.passes.shots import StepReport, prune
-from prunelab.pattern import SCOPES, RowsColumns
+from prunelab.pattern.base import SCOPES
+from prunelab.pattern.weights import RowsColumns
 from prunelab.statistic import CLASSES
 from prunelab.structures.state import State, open_state, save_state, state_digest
 from prunelab.structures.surgery import compact, compact_parameters

@@ -13,7 +13,7 @@ from prunelab.importance import fusion
 from prunelab.methods.estimation_fusion import EstimationFusion
 from prunelab.methods.llm_pruner import LLMPruner
 from prunelab.models.random import random_decoder
-from prunelab.pattern import HEADS, NEURONS
+from prunelab.pattern.base import HEADS, NEURONS
 
 USUAL = EstimationFusion(
     "estimation_fusion", 1, None, mode="attention", fixed_weight=0.5, fine_order="mixed", coarse_slice="row",

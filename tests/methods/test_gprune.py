@@ -23,7 +23,7 @@ from prunelab.methods.gprune import FIRST, GPrune
 from prunelab.methods.wanda_sp import WandaSP
 from prunelab.models.random import random_decoder
 from prunelab.passes.shots import prune
-from prunelab.pattern import build_pattern
+from prunelab.pattern.table import build_pattern
 from prunelab.stats.domain import Domain
 from prunelab.stats.gram import InputGram
 from prunelab.stats.input_moments import InputMoments

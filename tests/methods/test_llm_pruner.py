@@ -11,7 +11,7 @@ from torch import Tensor
 from prunelab.methods.llm_pruner import LLMPruner
 from prunelab.models.decoder import Decoder
 from prunelab.models.random import random_decoder
-from prunelab.pattern import HEADS, NEURONS
+from prunelab.pattern.base import HEADS, NEURONS
 from prunelab.stats.unit_view import UnitView
 
 TAYLOR = ("vector", "element1", "second", "mixed")

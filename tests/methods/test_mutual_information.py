@@ -20,7 +20,8 @@ from prunelab.methods.mutual_information import MutualInformation
 from prunelab.models.decoder import Decoder
 from prunelab.models.random import random_decoder
 from prunelab.passes.shots import prune
-from prunelab.pattern import HEADS, NEURONS, Units
+from prunelab.pattern.base import HEADS, NEURONS
+from prunelab.pattern.units import Units
 from prunelab.stats.gram import Gram
 from prunelab.stats.input_moments import Moments
 from prunelab.stats.unit_view import Member, UnitView

@@ -23,7 +23,9 @@ from prunelab.models.stream import open_stream
 from prunelab.passes.collect import collect_all, collect_block, load_needs
 from prunelab.passes.shots import prune
 from prunelab.passes.statistics import StatisticsFolder, block_path, collect_statistics, save_block
-from prunelab.pattern import BLOCKS, Units, build_pattern
+from prunelab.pattern.base import BLOCKS
+from prunelab.pattern.table import build_pattern
+from prunelab.pattern.units import Units
 from prunelab.stats.block_influence import BlockInfluence, Influence, cosines
 from prunelab.structures.checkpoint import origin_of, save_checkpoint
 from prunelab.structures.state import State, open_state, save_state, state_digest

@@ -9,7 +9,7 @@ from torch import Tensor
 from prunelab.methods import sparsegpt
 from prunelab.methods.sparsegpt import SparseGPT
 from prunelab.methods.wanda import Wanda
-from prunelab.pattern import Rounding
+from prunelab.pattern.base import Rounding
 from prunelab.sparsity.element import Budget
 from prunelab.stats.gram import Gram
 from prunelab.stats.view import View

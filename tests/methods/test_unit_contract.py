@@ -16,7 +16,8 @@ from prunelab.evaluation.ratios import ratios
 from prunelab.models.decoder import Decoder
 from prunelab.models.random import random_decoder
 from prunelab.passes.shots import StepReport, prune
-from prunelab.pattern import BLOCKS, GLOBAL, KINDS, UNIFORM, Units, settle
+from prunelab.pattern.base import BLOCKS, GLOBAL, KINDS, UNIFORM, settle
+from prunelab.pattern.units import Units
 from prunelab.structures.state import State, open_state, save_state, state_digest
 from prunelab.structures.surgery import compact, compact_parameters
 from prunelab.structures.units import trace_units

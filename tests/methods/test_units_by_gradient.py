@@ -20,7 +20,7 @@ from prunelab.models.decoder import Decoder
 from prunelab.models.random import random_decoder
 from prunelab.models.stream import advance, open_stream, token_losses
 from prunelab.passes.shots import prune
-from prunelab.pattern import build_pattern
+from prunelab.pattern.table import build_pattern
 from prunelab.structures.state import State, state_digest
 from prunelab.structures.units import trace_units
 

@@ -21,7 +21,7 @@ from prunelab.models.decoder import Decoder
 from prunelab.models.load import load_decoder
 from prunelab.models.stream import advance, head, open_stream
 from prunelab.passes.shots import prune
-from prunelab.pattern import Unstructured
+from prunelab.pattern.weights import Unstructured
 from prunelab.structures.layout import heads_of
 from prunelab.structures.units import trace_units
 

@@ -14,7 +14,9 @@ import yaml
 from prunelab.allocation.owl import OWL
 from prunelab.models.random import random_decoder
 from prunelab.passes.shots import prune
-from prunelab.pattern import NM, Pattern, RowsColumns, Units, Unstructured
+from prunelab.pattern.base import Pattern
+from prunelab.pattern.units import Units
+from prunelab.pattern.weights import NM, RowsColumns, Unstructured
 from prunelab.structures.state import state_digest
 
 CONF = Path(__file__).parents[2] / "conf" / "method"

@@ -16,7 +16,7 @@ from prunelab.models.random import random_decoder
 from prunelab.passes.between import Between
 from prunelab.passes.collect import collect_all
 from prunelab.passes.shots import prune
-from prunelab.pattern import Unstructured
+from prunelab.pattern.weights import Unstructured
 from prunelab.stats.domain import Domain
 from prunelab.stats.view import View
 from prunelab.structures.state import state_digest

@@ -21,7 +21,8 @@ from prunelab.models.random import random_decoder
 from prunelab.models.stream import advance, open_stream
 from prunelab.passes.collect import collect_block, load_needs
 from prunelab.passes.shots import StepReport, prune, prune_ratios
-from prunelab.pattern import Unstructured, build_pattern
+from prunelab.pattern.table import build_pattern
+from prunelab.pattern.weights import Unstructured
 from prunelab.sparsity.element import removed_in_matrix
 from prunelab.sparsity.mask import Elementwise
 from prunelab.structures.state import State, apply_state, open_state, save_state, state_digest

@@ -20,7 +20,7 @@ from prunelab.passes.lines import Lines
 from prunelab.passes.shots import StepReport, Walk
 from prunelab.passes.shots import prune as prune_pattern
 from prunelab.passes.source import Held
-from prunelab.pattern import RowsColumns
+from prunelab.pattern.weights import RowsColumns
 from prunelab.sparsity import mask as masking
 from prunelab.sparsity.mask import Elementwise, Structured
 from prunelab.stats.gram import Gram

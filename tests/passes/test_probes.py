@@ -17,7 +17,7 @@ from prunelab.models.decoder import Decoder
 from prunelab.models.random import random_decoder
 from prunelab.passes.collect import collect_all
 from prunelab.passes.probes import Removal, loss_changes, measure_probes
-from prunelab.pattern import HEADS, KINDS, NEURONS
+from prunelab.pattern.base import HEADS, KINDS, NEURONS
 from prunelab.stats.unit_view import UnitView
 from prunelab.structures.units import trace_units
 

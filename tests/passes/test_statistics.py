@@ -24,7 +24,7 @@ from prunelab.passes.statistics import (
     collect_statistics,
     save_block,
 )
-from prunelab.pattern import Unstructured
+from prunelab.pattern.weights import Unstructured
 from prunelab.structures.state import State, state_digest
 
 CONF = Path(__file__).parents[2] / "conf" / "method"

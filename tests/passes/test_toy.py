@@ -19,7 +19,7 @@ from prunelab.models.block import LinearSite
 from prunelab.passes.lines import Lines
 from prunelab.passes.shots import Walk
 from prunelab.passes.source import Held
-from prunelab.pattern import RowsColumns
+from prunelab.pattern.weights import RowsColumns
 from prunelab.sparsity import mask as masking
 from prunelab.stats.gram import GramSum
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from prunelab.models.random import random_decoder
 from prunelab.passes import units
 from prunelab.passes.shots import StepReport, prune
-from prunelab.pattern import Units
+from prunelab.pattern.units import Units
 from prunelab.stats.unit_view import UnitView
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prunelab.models.random import random_decoder
 from prunelab.passes.shots import prune
-from prunelab.pattern import Unstructured
+from prunelab.pattern.weights import Unstructured
 from prunelab.structures.state import State
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -17,7 +17,7 @@ from prunelab.models.stream import advance, open_stream
 from prunelab.passes.between import Between
 from prunelab.passes.collect import collect_block, load_needs
 from prunelab.passes.shots import prune
-from prunelab.pattern import NM, RowsColumns, Unstructured
+from prunelab.pattern.weights import NM, RowsColumns, Unstructured
 from prunelab.reconstruction.walk import reconstruct
 from prunelab.structures.state import State, apply_state, open_state, save_state, state_digest
 

@@ -21,7 +21,7 @@ from prunelab.evaluation.walk import measure
 from prunelab.methods.wanda import Wanda
 from prunelab.models.random import random_decoder
 from prunelab.passes.shots import prune
-from prunelab.pattern import Unstructured
+from prunelab.pattern.weights import Unstructured
 from prunelab.reconstruction.walk import reconstruct
 from prunelab.structures.state import State, apply_state
 

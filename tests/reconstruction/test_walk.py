@@ -22,7 +22,7 @@ from prunelab.models.decoder import Decoder
 from prunelab.models.random import random_decoder
 from prunelab.models.stream import advance, open_stream
 from prunelab.passes.shots import prune
-from prunelab.pattern import RowsColumns
+from prunelab.pattern.weights import RowsColumns
 from prunelab.reconstruction import tuning, walk
 from prunelab.reconstruction.walk import RepairReport, reconstruct
 from prunelab.structures.state import State, apply_state, open_state, save_state, state_digest

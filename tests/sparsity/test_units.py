@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prunelab.errors import ConfigError, ModelError
-from prunelab.pattern import Units
+from prunelab.pattern.units import Units
 from prunelab.sparsity.units import Population, Total, equal_shares, select
 
 SIZES = {"heads": (4, 100), "neurons": (30, 7)}  # units per block, parameters of one

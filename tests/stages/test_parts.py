@@ -14,7 +14,7 @@ from prunelab.calibration.tokens import build_token_set, save_tokens
 from prunelab.config.schema import Model
 from prunelab.config.trial import group_of
 from prunelab.errors import StoreError
-from prunelab.pattern import Units
+from prunelab.pattern.units import Units
 from prunelab.plan.pipeline import model_identity
 from prunelab.stages import prune, reconstruct
 from prunelab.store.context import Context, Input, Interrupted

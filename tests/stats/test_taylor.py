@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from prunelab.models.decoder import Decoder
 from prunelab.models.random import random_decoder
 from prunelab.passes.collect import collect_all
-from prunelab.pattern import KINDS
+from prunelab.pattern.base import KINDS
 from prunelab.stats.base import load_statistic
 from prunelab.stats.taylor import SUMS, TaylorSum, TaylorSums
 from prunelab.structures.units import trace_units

@@ -23,7 +23,7 @@ from prunelab.models.load import restore
 from prunelab.models.random import random_decoder
 from prunelab.models.shape import heads_of, units_of
 from prunelab.passes.shots import prune
-from prunelab.pattern import build_pattern
+from prunelab.pattern.table import build_pattern
 from prunelab.reconstruction.walk import RepairReport, reconstruct
 from prunelab.sparsity.mask import Structured
 from prunelab.structures.state import (

@@ -10,7 +10,7 @@ from prunelab.family import family_named
 from prunelab.models.decoder import Decoder
 from prunelab.models.random import random_decoder
 from prunelab.passes.units import UnitGroups
-from prunelab.pattern import Units
+from prunelab.pattern.units import Units
 from prunelab.sparsity.units import equal_shares
 from prunelab.structures.units import trace_units
 

@@ -1,0 +1,137 @@
+"""The pattern of whole units: FFN neurons, attention heads, decoder blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from prunelab.errors import ConfigError, nearest
+from prunelab.pattern.base import (
+    BLOCKS,
+    BY_KIND,
+    GLOBAL,
+    KINDS,
+    UNIFORM,
+    Rounding,
+    Run,
+    check_method,
+    check_stream,
+)
+
+Counts = Literal["units", "decoder", "model"]
+COMPENSATION: Mapping[
+    str, tuple[str, ...]
+] = {  # how the output map makes up for removed inputs: what it looks at
+    "none": (),
+    "bias": ("input_moments",),
+    "least_squares": ("input_moments", "input_gram"),
+    "merge": (),  # the method says which unit stands in for which, from what it looked at itself
+}
+
+
+@dataclass(frozen=True)
+class Units:
+    """Whole FFN neurons and attention heads (KV groups), or whole decoder blocks, with all weights that belong to each.
+
+    ``counts``: what the ratio is a share of: ``units`` (of each kind in each unprotected block, as arXiv:2305.11627),
+    ``decoder`` (weights of the blocks' linear maps, as arXiv:2312.11983) or ``model`` (all parameters). ``head_ratio``:
+    heads lose this share whatever the scores, neurons the rest; None = scores or equal shares decide.
+    ``protect_first``, ``protect_last``: blocks that lose nothing. ``min_units``: of each kind stay in every block; of
+    blocks, in the model.
+    ``rounding``: of shares of units: ``exact`` = down, ``published`` = neurons up, heads as many as whole ones are in their
+    lines rounded up, as arXiv:2305.11627's code.
+    ``compensation``: of ``COMPENSATION``.
+    """
+
+    kinds: tuple[str, ...] = KINDS
+    counts: Counts = "decoder"
+    head_ratio: float | None = None
+    protect_first: int = 0
+    protect_last: int = 0
+    min_units: int = 1
+    rounding: Rounding = "exact"
+    compensation: str = "none"
+
+    name: ClassVar[str] = "units"
+    functions: ClassVar[tuple[tuple[str, ...], ...]] = (("importance",), ("study",))
+    default_allocation: ClassVar[str] = UNIFORM
+    several_shots: ClassVar[bool] = True
+    narrows: ClassVar[bool] = True
+    propagates: ClassVar[bool] = True
+
+    group = None
+    within = None
+    fixed_ratio = None
+    label = "units"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What the compensation looks at."""
+        return COMPENSATION[self.compensation]
+
+    @property
+    def tag(self) -> str:
+        """``units``, or the kinds where they are not all."""
+        return self.name if self.kinds == KINDS else "-".join(self.kinds)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what of the pattern decides a result."""
+        return {"pattern": self.name} | {
+            key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()
+        }
+
+    def check(self, run: Run) -> Iterator[ConfigError]:
+        """Yield every mistake of a run with this pattern."""
+        yield from check_method(self, run)
+        if self.name not in run.method.supports:
+            return  # the rest would be about a pattern that cannot be
+        yield from check_stream(run, self.needs)
+        protected = (self.protect_first, self.protect_last)
+        if run.blocks is not None and sum(protected) >= run.blocks:
+            allowed = f"fewer than the model's {run.blocks} blocks together"
+            yield ConfigError("sparsity.protect_first, sparsity.protect_last", protected, allowed)
+        unfit = [kind for kind in self.kinds if kind not in run.method.units]
+        if unfit:
+            allowed = f"of what method={run.method.name} can decide about: {', '.join(run.method.units)}"
+            yield ConfigError("sparsity.kinds", list(self.kinds), allowed)
+        if self.kinds == (BLOCKS,) and run.allocation != GLOBAL:
+            hint = "Blocks are compared with each other; a share of every block is no block."
+            yield ConfigError("allocation", run.allocation, f"{GLOBAL} with sparsity.kinds=[{BLOCKS}]", hint)
+        elif run.allocation not in (UNIFORM, GLOBAL, BY_KIND):
+            allowed = f"{UNIFORM} | {GLOBAL} | {BY_KIND} with sparsity.pattern={self.name}"
+            yield ConfigError("allocation", run.allocation, allowed)
+        if self.head_ratio is not None and run.allocation == GLOBAL:
+            hint = "One ranking decides how many heads go."
+            yield ConfigError("sparsity.head_ratio", self.head_ratio, f"null with allocation={GLOBAL}", hint)
+        if self.compensation == "merge" and "merge" not in run.method.functions:
+            others = " | ".join(kind for kind in COMPENSATION if kind != "merge")
+            hint = f"method={run.method.name} does not say which unit stands in for which."
+            yield ConfigError("sparsity.compensation", "merge", others, hint)
+        if run.propagation == "pruned" and run.method.step is not None:
+            hint = "Each shot looks at the model as the shots before have left it."
+            yield ConfigError("sparsity.propagation", "pruned", "dense with method.step", hint)
+
+
+def build_units(rounding: str, values: Mapping[str, Any]) -> Units:
+    """Return the checked pattern of its fields; ConfigError for what none of them can be."""
+    kinds = tuple(kind for kind in (*KINDS, BLOCKS) if kind in values.get("kinds", KINDS))
+    if not kinds or len(kinds) != len(values.get("kinds", KINDS)) or (BLOCKS in kinds and len(kinds) > 1):
+        allowed = f"one or more of {', '.join(KINDS)}, each once; or {BLOCKS} alone"
+        raise ConfigError("sparsity.kinds", values["kinds"], allowed)
+    pattern = Units(**{**values, "kinds": kinds, "rounding": rounding})
+    if pattern.counts not in ("units", "decoder", "model"):
+        raise ConfigError("sparsity.counts", pattern.counts, "units | decoder | model")
+    if pattern.compensation not in COMPENSATION:
+        known = " | ".join(COMPENSATION)
+        hint = nearest(pattern.compensation, COMPENSATION)
+        raise ConfigError("sparsity.compensation", pattern.compensation, known, hint)
+    if kinds == (BLOCKS,) and pattern.compensation != "none":
+        hint = "Nothing of a block is left that could make up for it."
+        raise ConfigError(
+            "sparsity.compensation", pattern.compensation, f"none with sparsity.kinds=[{BLOCKS}]", hint
+        )
+    if pattern.head_ratio is not None and set(kinds) != set(KINDS):
+        hint = "There is one kind only, and the ratio is its own."
+        raise ConfigError("sparsity.head_ratio", pattern.head_ratio, "null unless both kinds go", hint)
+    return pattern
