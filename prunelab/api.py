@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, cast
 
 import torch
 from omegaconf import OmegaConf
@@ -30,11 +30,21 @@ from prunelab.config.place import conf_folder
 from prunelab.errors import ConfigError, nearest
 from prunelab.evaluation import perplexity as evaluate_perplexity
 from prunelab.evaluation.ratios import ratios as evaluate_ratios
+from prunelab.methods.facts import facts_of
 from prunelab.models.decoder import Decoder
 from prunelab.models.load import load_decoder, load_tokenizer, restore
 from prunelab.passes import shots as passes
 from prunelab.passes.between import Between
-from prunelab.pattern.base import BETWEEN, BY_CLASS, BY_KIND, GLOBAL, UNIFORM, settle
+from prunelab.pattern.base import (
+    BETWEEN,
+    BY_CLASS,
+    BY_KIND,
+    GLOBAL,
+    UNIFORM,
+    Propagation,
+    default_stream,
+    settle,
+)
 from prunelab.pattern.table import build_pattern
 from prunelab.pattern.units import Units
 from prunelab.pattern.weights import Unstructured
@@ -115,7 +125,7 @@ def load_tokens(
 def prune(
     model: Model, tokens: Tensor | None, *, method: str = "surgeon", ratio: float | None = None,
     pattern: str | None = None, within: str | None = None, rounding: str | None = None, allocation: str | None = None,
-    propagation: Literal["pruned", "dense"] | None = None, units: Mapping[str, Any] | None = None, seed: int = 0,
+    propagation: Propagation | None = None, units: Mapping[str, Any] | None = None, seed: int = 0,
     batch_size: int = 16, progress: Callable[[Mapping[str, Any]], None] | None = None, domains: Sequence[Tensor] = (),
     **fields: Any,
 ) -> State:  # fmt: skip
@@ -137,17 +147,20 @@ def prune(
     if name == Units.name:
         options["kinds"] = options.get("kinds") or own.get("kinds")
         options["compensation"] = settle(options.get("compensation"), own, "compensation", "none")
-        propagation = propagation or settle(None, own, "propagation", "dense")  # type: ignore[assignment]
     form = build_pattern(name, within=within, rounding=rounding, **options)
+    allocation = own.get("allocation") if allocation in (None, "by_pattern") else allocation
+    stream = default_stream(type(form), facts_of(built), allocation)
+    if form.propagates:
+        stream = settle(propagation, own, "propagation", stream)
+    elif propagation is not None:
+        stream = propagation  # for the rule to refuse
     ratio = form.fixed_ratio if ratio is None else ratio
     if ratio is None or not 0 <= ratio < 1:
         raise ConfigError("ratio", ratio, "a number, 0 <= x < 1")
-    allocation = own.get("allocation") if allocation in (None, "by_pattern") else allocation
     spread = None if allocation is None else _allocation(str(allocation))
-    targets = schedule(ratio, built.step if form.several_shots else None)
     return passes.prune(
-        model.decoder, built, tokens, targets or ([] if form.several_shots else [0.0]), pattern=form, seed=seed,
-        batch_size=batch_size, allocation=spread, propagation=propagation or "pruned", progress=progress,
+        model.decoder, built, tokens, schedule(ratio, built.step), pattern=form, seed=seed,
+        batch_size=batch_size, allocation=spread, propagation=cast(Propagation, stream), progress=progress,
         domains=domains,
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ WANDA = {
     "functions": frozenset({"score"}), "reads": frozenset({"input"}),
 }  # fmt: skip
 SPARSEGPT = WANDA | {"name": "sparsegpt", "needs": ("input_gram",), "functions": frozenset({"prune"})}
+UPDATES = WANDA | {"functions": frozenset({"score", "update_kept"})}
 SURGEON = WANDA | {
     "name": "surgeon", "supports": ("rows_columns",), "needs": ("input_gram", "output_gram"), "step": 0.1,
     "functions": frozenset({"costs", "update"}), "reads": frozenset({"input", "output_gradient"}),
@@ -64,6 +65,7 @@ def test_what_fits_together_has_no_mistakes() -> None:
     assert mistakes("rows_columns", SURGEON) == []
     assert mistakes("unstructured", WANDA, allocation="global", propagation="dense") == []
     assert mistakes("unstructured", WANDA | {"needs": ()}, allocation="global") == []
+    assert mistakes("2:4", UPDATES | {"step": 0.1}, allocation="global", propagation="dense") == []
 
 
 @pytest.mark.parametrize(
@@ -74,7 +76,10 @@ def test_what_fits_together_has_no_mistakes() -> None:
         ("unstructured", WANDA | {"scope": "page"}, {}, "method.scope='page'"),
         ("unstructured", WANDA | {"functions": frozenset()}, {}, "a class with score or prune"),
         ("unstructured", WANDA | {"needs": ("input_nrom",)}, {}, "Did you mean 'input_norm'?"),
-        ("unstructured", WANDA | {"step": 0.1}, {}, "method.step=0.1: allowed is null"),
+        ("unstructured", WANDA | {"step": 0.1}, {}, "dense with method.step"),
+        ("unstructured", WANDA | {"step": 0.1}, {"allocation": "owl", "propagation": "dense"}, "uniform | global"),
+        ("2:4", SPARSEGPT | {"step": 0.1}, {"propagation": "dense"}, "null without scores to compare"),
+        ("unstructured", UPDATES, {}, "dense with method.step"),
         ("unstructured", WANDA, {"ratio": 1.0}, "sparsity.ratio=1.0"),
         ("2:4", WANDA, {"ratio": 0.6}, "0.5, what 2:4 removes"),
         ("2:4", WANDA, {"widths": [("down_proj", 11006)]}, "down_proj has 11006 inputs"),

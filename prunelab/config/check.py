@@ -35,8 +35,10 @@ from prunelab.pattern.base import (
     KINDS,
     ROUNDED,
     UNIFORM,
+    MethodFacts,
     Run,
     between_error,
+    default_stream,
     settle,
 )
 from prunelab.pattern.table import PATTERNS, pattern_of, times_speed
@@ -133,23 +135,27 @@ def _settle(config: Config) -> None:
     sparsity, allocation = config.get("sparsity"), config.get("allocation")
     if not isinstance(sparsity, Mapping) or not isinstance(config.get("method"), Mapping):
         return
+    pattern = PATTERNS.get(str(sparsity.get("pattern")))
     literals: Mapping[str, Any] = {}
-    with suppress(ConfigError):
-        literals = method_source(config["method"]).literals
-    defaults = {"propagation": "dense", "compensation": "none"}
+    facts: MethodFacts | None = None
+    with suppress(ConfigError, KeyError):  # told as what it is
+        source = method_source(config["method"])
+        literals = source.literals
+        facts = method_facts(config["method"], source)
+    if isinstance(allocation, Mapping) and allocation.get("name") == "by_pattern":
+        default = pattern.default_allocation if pattern else UNIFORM
+        config["allocation"] = allocation = {"name": settle(None, literals, "allocation", default)}
+    spread = str(allocation.get("name")) if isinstance(allocation, Mapping) else None
+    stream = default_stream(pattern, facts, spread) if pattern and facts else "pruned"
+    defaults = {"propagation": stream, "compensation": "none"}
     settled: Config = {
         key: settle(BY_METHOD, literals, key, default)
         for key, default in defaults.items()
         if sparsity.get(key) == BY_METHOD
     }
-    if sparsity.get("kinds") is None:
+    if sparsity.get("kinds") is None and pattern is Units:
         settled["kinds"] = list(literals.get("kinds", KINDS))
-    if sparsity.get("pattern") == Units.name:
-        config["sparsity"] = {**sparsity, **settled}
-    if isinstance(allocation, Mapping) and allocation.get("name") == "by_pattern":
-        pattern = PATTERNS.get(str(sparsity.get("pattern")))
-        default = pattern.default_allocation if pattern else UNIFORM
-        config["allocation"] = {"name": settle(None, literals, "allocation", default)}
+    config["sparsity"] = {**sparsity, **settled}
 
 
 def _resolve_masks(config: Config) -> None:

@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Any
 
-from prunelab.pattern.units import Units
-
 _PLACE = "says where and how fast, not what"
 _NAME = "a word for people; one thing under two names is one trial"
 STILL: Mapping[str, str] = {  # keys that make no other trial by themselves, and why; a test varies every key
@@ -50,14 +48,14 @@ _HIDDEN = ("_target_",)  # two classes under one name are refused
 _NOT = "\0"  # stands for a key that a config lacks
 
 
-# what units may leave to their method
+# what a trial may leave to its method
 _LEFT = ("allocation.name", "sparsity.propagation", "sparsity.compensation", "sparsity.kinds")
 
 
 def said_by_method(configs: Sequence[Mapping[str, Any]]) -> list[set[str]]:
-    """Return for each config the dotted keys that units leave to their method and that say no more than its name.
+    """Return for each config the dotted keys that trials leave to their method and that say no more than its name.
 
-    Those are the keys on which all trials of units with that method agree.
+    Those are the keys on which all trials with that method agree.
     """
     seen: dict[tuple[str, str], set[str]] = {}
     for config in configs:
@@ -71,11 +69,7 @@ def said_by_method(configs: Sequence[Mapping[str, Any]]) -> list[set[str]]:
 
 def _left(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     sparsity, method = config.get("sparsity"), config.get("method")
-    if (
-        isinstance(sparsity, Mapping)
-        and isinstance(method, Mapping)
-        and sparsity.get("pattern") == Units.name
-    ):
+    if isinstance(sparsity, Mapping) and isinstance(method, Mapping):
         for key in _LEFT:
             group, _, name = key.partition(".")
             if isinstance(values := config.get(group), Mapping) and name in values:

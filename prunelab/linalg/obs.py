@@ -9,15 +9,24 @@ with Gi, Ai the inverses of the damped factors. By the block-inverse identity th
 G_PP^-1 G_PR' W_R'``, which needs one Cholesky factor of the kept part and no inverse: that is what runs here.
 Rows first, then columns of the updated weight, is exactly the joint optimum of both (the gradient of the
 quadratic is then supported on the removed entries); the published script adds the two updates instead, which
-is no better. All algebra is float64.
+is no better (:func:`remove_summed`). Single weights, removed where a mask K says so:
+
+    elements  D = -Gi Z Ai      (Gi o Ai)_KK z_K = W_K,  Z = z on K and 0 elsewhere
+
+whose system has as many unknowns as weights go. The same D solves the normal equations on the weights that stay,
+``keep o (G (W + D) A) = keep o (G W A)``, which conjugate gradients do for any number of them in dense products. All
+algebra is float64.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from prunelab.linalg.factor import cholesky
+from prunelab.linalg.masked import Solution, solve_masked
 
 
 def row_quadratic(W: Tensor, A: Tensor) -> Tensor:
@@ -77,3 +86,85 @@ def remove_rows_singly(W: Tensor, G: Tensor, keep: Tensor, what: str = "rows") -
 def remove_columns_singly(W: Tensor, A: Tensor, keep: Tensor, what: str = "columns") -> Tensor:
     """Return the sum over removed columns of their own single-column updates, (R, C), to add to W."""
     return remove_rows_singly(W.T, A, keep, what).T
+
+
+def remove_summed(
+    W: Tensor, G: Tensor, A: Tensor, keep_rows: Tensor, keep_columns: Tensor, what: str = "a layer"
+) -> Tensor:
+    """Return W (R, C) with the updates for its removed rows and for its removed columns, both of W, added up.
+
+    What the published structured script does; where rows and columns go together it makes up for their common weights
+    twice. G (R, R) and A (C, C) are the damped factors, float64. Removed rows and columns are exactly 0.
+    """
+    by_rows = remove_rows(W, G, keep_rows, f"{what} (output)") - W
+    by_columns = remove_columns(W, A, keep_columns, f"{what} (input)") - W
+    return (W + by_rows + by_columns) * keep_rows[:, None] * keep_columns[None, :]
+
+
+def remove_lines_singly(
+    W: Tensor, G: Tensor, A: Tensor, keep_rows: Tensor, keep_columns: Tensor, what: str = "a layer"
+) -> Tensor:
+    """Return W (R, C) with the sum of the updates of single removed rows and columns; these are exactly 0."""
+    updated = W.clone()
+    if not keep_rows.all():
+        updated += remove_rows_singly(W, G, keep_rows, f"{what} (output)")
+    if not keep_columns.all():
+        updated += remove_columns_singly(W, A, keep_columns, f"{what} (input)")
+    return updated * keep_rows[:, None] * keep_columns[None, :]
+
+
+def remove_elements_singly(W: Tensor, G: Tensor, A: Tensor, keep: Tensor, what: str = "a layer") -> Tensor:
+    """Return W (R, C) with the sum of the updates of single removed weights, ``keep`` (R, C) False: no correlations.
+
+    G (R, R) and A (C, C) are the damped factors, float64. Removed weights are exactly 0.
+    """
+    Gi, Ai = (torch.cholesky_inverse(cholesky(one, what)) for one in (G, A))
+    Z = (W / Gi.diagonal()[:, None] / Ai.diagonal()).masked_fill_(keep, 0)
+    return (W - Gi @ (Z @ Ai)).masked_fill_(~keep, 0)
+
+
+def remove_elements_in_groups(
+    W: Tensor, G: Tensor, A: Tensor, keep: Tensor, limit: int, what: str = "a layer"
+) -> Tensor:
+    """Return W (R, C) with removed weights, ``keep`` (R, C) False, made up for group by group, as the published code does.
+
+    A group is whole consecutive rows with at most ``limit`` removed weights together, or one row with more; each acts on
+    all rows and sees what the groups before have made of its own weights. Z has entries in its group's rows alone, so two
+    products with those rows do (the code multiplies whole matrices, with the same result). Removed weights are exactly 0.
+    """
+    Gi, Ai = (torch.cholesky_inverse(cholesky(one, what)) for one in (G, A))
+    W, counts = W.clone(), (~keep).sum(1).tolist()
+    for first, last in _row_groups(counts, limit):
+        rows, columns = (~keep[first:last]).nonzero(as_tuple=True)
+        if not len(rows):
+            continue
+        rows = rows + first
+        S = Gi[rows[:, None], rows] * Ai[columns[:, None], columns]
+        z = torch.cholesky_solve(W[rows, columns][:, None], cholesky(S, what))[:, 0]
+        Z = W.new_zeros(last - first, W.shape[1])
+        Z[rows - first, columns] = z
+        W -= Gi[:, first:last] @ (Z @ Ai)
+    return W.masked_fill_(~keep, 0)
+
+
+def _row_groups(counts: Sequence[int], limit: int) -> Iterator[tuple[int, int]]:
+    """Yield (first, last) of consecutive rows that lose at most ``limit`` weights together, or of one that loses more."""
+    first, total = 0, 0
+    for row, count in enumerate(counts):
+        if row > first and total + count > limit:
+            yield first, row
+            first, total = row, 0
+        total += count
+    if counts:
+        yield first, len(counts)
+
+
+def remove_elements(
+    W: Tensor, G: Tensor, A: Tensor, keep: Tensor, *, tolerance: float, iterations: int, what: str = "a layer"
+) -> Solution:
+    """Return W (R, C) without the weights where ``keep`` (R, C) is False, the others at the joint optimum.
+
+    G (R, R) and A (C, C) are the damped factors, float64. ``tolerance``: how far ``tr(D^T G D A)`` may lie above its
+    optimum, relative to it; ``iterations``: the limit. Removed weights are exactly 0.
+    """
+    return solve_masked(W, G @ (W @ A), A, keep, tolerance=tolerance, iterations=iterations, name=what, G=G)

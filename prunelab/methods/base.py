@@ -90,6 +90,20 @@ class ScoringMethod(Method, Protocol):
         ...
 
 
+class CorrectingMethod(ScoringMethod, Protocol):
+    """A scoring method that makes the weights that stay up for those that go, once these are chosen over all layers.
+
+    It sees the live part of each layer's ``[W  b]``: the bias, a last column that is never removed, takes part.
+    """
+
+    def update_kept(self, view: View, keep: Tensor) -> Tensor | None:
+        """Return the new live weight (r, c) once ``keep`` (r, c) bool is decided; None: what stays is as it was.
+
+        The pass zeroes what is removed.
+        """
+        ...
+
+
 class UpdatingMethod(Method, Protocol):
     """Removes single weights and repairs the others in the same sweep."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prunelab.pattern.base import KINDS, UNITS, MethodFacts
+from prunelab.pattern.base import KINDS, UNITS, UPDATE, MethodFacts
 from prunelab.stats.base import load_statistic
 
 
@@ -12,7 +12,7 @@ def facts_of(method: Any) -> MethodFacts:
     """Return the facts of a built method; ConfigError for a statistic that does not exist."""
     functions = (
         name
-        for name in ("score", "prune", "costs", "update", "importance", "study", "merge")
+        for name in ("score", "prune", "costs", "update", "importance", "study", "merge", UPDATE)
         if hasattr(method, name)
     )
     return MethodFacts(

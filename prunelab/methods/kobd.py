@@ -1,6 +1,6 @@
 """K-OBD: Optimal Brain Damage with a Kronecker-factored Fisher, no update. Baseline of arXiv:2312.17244.
 
-Costs: row ``1/2 G_rr W_r A W_r^T``, column ``1/2 A_cc W_c^T G W_c``.
+Costs: row ``1/2 G_rr W_r A W_r^T``, column ``1/2 A_cc W_c^T G W_c``, single weight ``1/2 W_rc^2 G_rr A_cc``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ class KOBD:
 
     scope = "linear"
     needs = ("input_gram", "output_gram")
-    supports = ("rows_columns",)
+    supports = ("rows_columns", "unstructured", "n:m")
+    allocation = "global"
+    within = "matrix"
+
+    def score(self, view: View) -> Tensor:
+        """Return the cost of every weight (R, C), nats per token."""
+        return view.W.double().square() * view.G.diagonal()[:, None] * view.A.diagonal() / 2
 
     def costs(self, view: View) -> tuple[Tensor, Tensor]:
         """Return row costs (r,) and column costs (c,), nats per token, float64."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -28,16 +29,13 @@ def check_run(
             raise ConfigError("schedule", list(schedule), "growing ratios, 0 <= ratio < 1")
     if isinstance(allocation, str) and allocation not in (UNIFORM, GLOBAL, BY_KIND):
         raise ConfigError("allocation.name", allocation, f"{UNIFORM} | {GLOBAL} | {BY_KIND} | owl")
-    if len(schedule) > 1 and not pattern.several_shots:
-        allowed = f"one ratio with sparsity.pattern={pattern.name}"
-        raise ConfigError("schedule", list(schedule), allowed)
     ratio = schedule[-1] if schedule else 0.0
     widths = [(site.name, site.linear.in_features) for site in decoder.sites()]
     name = allocation if isinstance(allocation, str) else allocation.name
-    facts = facts_of(method)
+    # the schedule says how many shots there are, whatever the method's own step
+    facts = replace(facts_of(method), step=schedule[0] if len(schedule) > 1 else None)
     for error in pattern.check(Run(facts, ratio, name, propagation, widths, len(decoder.blocks))):
-        if error.key != "method.step" or len(schedule) > 1:  # the schedule says how many shots there are
-            raise error
+        raise error
     needs = {*method.needs, *pattern.needs} | (set() if isinstance(allocation, str) else {"input_norm"})
     least = getattr(method, DOMAINS, 0)
     if 1 + len(domains) < least or (domains and not least):

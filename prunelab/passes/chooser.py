@@ -67,7 +67,7 @@ class Chooser(Protocol):
     joins_bias: bool
     looks_twice: bool
 
-    def is_whole(self, allocation: object, shots: int) -> bool:
+    def is_whole(self, method: Any, allocation: object, shots: int) -> bool:
         """Whether all layers are looked at before any is pruned."""
         ...
 

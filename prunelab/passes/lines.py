@@ -1,9 +1,8 @@
 """Rows and columns of linear layers, compared over the whole model (arXiv:2312.17244).
 
-Dead: a row whose weights are all zero or which a statistic of its output says never carried a signal, and likewise a
-column. They make the coupling between layers: a removed row of fc1 leaves a column of fc2 without input, which the
-next shot then removes for nothing, and the other way round. Dead structures cost 0 and take no part in updates, so
-masks only grow.
+Dead lines (`prunelab.passes.live`) make the coupling between layers: a removed row of fc1 leaves a column of fc2 without
+input, which the next shot then removes for nothing, and the other way round. Dead structures cost 0 and take no part in
+updates, so masks only grow.
 """
 
 from __future__ import annotations
@@ -13,18 +12,17 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunelab.errors import ConfigError
 from prunelab.models.block import LinearSite
 from prunelab.passes.chooser import Choice, Decision, Generators, Part, Pruned, check_values
 from prunelab.passes.collect import BlockValues, Needs
+from prunelab.passes.live import LivePart, write_live
 from prunelab.pattern.base import GLOBAL, UNIFORM, Pattern
 from prunelab.sparsity import mask as masking
 from prunelab.sparsity.mask import Mask, Structured
 from prunelab.sparsity.structured import SiteCosts, select
-from prunelab.statistic import INPUT
-from prunelab.stats.view import View
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Lines:
     joins_bias = True
     looks_twice = True
 
-    def is_whole(self, allocation: object, shots: int) -> bool:
+    def is_whole(self, method: Any, allocation: object, shots: int) -> bool:
         """Always: a shot looks at the model as the shots before have left it."""
         return True
 
@@ -49,25 +47,12 @@ class Lines:
         generators: Generators,
     ) -> Iterator[Part]:  # fmt: skip
         """Yield a part per layer: the live part of its weight and of its statistics."""
-        latest: dict[str, tuple[Any, Tensor, Any]] = {}  # layers with one input come one after the other
+        shared = LivePart(needs)
         for site in sites:
             mask = cast(Structured, masks[site.name])
             own = values.get(site.name, {})
             check_values(site.name, own, needs)
-            live = _live(site, mask, own, needs)
-            restricted = {}
-            for need, value in own.items():
-                statistic, kept = needs.statistics[need], live[needs.statistics[need].reads == INPUT]
-                before = latest.get(need)
-                if before is None or before[0] is not value or not torch.equal(before[1], kept):
-                    before = latest[need] = (value, kept, statistic.restrict(value, kept))
-                restricted[need] = before[2]
-            W = _joined(site.linear)[live[0]][:, live[1]]
-            view = View(
-                (site.name,), (W.shape[0],), W, (generators(site.name),), restricted,
-                site.linear.bias is not None and bool(live[1][-1]),
-            )  # fmt: skip
-            yield Part((site,), view, live)
+            yield shared.part(site, own, generators(site.name), mask.keep_rows, mask.joined_columns())
 
     def price(self, method: Any, part: Part, masks: Mapping[str, Mask]) -> dict[str, SiteCosts]:
         """Return the method's costs in full coordinates, 0 where dead, on the CPU."""
@@ -116,7 +101,7 @@ class Lines:
         if not (kept[0].all() and kept[1].all()):
             updated = method.update(seen.view, *kept)
             if updated is not None:
-                _write(linear, updated, *live)
+                write_live(linear, updated, *live)
         new = masking.split(keep_rows, keep_columns, linear.bias is not None)
         masking.apply(new, linear.weight, linear.bias)
         return new
@@ -128,37 +113,3 @@ class Lines:
     def decide(self, method: Any, part: Part, ratios: Sequence[float]) -> list[Decision]:
         """Never asked either."""
         raise ConfigError("sparsity.pattern", self.pattern.name, "a pattern that is chosen block by block")
-
-
-def _joined(linear: nn.Linear) -> Tensor:
-    """``[W  b]``, (R, C + 1), or W where there is no bias; detached."""
-    weight = linear.weight.detach()
-    return weight if linear.bias is None else torch.cat([weight, linear.bias.detach()[:, None]], 1)
-
-
-def _live(
-    site: LinearSite, mask: Structured, values: Mapping[str, Any], needs: Needs
-) -> tuple[Tensor, Tensor]:
-    """Return which rows and columns of ``[W  b]`` are neither zero nor without a signal."""
-    used = _joined(site.linear) != 0
-    rows, columns = used.any(1), used.any(0)
-    rows &= mask.keep_rows.to(rows.device)
-    columns &= mask.joined_columns().to(columns.device)
-    for need, value in values.items():
-        statistic = needs.statistics[need]
-        signal = statistic.live(value)
-        if signal is not None:
-            lines = columns if statistic.reads == INPUT else rows
-            lines[: signal.numel()] &= signal.to(lines.device)
-    return rows, columns
-
-
-@torch.no_grad()
-def _write(linear: nn.Linear, updated: Tensor, live_rows: Tensor, live_columns: Tensor) -> None:
-    """Put the new live weights in their places of weight and bias; everything else stays as it is."""
-    joined = _joined(linear).clone()
-    rows, columns = live_rows.nonzero(), live_columns.nonzero()[:, 0]
-    joined[rows, columns] = updated.to(joined.dtype)
-    linear.weight.copy_(joined[:, : linear.in_features])
-    if linear.bias is not None:
-        linear.bias.copy_(joined[:, -1])

@@ -44,7 +44,7 @@ from prunelab.passes.collect import (
 from prunelab.passes.compared import compared
 from prunelab.passes.elements import states
 from prunelab.passes.source import Given, Live, Source, Stored
-from prunelab.pattern.base import UNIFORM, Pattern, Propagation
+from prunelab.pattern.base import UNIFORM, UPDATE, Pattern, Propagation
 from prunelab.sparsity.mask import Mask
 from prunelab.stats.view import site_generator
 from prunelab.structures.state import SiteState, State, StateReader, apply_state, read_state
@@ -111,7 +111,7 @@ def prune(
     allocation = pattern.default_allocation if allocation is None else allocation
     check_run(decoder, method, pattern, schedule, allocation, propagation, tokens, stored, domains)
     chooser = chooser_of(pattern, decoder)
-    whole = chooser.is_whole(allocation, len(schedule))
+    whole = chooser.is_whole(method, allocation, len(schedule))
     steps = len(schedule) if whole else len(decoder.blocks)
     if not 0 <= start_step <= steps:
         raise ConfigError("start_step", start_step, f"0 to {steps}, the number of steps")
@@ -148,10 +148,12 @@ def prune_ratios(
     """
     for ratio in ratios:
         check_run(decoder, method, pattern, [ratio], UNIFORM, "dense", tokens, None)
+    chooser = chooser_of(pattern, decoder)
+    if chooser.is_whole(method, UNIFORM, 1):
+        hint = f"What method={method.name} removes is chosen over all layers."
+        raise ConfigError("ratios", list(ratios), f"one at a time, by prune, with {pattern.label}", hint)
     with open_shelf(Placement("device"), decoder.dtype, decoder.device) as shelf:
-        walk = Walk(
-            decoder, method, chooser_of(pattern, decoder), seed, batch_size, shelf, ALONE, progress, None
-        )
+        walk = Walk(decoder, method, chooser, seed, batch_size, shelf, ALONE, progress, None)
         source = walk.source(tokens, None, walk.needs)
         items: list[dict[str, SiteState]] = [{} for _ in ratios]
         for index, more in blocks_of(decoder):
@@ -181,7 +183,8 @@ class Walk:
     @cached_property
     def needs(self) -> Needs:
         """The statistics that the method asks for, and ``also`` its pattern."""
-        return load_needs({*self.method.needs, *self.also}, ones=self.chooser.joins_bias)
+        ones = self.chooser.joins_bias or hasattr(self.method, UPDATE)
+        return load_needs({*self.method.needs, *self.also}, ones=ones)
 
     def source(self, tokens: Tensor | None, stored: Stored | None, needs: Needs) -> Source:
         """Return where statistics come from: what is stored, a stream of the tokens, or nothing."""
@@ -237,7 +240,8 @@ class Walk:
     def _look(self, tokens: Tensor | None, stored: Stored | None) -> Source:
         """Return the statistics of the model as it is, in memory where updates or gradients ask for that."""
         source = self.source(tokens, stored, self.needs)
-        if not (self.chooser.looks_twice or self.needs.backward):
+        twice = self.chooser.looks_twice or hasattr(self.method, UPDATE)
+        if not (twice or self.needs.backward):
             return source
         return source.hold(self.decoder, self.shelf, self.progress)
 

@@ -90,7 +90,7 @@ class UnitGroups:
         if BLOCKS in pattern.kinds:
             check_passing(decoder)
 
-    def is_whole(self, allocation: object, shots: int) -> bool:
+    def is_whole(self, method: Any, allocation: object, shots: int) -> bool:
         """Equal shares are known before anything is looked at; several shots look at the model anew."""
         return allocation != UNIFORM or shots > 1
 

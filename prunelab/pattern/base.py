@@ -24,6 +24,7 @@ BEFORE, BETWEEN, BY_PATTERN = (
     "between",
     "by_pattern",
 )  # when masks are chosen, where a repair follows
+UPDATE = "update_kept"  # what a method of single weights has that makes those that stay up for those that go
 ROUNDED = 1e-4  # 0.6667 means two thirds
 
 
@@ -45,6 +46,11 @@ class MethodFacts:
     def scores(self) -> bool:
         """Whether it gives scores that can be compared anywhere, rather than choosing in its own way."""
         return "score" in self.functions
+
+    @property
+    def looks_again(self) -> bool:
+        """Whether single weights of all layers are looked at before any is pruned: in shots, or to update what stays."""
+        return self.step is not None or UPDATE in self.functions
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class Pattern(Protocol):
     name: ClassVar[str]
     functions: ClassVar[tuple[tuple[str, ...], ...]]  # a method needs all of one of these
     default_allocation: ClassVar[str]
-    several_shots: ClassVar[bool]
+    default_propagation: ClassVar[str]
     narrows: ClassVar[
         bool
     ]  # compacted, its models are ordinary ones of smaller widths, timed unless a trial says no
@@ -123,6 +129,14 @@ def settle(value: str | None, literals: Mapping[str, Any], key: str, default: st
     return str(literals.get(key, default)) if value in (None, BY_METHOD) else value
 
 
+def default_stream(pattern: type[Pattern], method: MethodFacts, allocation: str | None) -> str:
+    """Return the stream that statistics are taken on where neither trial nor method says: the pattern's own, or the dense
+    one where a comparison of all layers, gradients, several shots or updates ask for it."""
+    compared = allocation in (GLOBAL, BY_KIND) and bool(method.needs)
+    dense = compared or method.looks_again or not method.reads.isdisjoint(BACKWARD)
+    return "dense" if pattern.propagates and dense else pattern.default_propagation
+
+
 def check_method(pattern: Pattern, run: Run) -> Iterator[ConfigError]:
     """Rules of what a method can do."""
     method = run.method
@@ -140,9 +154,6 @@ def check_method(pattern: Pattern, run: Run) -> Iterator[ConfigError]:
         if not class_of(need):
             allowed = f"{', '.join(CLASSES)}, or the dotted name of a statistic's class"
             yield ConfigError("method.needs", need, allowed, nearest(need, CLASSES))
-    if method.step is not None and not pattern.several_shots:
-        allowed = f"null with sparsity.pattern={pattern.name}"
-        yield ConfigError("method.step", method.step, allowed, "Single weights are pruned in one shot.")
     fixed, ratio = pattern.fixed_ratio, run.ratio
     if ratio is None or not 0 <= ratio < 1:
         yield ConfigError("sparsity.ratio", ratio, "a number, 0 <= x < 1", "It is the removed fraction.")
@@ -161,6 +172,9 @@ def check_stream(run: Run, needs: tuple[str, ...] = ()) -> Iterator[ConfigError]
     elif run.propagation == "pruned" and not run.method.reads.isdisjoint(BACKWARD):
         hint = "Gradients come from one walk back through the whole model, before any block is pruned."
         yield ConfigError("sparsity.propagation", "pruned", f"dense with method={run.method.name}", hint)
+    elif run.propagation == "pruned" and run.method.looks_again:
+        hint = "Each shot looks at the model as the shots before have left it."
+        yield ConfigError("sparsity.propagation", "pruned", "dense with method.step", hint)
 
 
 def between_error(pattern: Pattern, allocation: str, propagation: str) -> ConfigError | None:

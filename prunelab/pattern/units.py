@@ -56,7 +56,7 @@ class Units:
     name: ClassVar[str] = "units"
     functions: ClassVar[tuple[tuple[str, ...], ...]] = (("importance",), ("study",))
     default_allocation: ClassVar[str] = UNIFORM
-    several_shots: ClassVar[bool] = True
+    default_propagation: ClassVar[str] = "dense"
     narrows: ClassVar[bool] = True
     propagates: ClassVar[bool] = True
 
@@ -108,9 +108,6 @@ class Units:
             others = " | ".join(kind for kind in COMPENSATION if kind != "merge")
             hint = f"method={run.method.name} does not say which unit stands in for which."
             yield ConfigError("sparsity.compensation", "merge", others, hint)
-        if run.propagation == "pruned" and run.method.step is not None:
-            hint = "Each shot looks at the model as the shots before have left it."
-            yield ConfigError("sparsity.propagation", "pruned", "dense with method.step", hint)
 
 
 def build_units(rounding: str, values: Mapping[str, Any]) -> Units:

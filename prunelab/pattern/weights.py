@@ -26,7 +26,7 @@ class RowsColumns:
     name: ClassVar[str] = "rows_columns"
     functions: ClassVar[tuple[tuple[str, ...], ...]] = (("costs", "update"),)
     default_allocation: ClassVar[str] = GLOBAL
-    several_shots: ClassVar[bool] = True
+    default_propagation: ClassVar[str] = "pruned"
     narrows: ClassVar[bool] = False
     propagates: ClassVar[bool] = False  # a shot looks at the model as the shots before have left it
 
@@ -70,7 +70,7 @@ class Unstructured:
     name: ClassVar[str] = "unstructured"
     functions: ClassVar[tuple[tuple[str, ...], ...]] = (("score",), ("prune",))
     default_allocation: ClassVar[str] = UNIFORM
-    several_shots: ClassVar[bool] = False
+    default_propagation: ClassVar[str] = "pruned"
     narrows: ClassVar[bool] = False
     propagates: ClassVar[bool] = True
 
@@ -94,6 +94,10 @@ class Unstructured:
             hint = "Neurons and heads are kinds of units."
             allowed = f"{UNIFORM} | {GLOBAL} | owl with sparsity.pattern={self.name}"
             yield ConfigError("allocation", run.allocation, allowed, hint)
+        elif run.method.looks_again and run.allocation not in (UNIFORM, GLOBAL):
+            hint = f"method={run.method.name} looks at all layers before any is pruned."
+            yield ConfigError("allocation", run.allocation, f"{UNIFORM} | {GLOBAL}", hint)
+        yield from _check_shots(run)
         if run.method.scores:
             return
         hint = f"method={run.method.name} chooses in its own way."
@@ -106,7 +110,11 @@ class Unstructured:
 
 @dataclass(frozen=True)
 class NM:
-    """Single weights of which n of every m consecutive inputs of a row are **kept**."""
+    """Single weights of which n of every m consecutive inputs of a row are **kept**.
+
+    In several shots the ratio of a shot is a share of groups: at 0.2 of 0.5, two fifths of them are n:m, the cheapest of
+    their layer or of all layers (arXiv:2312.17244).
+    """
 
     n: int
     m: int
@@ -114,7 +122,7 @@ class NM:
     name: ClassVar[str] = "n:m"
     functions: ClassVar[tuple[tuple[str, ...], ...]] = (("score",), ("prune",))
     default_allocation: ClassVar[str] = UNIFORM
-    several_shots: ClassVar[bool] = False
+    default_propagation: ClassVar[str] = "pruned"
     narrows: ClassVar[bool] = False
     propagates: ClassVar[bool] = True
 
@@ -156,7 +164,8 @@ class NM:
         if self.name not in run.method.supports:
             return  # the rest would be about a pattern that cannot be
         yield from check_stream(run)
-        if run.allocation != UNIFORM:
+        yield from _check_shots(run)
+        if run.allocation != UNIFORM and not (run.allocation == GLOBAL and run.method.scores):
             hint = "n:m fixes every layer's ratio."
             yield ConfigError("allocation", run.allocation, f"{UNIFORM} with n:m", hint)
         unfit = [f"{name} has {columns} inputs" for name, columns in run.widths if columns % self.m]
@@ -164,3 +173,9 @@ class NM:
             more = f", and {len(unfit) - 3} more" if len(unfit) > 3 else ""
             hint = f"{'; '.join(unfit[:3])}{more}. Use another m, or sparsity=unstructured."
             yield ConfigError("sparsity.m", self.m, "a divisor of every layer's number of inputs", hint)
+
+
+def _check_shots(run: Run) -> Iterator[ConfigError]:
+    if run.method.step is not None and not run.method.scores:
+        hint = f"method={run.method.name} chooses in its own way, all at once."
+        yield ConfigError("method.step", run.method.step, "null without scores to compare", hint)

@@ -15,7 +15,7 @@ from prunelab.config.fingerprint import fingerprint
 from prunelab.config.outside import reads
 from prunelab.config.schema import Calibration, Model, Trial
 from prunelab.config.trial import plain
-from prunelab.pattern.base import BETWEEN
+from prunelab.pattern.base import BETWEEN, UPDATE
 from prunelab.pattern.table import pattern_of, times_speed
 from prunelab.plan.schedule import schedule
 from prunelab.plan.stage import Stage
@@ -239,6 +239,8 @@ def _statistics(config: Trial, calibrate: Stage) -> dict[str, Stage]:
         return {}
     if len(_targets(config)) > 1:  # every shot looks at the model as the shots before have left it
         return {}
+    if UPDATE in method_source(config.method.fields).names:  # the input of its biases counts, for nobody else
+        return {}
     if least_domains(config.method.fields):  # it looks at every text by halves, which nobody else does
         return {}
     identity = (
@@ -283,8 +285,7 @@ def _prune(config: Trial, stages: Mapping[str, Stage]) -> Stage:
 def _targets(config: Trial) -> tuple[float, ...]:
     """Return the removed fraction after each shot."""
     assert config.sparsity.ratio is not None  # the check puts what n:m removes in its place
-    several = pattern_of(plain(config.sparsity)).several_shots
-    return tuple(schedule(config.sparsity.ratio, config.method.fields["step"] if several else None))
+    return tuple(schedule(config.sparsity.ratio, config.method.fields["step"]))
 
 
 def _reconstruct(config: Trial, stages: Mapping[str, Stage], pruning: Stage) -> Stage:

@@ -165,6 +165,25 @@ def select_global(scores: Sequence[Tensor], ratio: float) -> list[Tensor]:
     return keep
 
 
+def select_groups(
+    scores: Sequence[Tensor], group: tuple[int, int], share: float, together: bool
+) -> list[Tensor]:
+    """Return keep masks for all layers' scores (R, C) >= 0 where ``share`` of the groups of m inputs keep their n highest
+    and the others all m: those whose m - n lowest scores add up to the least (arXiv:2312.17244), over all layers
+    ``together`` or in each. ``group`` = (n, m). Raises as :func:`select` does."""
+    m = group[1]
+    lowest_in_group = [select(score, group) for score in scores]
+    if share >= 1 - ROUNDING:
+        return lowest_in_group
+    costs = [
+        score.masked_fill(keep, 0).view(len(score), -1, m).sum(2) for score, keep in zip(scores, lowest_in_group, strict=True)
+    ]  # fmt: skip
+    whole = select_global(costs, share) if together else [select(one, share, "matrix") for one in costs]
+    return [
+        keep | groups.repeat_interleave(m, 1) for keep, groups in zip(lowest_in_group, whole, strict=True)
+    ]
+
+
 def _bits(score: Tensor) -> Tensor:
     """Scores as integers in the same order: non-negative floats sort like their bits. (R C,) int32."""
     _check_finite(score)

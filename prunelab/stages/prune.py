@@ -135,7 +135,7 @@ def _prune(
     """Prune step by step, each on disk before the next begins."""
     shots, sites = parts.tables["shots"], parts.tables["sites"]
     pattern = pattern_of(identity)
-    schedule = identity["schedule"] or ([] if pattern.several_shots else [0.0])
+    schedule = identity["schedule"]
 
     def on_step(report: StepReport, state: State) -> None:
         whole = report.block is None
@@ -148,7 +148,7 @@ def _prune(
             shots.append(row)
             _extend(parts.tables, report)
         else:
-            _add_block(context, parts.tables, report, schedule[0], len(decoder.blocks))
+            _add_block(context, parts.tables, report, report.target, len(decoder.blocks))
         if not whole or report.shot < len(schedule):  # the last shot is the result itself
             parts.save(report.shot if report.block is None else report.block + 1, state, whole=whole)
 

@@ -76,8 +76,7 @@ def test_every_method_is_checked_and_built(composer: Composer, method: str) -> N
         config, _, errors = check_trial(
             composer.trial([f"method={method}", f"sparsity={sparsity[pattern]}", *more]), composer
         )
-        # several shots are for rows and columns
-        assert [error.key for error in errors] in ([], ["method.step"])
+        assert errors == []
     built = build(config["method"], "method")
     assert built.name == method
     assert built.revision >= 1

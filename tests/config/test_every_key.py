@@ -107,7 +107,7 @@ REFUSED = {
     "calibration.split.*": "text that nothing was fitted to",  # where the evaluation measures on this corpus
     "study": "one value in all trials", "paths.*": "one value in all trials",
     "sparsity.ratio": "removes",  # n:m fixes it
-    "method.step": "one shot", "reconstruction.stride": "the window", "calibration.source": "calibration",
+    "method.step": "all at once", "reconstruction.stride": "the window", "calibration.source": "calibration",
     "reconstruction._target_": "one class for a name", "stages.latency._target_": "one class for a name",
     "evaluation.metrics.top._target_": "one class for a name",
 }  # fmt: skip

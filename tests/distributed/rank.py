@@ -34,7 +34,7 @@ from prunelab.stats.block_influence import BlockInfluence
 from prunelab.stats.taylor import Taylor
 from prunelab.structures.state import State
 
-SURGEON = Surgeon("surgeon", 1, None, 0.01, 0.01, "full")
+SURGEON = Surgeon("surgeon", 1, None, 0.01, 0.01, "full", 2000, 0.1, 200)
 SPARSEGPT = SparseGPT("sparsegpt", 1, None, block=8, damping=0.01)
 WANDA = Wanda("wanda", 1, None)
 PRUNER = LLMPruner("llm_pruner", 1, None, "mixed", "sum", True)

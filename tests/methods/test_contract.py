@@ -34,7 +34,12 @@ def build(path: Path) -> Any:
     return getattr(importlib.import_module(module), name)(**config)
 
 
-METHODS = [method for method in map(build, CONF) if "rows_columns" in method.supports]
+METHODS = [
+    method
+    for path, method in zip(CONF, map(build, CONF), strict=True)
+    if "rows_columns" in method.supports
+    and type(method).__module__.endswith(f".{path.stem}")  # once per class, not per setting of it
+]
 each_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 SCHEDULE = [0.1, 0.3]
 

@@ -12,9 +12,10 @@ import torch
 import yaml
 
 from prunelab.allocation.owl import OWL
+from prunelab.methods.facts import facts_of
 from prunelab.models.random import random_decoder
 from prunelab.passes.shots import prune
-from prunelab.pattern.base import Pattern
+from prunelab.pattern.base import Pattern, default_stream
 from prunelab.pattern.units import Units
 from prunelab.pattern.weights import NM, RowsColumns, Unstructured
 from prunelab.structures.state import state_digest
@@ -47,8 +48,9 @@ def test_one_three_or_sixteen_sequences_a_batch_are_the_same_bits(
     method: Any, pattern: Pattern, family_name: str
 ) -> None:
     tokens = torch.randint(3, 64, (17, 20), generator=torch.Generator().manual_seed(7))
-    schedule = [0.2, 0.4] if pattern.several_shots else [0.5]
-    more: dict[str, Any] = {}
+    several = hasattr(method, "update_kept") or pattern.name in ("rows_columns", "units")
+    schedule = [0.2, pattern.fixed_ratio or 0.4] if several else [0.5]
+    more: dict[str, Any] = {"propagation": default_stream(type(pattern), facts_of(method), None)}
     if hasattr(method, "bw_neurons"):  # the width is sought on few neurons and samples
         method = replace(method, n_samples=32, bw_neurons=4)
     if pattern.name == "units":  # shots look at the model anew

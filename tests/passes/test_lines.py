@@ -27,7 +27,7 @@ from prunelab.stats.gram import Gram
 from prunelab.structures.layout import attention_rows, heads_of
 from prunelab.structures.state import State, read_state, state_digest
 
-SURGEON = Surgeon("surgeon", 1, 0.05, 0.01, 0.01, "full")
+SURGEON = Surgeon("surgeon", 1, 0.05, 0.01, 0.01, "full", 2000, 0.1, 200)
 EPSILON = 1e-9
 prune = partial(prune_pattern, pattern=RowsColumns())
 

@@ -24,7 +24,7 @@ from prunelab.sparsity import mask as masking
 from prunelab.stats.gram import GramSum
 
 METHODS = {
-    "surgeon": Surgeon("surgeon", 1, None, 0.01, 0.01, "full"),
+    "surgeon": Surgeon("surgeon", 1, None, 0.01, 0.01, "full", 2000, 0.1, 200),
     "kobd": KOBD("kobd", 1, None),
     "lobd": LOBD("lobd", 1, None),
     "magnitude": Magnitude("magnitude", 1, None),
