@@ -29,6 +29,9 @@ PRUNED = {
     "sparsity=2of4": ("wanda", "sparsegpt", "magnitude", "random"),
     "sparsity=unstructured sparsity.ratio=0.4 sparsity.propagation=dense allocation=global": ("wanda", "magnitude"),
     "sparsity=unstructured sparsity.ratio=0.6 allocation=owl": ("wanda", "sparsegpt"),
+    "sparsity=unstructured sparsity.ratio=0.4 method.step=0.2": ("surgeon_elements", "kobd"),
+    "sparsity=2of4 method.step=0.25": ("surgeon_elements", "lobd"),
+    "sparsity=rows_columns sparsity.ratio=0.3 method.step=0.1 method.correlation=summed": ("surgeon",),
     "sparsity=units sparsity.ratio=0.3": (
         "flap", "wanda_sp", "magnitude_sp", "random", "llm_pruner", "estimation_fusion", "mutual_information", "mi_fast",
     ),
