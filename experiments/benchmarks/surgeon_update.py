@@ -1,4 +1,4 @@
-"""The Surgeon's update of single weights: one layer, half of its weights gone, by conjugate gradients and in the published groups.
+"""The Surgeon's update of single weights: half of a layer's gone, by conjugate gradients and in the published groups.
 
     python experiments/benchmarks/surgeon_update.py [ROWS] [COLUMNS] [ITERATIONS]    # 1024 4096 60
 
