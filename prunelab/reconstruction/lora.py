@@ -36,7 +36,7 @@ from prunelab.family import Family
 from prunelab.reconstruction.adapter import Adapter, adapted, begin_adapter
 from prunelab.reconstruction.base import Whole
 from prunelab.reconstruction.fit import Say, clip
-from prunelab.reconstruction.model_loss import backward, mean_loss
+from prunelab.reconstruction.model_loss import backward, in_parts, mean_loss
 from prunelab.stats.view import site_generator
 
 _EPS = 1e-8
@@ -214,7 +214,7 @@ class _Run:
         for gradient in gradients:
             gradient.zero_()
         total = torch.zeros(1, dtype=torch.float64, device=whole.decoder.device)
-        for part in rows[whole.group.share(len(rows))].split(whole.batch_size):
+        for part in in_parts(rows[whole.group.share(len(rows))], whole.batch_size):
             with adapted(self.adapters, self.tokens.shape[1], self._drop(update, part)):
                 total += backward(whole.decoder, self.tokens[part], 1 / len(rows), self.first).sum()
         whole.group.sum([*gradients, total])

@@ -18,6 +18,11 @@ from prunelab.models.decoder import Decoder
 from prunelab.models.stream import Arguments, capture, run_block, token_losses
 
 
+def in_parts(rows: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Return ``rows`` (n,) in parts of ``size``, the last one of what is left; of none there are none."""
+    return torch.split(rows, size) if len(rows) else ()
+
+
 @torch.no_grad()
 def mean_loss(decoder: Decoder, tokens: Tensor, batch_size: int, group: Group = ALONE) -> float:
     """Return the mean next-token loss in nats of ``tokens`` (n, seq_len), every sequence counting the same.
@@ -27,7 +32,7 @@ def mean_loss(decoder: Decoder, tokens: Tensor, batch_size: int, group: Group = 
     """
     share = group.share(len(tokens))
     found = torch.zeros(len(tokens), dtype=torch.float64, device=decoder.device)
-    for rows in torch.arange(len(tokens))[share].split(batch_size):
+    for rows in in_parts(torch.arange(len(tokens))[share], batch_size):
         batch = tokens[rows].to(decoder.device)
         hidden, arguments = capture(decoder, batch)
         hidden = _forward(decoder, hidden, arguments)[-1]
