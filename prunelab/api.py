@@ -165,10 +165,10 @@ def repair(
     the checkpoint again, in place of the pruned ones, which wait in a temporary file: there is never a second model.
     ``progress`` also gets the rows of a repair that trains the whole model, such as ``lora``: its loss at each step.
     """
+    spec = _built("reconstruction", method, fields)
     if fields.get("masks") == BETWEEN:
         hint = "Use prunelab.prune_and_repair."
         raise ConfigError("masks", BETWEEN, "the masks of the state, which are chosen", hint)
-    spec = _built("reconstruction", method, fields)
     stopping = None
     if not is_whole(spec) and spec.early_stop:
         tokens, stopping = split_stopping(tokens)

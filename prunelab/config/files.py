@@ -213,7 +213,8 @@ def input_widths(model: Mapping[str, Any]) -> list[int]:
 
 
 def widths(model: Mapping[str, Any]) -> list[int]:
-    """Return the numbers of inputs and of outputs that linear layers of ``model`` have; [] where no config is at hand."""
+    """Return the numbers of inputs that linear layers of ``model`` have, and the width of all key-value heads, be they a part
+    of a joint map; [] where no config is at hand."""
     found = set(input_widths(model))
     with suppress(KeyError, OSError, ValueError, TypeError, ZeroDivisionError, AttributeError):
         config = _text_config(model)

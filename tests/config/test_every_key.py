@@ -95,7 +95,7 @@ SECOND = {
     "allocation._target_": "allocation=uniform", "allocation.name": "allocation=global sparsity.propagation=dense",
     "reconstruction._target_": {"prunelab.reconstruction.exact.LeastSquares": "reconstruction=block",
                                 "prunelab.reconstruction.tuning.Tuning": "reconstruction=layer",
-                                "prunelab.reconstruction.lora.LoRA": "reconstruction=layer"},
+                                "prunelab.reconstruction.lora.LoRA": "every_key_stage.Recovery"},
     "reconstruction.masks": {"by_pattern": "before", "before": "between"}, "reconstruction.sites": "[query,down]",
     "reconstruction.window": "3", "reconstruction.patience": "2",
     "reconstruction_data.language": "any", "reconstruction_data.text_len": "300", "reconstruction_data.parts.same": "8",
@@ -117,6 +117,11 @@ REFUSED = {
     "evaluation.metrics.top._target_": "one class for a name",
 }  # fmt: skip
 STAGE = """
+from prunelab.reconstruction.lora import LoRA
+
+class Recovery(LoRA):
+    pass
+
 class Latency:
     repeats: int
     def run(self, trial):

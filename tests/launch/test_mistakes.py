@@ -91,7 +91,7 @@ EARLY = [
      ["reconstruction.patience=2", "null with a single sequence"]),
     (["reconstruction=lora"], ["reconstruction.warmup=100", "less than 2, the updates of 2 epochs over 32 sequences"]),
     ([*LORA, "reconstruction.masks=between"], ["reconstruction.masks='between'", "one of before"]),
-    ([*LORA, "reconstruction.rank=100"], ["reconstruction.rank=100", "at most 80, the narrowest width of embedded_llama"]),
+    ([*LORA, "reconstruction.rank=161"], ["reconstruction.rank=161", "at most 160, the narrowest width of embedded_llama"]),
     ([*LORA, "reconstruction.rank=0"], ["reconstruction.rank=0", "an integer, x >= 1"]),
     ([*LORA, "reconstruction.dropout=1"], ["reconstruction.dropout=1", "0 <= x < 1"]),
     ([*LORA, "reconstruction.sites=[q_proj]"], ["reconstruction.sites=['q_proj']", "a list of query, key, value"]),
