@@ -49,7 +49,9 @@ from prunelab.pattern.table import build_pattern
 from prunelab.pattern.units import Units
 from prunelab.pattern.weights import Unstructured
 from prunelab.plan.schedule import schedule
+from prunelab.reconstruction.base import is_whole
 from prunelab.reconstruction.walk import reconstruct, split_stopping
+from prunelab.reconstruction.whole import repair_whole
 from prunelab.structures.checkpoint import origin_of, save_checkpoint
 from prunelab.structures.state import State, open_state, save_state
 from prunelab.structures.surgery import compact as compact_decoder
@@ -169,23 +171,29 @@ def repair(
     model: Model, state: State, tokens: Tensor, *, method: str = "block", seed: int = 0, batch_size: int = 16,
     progress: Callable[[Mapping[str, Any]], None] | None = None, **fields: Any,
 ) -> State:  # fmt: skip
-    """Fit what ``state`` keeps to the dense model on ``tokens`` (n, seq_len); return the repaired model's state.
+    """Repair what ``state`` keeps on ``tokens`` (n, seq_len); return the repaired model's state.
 
     Masks are those of ``state``: the command line's ``reconstruction.masks=before``; see :func:`prune_and_repair`.
     ``method``: a name of ``conf/reconstruction``; ``fields`` replace its defaults. The dense weights are read from
     the checkpoint again, in place of the pruned ones, which wait in a temporary file: there is never a second model.
+    ``progress`` also gets the rows of a repair that trains the whole model, such as ``lora``: its loss at each step.
     """
+    spec = _built("reconstruction", method, fields)
     if fields.get("masks") == BETWEEN:
         hint = "Use prunelab.prune_and_repair."
         raise ConfigError("masks", BETWEEN, "the masks of the state, which are chosen", hint)
-    spec = _built("reconstruction", method, fields)
     stopping = None
-    if spec.early_stop:
+    if not is_whole(spec) and spec.early_stop:
         tokens, stopping = split_stopping(tokens)
     with tempfile.TemporaryDirectory(prefix="prunelab-") as folder:
         path = Path(folder) / "pruned.safetensors"
         save_state(state, path)
         restore(model.decoder, model.spec)
+        if is_whole(spec):
+            hear: dict[str, Any] = {} if progress is None else {"log": progress, "progress": progress}
+            return repair_whole(
+                model.decoder, open_state(path), tokens, spec, seed=seed, batch_size=batch_size, **hear
+            )[0]
         return reconstruct(
             model.decoder, open_state(path), tokens, spec, seed=seed, batch_size=batch_size, stopping=stopping,
             progress=progress,
@@ -207,6 +215,9 @@ def prune_and_repair(
     spec, built = _built("reconstruction", repair, fields), _built("method", method, {})
     form = build_pattern(pattern or Unstructured.name, within=within, rounding=rounding)
     ratio = form.fixed_ratio if ratio is None else ratio
+    if is_whole(spec):
+        allowed = "a repair that goes block by block"
+        raise ConfigError("repair", repair, allowed, "Use prunelab.prune, then prunelab.repair.")
     if ratio is None:
         raise ConfigError("ratio", ratio, "a number, 0 <= x < 1")
     spread = None if allocation in (None, "by_pattern") else _allocation(str(allocation))

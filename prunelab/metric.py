@@ -134,6 +134,10 @@ INTEGRITY = Metric("integrity", "masked weights read back", form="count", of="co
 REPAIR = Metric(
     "repair", "what a repair says of itself, the largest of its blocks", form="error", of="quantity"
 )
+LM_BEFORE, LM_AFTER = (
+    REPAIR.at("lm_loss_before"),
+    REPAIR.at("lm_loss_after"),
+)  # of a repair of the whole model
 PARTS = Metric("parts", "windows of a part", form="count", of="part")
 # of the compacted model and, as speed/dense/..., bytes/dense, of the dense one beside it
 SPEED = Metric("speed", "tokens per second", "higher", "tokens/s", of="phase", clock=True)

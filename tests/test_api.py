@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,6 +87,24 @@ def test_every_repair_lowers_the_error_it_fits(repair: str, tokens: torch.Tensor
     repaired = prunelab.repair(model, pruned, tokens, method=repair, **short)
     assert error() < before
     assert {name: site.mask.removed for name, site in repaired.sites()} == removed
+
+
+def test_a_repair_of_the_whole_model_lowers_the_loss_it_trains(tokens: torch.Tensor) -> None:
+    model = prunelab.load_model("embedded_llama")
+    pruned = prunelab.prune(model, tokens, method="flap", ratio=0.3)
+    before, removed = prunelab.perplexity(model, tokens), {name: s.mask.removed for name, s in pruned.sites()}
+    short = {"epochs": 4, "batch": 2, "warmup": 0, "learning_rate": 1e-3}
+    rows: list[Any] = []
+    repaired = prunelab.repair(model, pruned, tokens, method="lora", progress=rows.append, **short)
+    assert prunelab.perplexity(model, tokens) < before
+    assert {name: site.mask.removed for name, site in repaired.sites()} == removed
+    assert [row["loss"] for row in rows if row["event"] == "train"]
+    with pytest.raises(ConfigError, match=r"prunelab\.prune, then prunelab\.repair"):
+        prunelab.prune_and_repair(model, tokens, ratio=0.5, repair="lora")
+    with pytest.raises(ConfigError, match="masks='between': allowed is one of before"):
+        prunelab.repair(model, pruned, tokens, method="lora", masks="between")
+    with pytest.raises(ConfigError, match="a list of query"):
+        prunelab.repair(model, pruned, tokens, method="lora", sites=["q_proj"])
 
 
 def test_masks_between_repairs(tokens: torch.Tensor) -> None:

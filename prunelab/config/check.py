@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from prunelab.config.compose import Composer, Config, missing_keys
-from prunelab.config.contract import check_method, check_repair, method_facts
+from prunelab.config.contract import check_method, method_facts
 from prunelab.config.corpora import check_own_files, check_roles, specs_of, with_paths
-from prunelab.config.data import SAME, check_parts, parts_of
+from prunelab.config.data import SAME, check_parts
 from prunelab.config.domain import check_domains
 from prunelab.config.field import ClassSource, read_class
 from prunelab.config.files import (
@@ -23,6 +23,7 @@ from prunelab.config.files import (
     positions,
 )
 from prunelab.config.outside import OWN_METRICS, STAGES, outside_source
+from prunelab.config.repair import about_repair, is_whole
 from prunelab.config.schema import Evaluation
 from prunelab.config.tasks import check_tasks
 from prunelab.config.tracking import tracking_errors
@@ -161,7 +162,8 @@ def _settle(config: Config) -> None:
 def _resolve_masks(config: Config) -> None:
     """Say when masks are chosen where a repair leaves that to the pattern: between repairs, as its paper, if they can."""
     if config["reconstruction"].get("masks") == BY_PATTERN:
-        masks = BETWEEN if _between_error(config) is None else BEFORE
+        apart = is_whole(config["reconstruction"]) or _between_error(config) is not None
+        masks = BEFORE if apart else BETWEEN
         config["reconstruction"] = {**config["reconstruction"], "masks": masks}
 
 
@@ -279,7 +281,7 @@ def _across_groups(config: Config) -> Iterator[ConfigError]:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config["runtime"]["device"]):
         yield ConfigError("runtime.device", config["runtime"]["device"], "auto, cpu, cuda, cuda:N or mps")
     yield from _about_sparsity(config)
-    yield from _about_repair(config)
+    yield from about_repair(config, _between_error(config))
     model = config["model"]
     if model["source"] == "hub" and not re.fullmatch(r"[0-9a-f]{40}", model["revision"] or ""):
         hint = "Branches and tags move, and with them the numbers."
@@ -350,25 +352,3 @@ def _about_sparsity(config: Config) -> Iterator[ConfigError]:
     widths = [(str(model["name"]), width) for width in input_widths(model)]
     name, propagation = config["allocation"]["name"], sparsity.get("propagation", "pruned")
     yield from pattern.check(Run(facts, sparsity["ratio"], name, propagation, widths, n_blocks(model)))
-
-
-def _about_repair(config: Config) -> Iterator[ConfigError]:
-    repair = config["reconstruction"]
-    if "_target_" not in repair:
-        return
-    source = read_class(str(repair["_target_"]))
-    yield from check_repair(repair, source)
-    window, stride = ({**source.literals, **repair}.get(key) for key in ("window", "stride"))
-    if isinstance(window, int) and isinstance(stride, int) and stride > window:
-        yield ConfigError("reconstruction.stride", stride, f"1 to {window}, the window")
-    dtypes = source.literals.get("dtypes")
-    dtype = config["model"]["dtype"]
-    if dtypes and dtype not in dtypes:
-        yield ConfigError("model.dtype", dtype, f"{' | '.join(dtypes)} with reconstruction={repair['name']}")
-    wrong = _between_error(config) if repair.get("masks") == BETWEEN else None
-    if wrong is not None:
-        yield wrong
-    parts = parts_of(config["reconstruction_data"].get("parts"), config["calibration"]["n_samples"])
-    if repair.get("patience") is not None and sum(parts.values()) < 2:
-        hint = "One sequence in eight, at least one, is kept from training and decides when it ends."
-        yield ConfigError("reconstruction.patience", repair["patience"], "null with a single sequence", hint)

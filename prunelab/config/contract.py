@@ -18,7 +18,8 @@ _LITERALS = {
     "needs": "a tuple of strings",
     "supports": "a tuple of strings",
 }
-_REPAIR = ("window", "stride", "early_stop", "repair")
+_REPAIR = {"block": ("window", "stride", "early_stop", "repair"), "model": ("repair",)}  # by scope
+WHOLE = "model"  # the scope of a repair that takes the pruned model all at once, in steps of its own
 
 
 def method_facts(method: Mapping[str, Any], source: ClassSource) -> MethodFacts:
@@ -52,11 +53,19 @@ def check_method(method: Mapping[str, Any], source: ClassSource) -> Iterator[Con
             yield ConfigError("method.needs", need, allowed, "See prunelab/stats/base.py.")
 
 
+def repair_scope(source: ClassSource) -> str:
+    """Return what a repair takes at a time, by its class: ``block`` unless it says otherwise."""
+    return str(source.literals.get("scope", "block"))
+
+
 def check_repair(repair: Mapping[str, Any], source: ClassSource) -> Iterator[ConfigError]:
     """Yield what a repair of a class of its own lacks."""
-    missing = [name for name in _REPAIR if name not in source.names]
+    scope = repair_scope(source)
+    if scope not in _REPAIR:
+        yield ConfigError("reconstruction.scope", scope, " | ".join(_REPAIR), f"In {repair['_target_']}.")
+        return
+    missing = [name for name in _REPAIR[scope] if name not in source.names]
     if missing:
         hint = f"It lacks {', '.join(missing)}; see prunelab/reconstruction/base.py."
-        yield ConfigError(
-            "reconstruction._target_", repair["_target_"], f"a class with {', '.join(_REPAIR)}", hint
-        )
+        allowed = f"a class with {', '.join(_REPAIR[scope])}"
+        yield ConfigError("reconstruction._target_", repair["_target_"], allowed, hint)

@@ -51,7 +51,11 @@ class Field:
         names |= {"None": "null", "dict": "a mapping", "list": "a list", "tuple": "a list"}
         kinds = " or ".join(names.get(kind, kind) for kind in self.types)
         if "|" in self.bound or (self.bound and self.types[0] == "str"):
-            kinds = "one of " + self.bound.replace(" | ", ", ") + (" or null" if "None" in self.types else "")
+            kinds = (
+                ("a list of " if self.types[0] in ("list", "tuple") else "one of ")
+                + self.bound.replace(" | ", ", ")
+                + (" or null" if "None" in self.types else "")
+            )
             return kinds
         return f"{kinds}, {self.bound}" if self.bound else kinds
 
@@ -62,7 +66,8 @@ class Field:
         kinds = [kind for kind in self.types if _is_a(kind, value)]
         if value is None or not kinds:
             raise ConfigError(key, value, self.allowed)
-        if self.bound and not _within(self.bound, value):
+        items = value if kinds[0] in ("list", "tuple") else [value]  # a list's bound is of its entries
+        if self.bound and not all(_within(self.bound, item) for item in items):
             raise ConfigError(key, value, self.allowed)
         if kinds[0] in ("list", "tuple"):
             return list(value)

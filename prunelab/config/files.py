@@ -20,6 +20,9 @@ from prunelab.model_files import deciding_files
 from prunelab.text_row import wrong_row
 
 TEXT_SUFFIXES = (".txt", ".jsonl", ".parquet")
+_PRUNED = (
+    "pruned"  # the entry of a config.json for a model with other widths in every block (models/shape.py)
+)
 _EMBEDDED = Path(__file__).parents[1] / "data" / "models"  # a folder each
 _CHUNK = 1 << 22
 _LOOKED_AT = 4 << 20  # bytes of rows that planning parses: a tenth of a second
@@ -202,11 +205,26 @@ def input_widths(model: Mapping[str, Any]) -> list[int]:
         of_head = found.get("head_dim") or width // heads
         widths.add(width)
         # of a model with other widths in every block, the entry "pruned" says which (models/shape.py)
-        blocks = (found.get("pruned") or {}).get("blocks") or [{}]
+        blocks = (found.get(_PRUNED) or {}).get("blocks") or [{}]
         widths |= {block.get("heads", heads) * of_head for block in blocks}
         # where none says, it is four times the width, which divides no worse
         widths |= {block["ffn"] if block.get("ffn") else _first(found, _INNER) for block in blocks}
     return sorted(width for width in widths if isinstance(width, int))
+
+
+def widths(model: Mapping[str, Any]) -> list[int]:
+    """Return the numbers of inputs that linear layers of ``model`` have, and the width of all key-value heads, be they a part
+    of a joint map; [] where no config is at hand."""
+    found = set(input_widths(model))
+    with suppress(KeyError, OSError, ValueError, TypeError, ZeroDivisionError, AttributeError):
+        config = _text_config(model)
+        heads = _first(config, _HEADS)
+        of_head = config.get("head_dim") or _first(config, _WIDTH) // heads
+        blocks = (config.get(_PRUNED) or {}).get("blocks") or [{}]
+        found |= {
+            block.get("kv_heads", config.get("num_key_value_heads") or heads) * of_head for block in blocks
+        }
+    return sorted(width for width in found if isinstance(width, int))
 
 
 def n_blocks(model: Mapping[str, Any]) -> int | None:

@@ -125,7 +125,14 @@ def call_block(decoder: Decoder, index: int, stream: Stream, hidden: Tensor) -> 
     if rows not in stream.arguments:  # a batch of another size than the walk's, as in training
         batch = stream.tokens[torch.arange(rows, device=stream.tokens.device) % n]
         stream.arguments[rows] = capture(decoder, batch)[1]
-    captured = stream.arguments[rows][index]
+    return run_block(decoder, index, stream.arguments[rows][index], hidden)
+
+
+def run_block(decoder: Decoder, index: int, captured: Arguments, hidden: Tensor) -> Tensor:
+    """Output (b, seq_len, d) of block ``index`` on ``hidden``, with what :func:`capture` found for its shape.
+
+    Autograd works through it.
+    """
     block = decoder.blocks[index]
     if captured.keyword is None:
         output = block(hidden, *captured.args, **captured.kwargs)
@@ -161,8 +168,8 @@ def head(decoder: Decoder, hidden: Tensor, tokens: Tensor) -> Tensor:
 
 
 def token_losses(decoder: Decoder, hidden: Tensor, tokens: Tensor, chunk: int | None = None) -> Tensor:
-    """Cross-entropy in nats of each next token: (b, seq_len - 1) float32, from the last block's output (b,
-    seq_len, d).
+    """Cross-entropy in nats of each next token: (b, seq_len - 1) float32 (float64 for such a model), from the last
+    block's output (b, seq_len, d).
 
     Logits exist for ``chunk`` tokens at a time (None: as many as keep them under 128 MiB in float32), in
     the backward too: the head works on each position alone, so its gradient is taken chunk by chunk during
@@ -219,7 +226,8 @@ def _losses(decoder: Decoder, hidden: Tensor, tokens: Tensor, at: int, columns: 
     """
     stop = min(at + columns, tokens.shape[1] - 1)
     leaf = hidden[:, at:stop].detach().requires_grad_(torch.is_grad_enabled())
-    logits = head(decoder, leaf, tokens[:, at:stop]).float()
+    logits = head(decoder, leaf, tokens[:, at:stop])
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     targets = tokens[:, at + 1 : stop + 1]
     loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
     return loss.view(targets.shape), leaf

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from prunelab.config.contract import WHOLE
 from prunelab.config.outside import check_metric, check_stage
 from prunelab.errors import ConfigError
 
@@ -98,9 +99,12 @@ def cost_of(name: str, identity: Mapping[str, Any]) -> Cost:
     return _GENERATION if "recipe" in identity else kind_of(name).cost
 
 
-def shares_sums(name: str, inputs: Iterable[str]) -> bool:
-    """Say whether several ranks help with a stage: one that shares sums and reads the mask's tokens itself."""
-    return kind_of(name).shares and CALIBRATE in inputs
+def shares_sums(name: str, inputs: Iterable[str], identity: Mapping[str, Any]) -> bool:
+    """Say whether several ranks help with a stage: one that shares sums and reads the mask's tokens itself, or a repair
+    of a model as a whole."""
+    return (kind_of(name).shares and CALIBRATE in inputs) or (
+        name == RECONSTRUCT and identity.get("scope") == WHOLE
+    )
 
 
 def metric_prefix(name: str, role: str) -> str:

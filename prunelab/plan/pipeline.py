@@ -7,12 +7,14 @@ from typing import Any
 
 from prunelab.config.check import method_source
 from prunelab.config.code import source_digest, with_source
+from prunelab.config.contract import WHOLE
 from prunelab.config.data import GENERATED, SAME, parts_of, recipe_of
 from prunelab.config.domain import ROLE as DOMAIN
 from prunelab.config.domain import least_domains, other_domains
 from prunelab.config.files import content_digest
 from prunelab.config.fingerprint import fingerprint
 from prunelab.config.outside import reads
+from prunelab.config.repair import is_whole
 from prunelab.config.schema import Calibration, Model, Trial
 from prunelab.config.trial import plain
 from prunelab.pattern.base import BETWEEN, UPDATE
@@ -295,7 +297,9 @@ def _reconstruct(config: Trial, stages: Mapping[str, Stage], pruning: Stage) -> 
         "model": model_identity(config.model),
         "reconstruction": reconstruction,
         "seed": config.seed,
-    } | _stored(config)
+    }
+    # of a whole model no states wait between blocks
+    identity |= {"scope": WHOLE} if is_whole(config.reconstruction.fields) else _stored(config)
     tokens = "reconstruction" if "reconstruction" in stages else "calibrate"
     inputs, runtime = {tokens: stages[tokens].key}, _runtime(config) | {"reconstruction": reconstruction}
     if "prune" in stages:

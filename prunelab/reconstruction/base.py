@@ -1,9 +1,14 @@
 """What a repair is: a frozen dataclass without defaults, built from ``conf/reconstruction/<name>.yaml`` (``name``, ``revision``,
-raised when the same inputs give other numbers, and fields of its own). The shortest is exact.py.
+raised when the same inputs give other numbers, and fields of its own). It is of one of two scopes, which its class says
+as a literal ``scope``.
 
-It says which blocks it takes together (``window``, moved on by ``stride``) and repairs the kept weights of
-such a unit in place, and whatever else of its blocks it likes. The walk owns the streams, the masks, the order,
-progress and the report; it stores every parameter of a block that is not the dense model's any more.
+``block`` (and so without the literal): :class:`Reconstruction`; the shortest is exact.py. It says which blocks it takes
+together (``window``, moved on by ``stride``) and repairs the kept weights of such a unit in place, and whatever else of
+its blocks it likes, towards what the dense blocks compute. walk.py owns the streams, the masks, the order, progress and
+the report; it stores every parameter of a block that is not the dense model's any more.
+
+``model``: :class:`ModelRepair`, such as lora.py. It gets the pruned model and the tokens, and repairs all of it in steps
+of its own; the dense weights are gone by then. whole.py owns the masks, parts, ranks and the losses before and after.
 """
 
 from __future__ import annotations
@@ -11,18 +16,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from prunelab.distributed.group import Group
 from prunelab.models.activation import Activations, Shelf
 from prunelab.models.block import LinearSite
 from prunelab.models.decoder import Decoder
 from prunelab.reconstruction.streams import Streams
 from prunelab.sparsity.mask import Mask
+from prunelab.structures.state import StateReader
 
 Target = Literal["local", "global"]
+Scope = Literal["block", "model"]
 Held = tuple[Tensor, Tensor]  # a parameter and values that it may hold
 
 
@@ -163,3 +171,51 @@ class Reconstruction(Protocol):
         ``say({"phase": ..., "done": ..., "total": ...})`` tells people how far it is; other rows are not understood.
         """
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class Whole:
+    """A pruned model to repair as a whole, its pruned weights in place; nothing of the dense one is at hand.
+
+    ``masks``: of every linear layer, by name. ``tokens``: (n, seq_len) int64; ``batch_size``: how many of them fit in a
+    forward at a time, which may leave no trace but rounding. ``group``: ranks that hold the same model and tokens; each
+    takes its share of a step, sums are made by ``group.sum``, and all must end with the same bits.
+    ``done``, ``start``: the steps that an earlier attempt finished and what it saved after the last of them, read tensor
+    by tensor; 0 and None at the beginning. ``save(done, tensors)`` keeps tensors by name in the place of those before;
+    it may end the work there, so everything that later steps depend on has to be among them. ``log(row)``: a row for
+    metrics.jsonl, ``{"event": ..., "step": ..., numbers}``.
+    """
+
+    decoder: Decoder
+    masks: Mapping[str, Mask]
+    tokens: Tensor
+    batch_size: int
+    seed: int
+    group: Group
+    done: int
+    start: StateReader | None
+    save: Callable[[int, Mapping[str, Tensor]], None]
+    log: Callable[[Mapping[str, Any]], None]
+
+
+class ModelRepair(Protocol):
+    """Repairs a pruned model in place, all of it at once; removed weights are exactly zero afterwards."""
+
+    scope: ClassVar[Scope]
+
+    @property
+    def name(self) -> str:
+        """Name in reports."""
+        ...
+
+    def repair(self, whole: Whole, say: Callable[[Mapping[str, Any]], None]) -> dict[str, float]:
+        """Repair the kept weights in place; return numbers for the report. Same seed, same bits, resumed or not.
+
+        ``say``: as for :class:`Reconstruction`.
+        """
+        ...
+
+
+def is_whole(spec: object) -> bool:
+    """Say whether a repair takes the model as a whole."""
+    return getattr(spec, "scope", "block") == "model"

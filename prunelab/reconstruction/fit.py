@@ -29,7 +29,16 @@ T = TypeVar("T")
 _SCALE, _DOUBLED = 65536.0, 2000  # GradScaler's: initial scale, and updates until it doubles
 
 
-class Settings(Protocol):
+class Clipping(Protocol):
+    """How gradients are clipped."""
+
+    @property
+    def clipping(self) -> str: ...
+    @property
+    def max_norm(self) -> float: ...
+
+
+class Settings(Clipping, Protocol):
     """What training goes by; see :class:`prunelab.reconstruction.tuning.Tuning`."""
 
     @property
@@ -44,10 +53,6 @@ class Settings(Protocol):
     def beta1(self) -> float: ...
     @property
     def beta2(self) -> float: ...
-    @property
-    def clipping(self) -> str: ...
-    @property
-    def max_norm(self) -> float: ...
     @property
     def patience(self) -> int | None: ...
 
@@ -124,7 +129,7 @@ def epochs(settings: Settings, per_epoch: int) -> int:
     return max(settings.epochs, math.ceil(settings.min_updates / per_epoch)) if settings.epochs else 0
 
 
-def clip(parameters: Sequence[nn.Parameter], settings: Settings, update: int) -> None:
+def clip(parameters: Sequence[nn.Parameter], settings: Clipping, update: int) -> None:
     """Clip the norm of all gradients together before update ``update`` (from 0), as ``settings.clipping`` says."""
     if settings.clipping == "none":
         return

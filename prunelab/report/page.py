@@ -118,6 +118,7 @@ def _repairs(study: Study) -> str:
     parts.append(
         '<p class="note">Last block: relative error on all of the text that a repair was fitted to, with the '
         "block as pruned and as repaired, both behind repaired blocks. Per block: geometric mean of after ÷ before. "
+        "Language-model loss: nats per token on that text, of a repair that trains the whole model. "
         "Mean squared error: ‖h<sub>dense</sub> − h<sub>pruned</sub>‖² ÷ number of elements after the last block, "
         "in activation units, on the text that was fitted to and on held-out text. Against no repair: change of the "
         "relative error after the last block from the same mask without repair.</p>"

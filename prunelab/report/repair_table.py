@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from prunelab.metric import MEAN_HELD_OUT, MEAN_MSE, MSE_FITTED, ON_CALIBRATION, REPAIR, error, number
+from prunelab.metric import (
+    LM_AFTER,
+    LM_BEFORE,
+    MEAN_HELD_OUT,
+    MEAN_MSE,
+    MSE_FITTED,
+    ON_CALIBRATION,
+    REPAIR,
+    error,
+    number,
+)
 from prunelab.report.aggregate import SPREAD, by_cell
 from prunelab.report.collect import Study
 from prunelab.report.derive import chosen
@@ -17,6 +27,7 @@ from prunelab.report.table import Cell, ResultTable, cell_of
 
 BEFORE, AFTER, PER_BLOCK = REPAIR.at("before"), REPAIR.at("after"), REPAIR.at("per_block")
 NEAR, FAR = "against/calibration", "against/held_out"
+_LOSS = {LM_BEFORE: "before", LM_AFTER: "after"}
 _MSE = {MSE_FITTED: "fitted", MEAN_MSE.name: "held-out"}
 
 
@@ -24,8 +35,9 @@ def repair_tables(study: Study) -> list[ResultTable]:
     """A table for each facet with repairs; none where nothing is repaired.
 
     Last block, before and after: relative error on the text of the repair, the block as pruned and as repaired
-    after repaired blocks. Per block: geometric mean of after over before. Per element: mean squared error after
-    the last block. Against no repair: change of the relative error to the same mask's without repair.
+    after repaired blocks. Per block: geometric mean of after over before. Language-model loss, where a repair trains
+    the whole model: mean per token in nats on the text of the repair, as pruned and as repaired. Per element: mean
+    squared error after the last block. Against no repair: change of the relative error to the same mask's without repair.
     """
     frame = _with_repairs(study)
     return [_table(study, frame, facet) for facet in study.facets if _any(frame, facet)]
@@ -58,7 +70,8 @@ def _with_repairs(study: Study) -> pd.DataFrame:
 
 def _table(study: Study, frame: pd.DataFrame, facet: str) -> ResultTable:
     frame = frame.loc[frame["facet"] == facet, :]
-    names = [BEFORE, AFTER, PER_BLOCK, *(c for c in _MSE if c in frame and frame[c].notna().any())]
+    known = [c for c in (*_LOSS, *_MSE) if c in frame and frame[c].notna().any()]
+    names = [BEFORE, AFTER, PER_BLOCK, *known]
     against = [c for c in (NEAR, FAR) if c in frame and frame[c].notna().any()]
     names += against
     cells = by_cell(frame, names)
@@ -73,10 +86,12 @@ def _table(study: Study, frame: pd.DataFrame, facet: str) -> ResultTable:
         now = (row["ratio"], masks[row["variant"]] if several else "")
         starts.append(now != last)
         last = now
-    mse = [name for name in _MSE if name in names]
-    groups = [("", 2), ("last block, fitted text", 2), ("per block", 1), ("mean squared error", len(mse))]
+    loss, mse = ([name for name in group if name in names] for group in (_LOSS, _MSE))
+    groups = [("", 2), ("last block, fitted text", 2), ("per block", 1), ("language-model loss", len(loss))]
+    groups += [("mean squared error", len(mse))]
     groups += [("against no repair", len(against))]
-    header = ["ratio", "method", "before", "after", "after ÷ before", *(_MSE[name] for name in mse)]
+    header = ["ratio", "method", "before", "after", "after ÷ before"]
+    header += [*(_LOSS[name] for name in loss), *(_MSE[name] for name in mse)]
     header += [{NEAR: "calibration", FAR: "held-out"}[name] for name in against]
     shown = tuple(group for group in groups if group[1])
     return ResultTable(facet, shown, tuple(header), tuple(rows), tuple(starts))

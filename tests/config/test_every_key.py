@@ -34,6 +34,7 @@ MODELS = Path(__file__).resolve().parents[2] / "prunelab" / "data" / "models"
 SHA = "0123456789abcdef0123456789abcdef01234567"
 TAIL = "'" + SHA[::-1] + "'"
 WANDA = "method=wanda sparsity=unstructured"
+LORA = "reconstruction=lora reconstruction.warmup=1 reconstruction.batch=4 reconstruction.held_out=0.25"
 SWEPT = "stages.latency={_target_:every_key_stage.Latency,repeats:2}"
 MEASURED = "evaluation.metrics.top={_target_:every_key_stage.Top,k:2}"
 # overrides -> the groups whose keys are walked under them; together they have every key of every option
@@ -51,6 +52,7 @@ WALKS = {
     f"{WANDA} reconstruction=block": "reconstruction",
     f"{WANDA} reconstruction=block_gp": "reconstruction",
     f"{WANDA} reconstruction=cross_block": "reconstruction",
+    f"{WANDA} {LORA}": "reconstruction",
     f"{WANDA} reconstruction=block reconstruction_data=self_generated": "reconstruction_data",
     f"{WANDA} reconstruction=block reconstruction_data=self_generated_mix": "reconstruction_data",
     "tracking=wandb": "tracking",
@@ -92,7 +94,9 @@ SECOND = {
     "method.step": {"null": "0.1"}, "method.p": "1",
     "allocation._target_": "allocation=uniform", "allocation.name": "allocation=global sparsity.propagation=dense",
     "reconstruction._target_": {"prunelab.reconstruction.exact.LeastSquares": "reconstruction=block",
-                                "prunelab.reconstruction.tuning.Tuning": "reconstruction=layer"},
+                                "prunelab.reconstruction.tuning.Tuning": "reconstruction=layer",
+                                "prunelab.reconstruction.lora.LoRA": "every_key_stage.Recovery"},
+    "reconstruction.masks": {"by_pattern": "before", "before": "between"}, "reconstruction.sites": "[query,down]",
     "reconstruction.window": "3", "reconstruction.patience": "2",
     "reconstruction_data.language": "any", "reconstruction_data.text_len": "300", "reconstruction_data.parts.same": "8",
     "evaluation.corpora": "[kjv]", "evaluation.held_out": "[kjv]",
@@ -108,10 +112,16 @@ REFUSED = {
     "study": "one value in all trials", "paths.*": "one value in all trials",
     "sparsity.ratio": "removes",  # n:m fixes it
     "method.step": "all at once", "reconstruction.stride": "the window", "calibration.source": "calibration",
+    "reconstruction.masks": "one of before",  # a model is trained as a whole once it is pruned
     "reconstruction._target_": "one class for a name", "stages.latency._target_": "one class for a name",
     "evaluation.metrics.top._target_": "one class for a name",
 }  # fmt: skip
 STAGE = """
+from prunelab.reconstruction.lora import LoRA
+
+class Recovery(LoRA):
+    pass
+
 class Latency:
     repeats: int
     def run(self, trial):

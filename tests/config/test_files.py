@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from prunelab.config.files import check_model_folder, check_text_file, input_widths, positions
+from prunelab.config.files import widths as all_widths
 from prunelab.errors import ConfigError
 
 MODELS = Path(__file__).resolve().parents[2] / "prunelab" / "data" / "models"
@@ -143,3 +144,15 @@ def test_lengths_and_widths_by_any_name(
     spec = {"source": "local", "id": str(tmp_path), "max_len": None}
     assert positions(spec) == length
     assert input_widths(spec) == widths
+    assert all_widths(spec) == widths
+
+
+def test_the_narrowest_width_may_be_that_of_key_value_heads(tmp_path: Path) -> None:
+    config = {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 2, "intermediate_size": 96}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    spec = {"source": "local", "id": str(tmp_path), "max_len": None}
+    assert all_widths(spec) == [16, 64, 96]
+    config |= {"pruned": {"blocks": [{"heads": 4, "kv_heads": 1, "ffn": 40}]}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert all_widths(spec) == [8, 32, 40, 64]
+    assert all_widths({"source": "hub", "id": "a/b"}) == []

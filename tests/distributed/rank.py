@@ -30,6 +30,8 @@ from prunelab.passes.shots import prune
 from prunelab.passes.statistics import collect_statistics
 from prunelab.pattern.table import build_pattern
 from prunelab.pattern.weights import RowsColumns, Unstructured
+from prunelab.reconstruction.lora import LoRA
+from prunelab.reconstruction.whole import repair_whole
 from prunelab.stats.block_influence import BlockInfluence
 from prunelab.stats.taylor import Taylor
 from prunelab.structures.state import State
@@ -38,6 +40,11 @@ SURGEON = Surgeon("surgeon", 1, None, 0.01, 0.01, "full", 2000, 0.1, 200)
 SPARSEGPT = SparseGPT("sparsegpt", 1, None, block=8, damping=0.01)
 WANDA = Wanda("wanda", 1, None)
 PRUNER = LLMPruner("llm_pruner", 1, None, "mixed", "sum", True)
+LORA = LoRA(
+    "lora", 1, "before", ["query", "output", "up", "down"], rank=2, alpha=4.0, dropout=0.1, masked="through", epochs=3,
+    batch=4, learning_rate=1e-3, warmup=0, beta1=0.9, beta2=0.999, weight_decay=0.0, clipping="norm", max_norm=1.0,
+    held_out=0.0, look_every=1, keep="last", save_every=1,
+)  # fmt: skip
 OUTLIERS = OWL("owl", 1, 2.0, 0.08)
 
 
@@ -64,7 +71,19 @@ def find(group: Group, n_sequences: int) -> dict[str, Tensor]:
         collect_statistics(random_decoder(family), tokens, needs, 2, keep, group=group)
         for name, state in _states(family, tokens, group):
             found |= {f"{family}/{key}": value for key, value in _flat(name, state)}
+            if name == "sparsegpt":
+                found |= _recovered(family, state.clone(), tokens, group)
     return found
+
+
+def _recovered(family: str, state: State, tokens: Tensor, group: Group) -> dict[str, Tensor]:
+    """Weights after LoRA recovery, and the losses before and after."""
+    whole, numbers = repair_whole(
+        random_decoder(family), state, tokens, LORA, seed=0, batch_size=2, group=group
+    )
+    losses = torch.tensor([numbers["lm_loss_before"], numbers["lm_loss_after"]])
+    weights = {f"{family}/lora/{name}": site.weight.clone() for name, site in whole.items.items()}
+    return weights | {f"{family}/lora/losses": losses}
 
 
 def keep_into(found: dict[str, Tensor], family: str) -> Callable[..., None]:

@@ -48,10 +48,13 @@ def test_two_ranks_find_what_one_finds(folder: Path, n_sequences: int) -> None:
     expected = alone(n_sequences)
     assert first.keys() == second.keys() == expected.keys()
     kinds = {name.split("/")[1] for name in expected}
-    assert kinds == {"A", "G", "taylor", "norm", "gram", "samples", "influence", "weight", "mask"}
+    assert kinds == {"A", "G", "taylor", "norm", "gram", "samples", "influence", "weight", "mask", "lora"}
     for name, one in expected.items():
         assert torch.equal(first[name], second[name]), name
-        assert torch.equal(first[name], one), name
+        if "/lora/" in name:  # gradients are float32 sums, which other batches round in other ways
+            torch.testing.assert_close(first[name], one, rtol=1e-4, atol=1e-5)
+        else:
+            assert torch.equal(first[name], one), name
         assert bool(one.any()) or name.endswith(("keep_bias_column", "whole")), name
 
 

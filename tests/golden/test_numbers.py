@@ -41,6 +41,15 @@ PRUNED = {
     "sparsity=units sparsity.ratio=0.3 sparsity.propagation=dense allocation=by_kind": ("flap", "wanda_sp"),
 }  # fmt: skip
 REPAIRED = ("layer", "block", "block_gp", "cross_block")
+RECOVERED = (
+    "method=llm_pruner sparsity=units sparsity.ratio=0.3",
+    "method=wanda sparsity=2of4",
+    "method=wanda sparsity=2of4 reconstruction.masked=project",
+)
+LORA = (
+    "reconstruction=lora",
+    *(f"reconstruction.{word}" for word in ("epochs=4", "batch=4", "warmup=2", "learning_rate=3e-3")),
+)
 SETTINGS = [
     "model=random", "calibration=tokens", "calibration.n_samples=8", "calibration.seq_len=24", "evaluation.corpora=[tokens]",
     "calibration.split={mask:train,held_out:validation,test:test}", "evaluation.held_out=[tokens]",
@@ -54,7 +63,7 @@ TEXTS = [  # a method that compares kinds of text needs a tokenizer, which rando
     "runtime.device=cpu", "evaluation.speed=false", "runtime.workers=1", "runtime.threads=1",
 ]  # fmt: skip
 COMPARED = "method=gprune domains=[kjv] sparsity=units sparsity.ratio=0.3"
-KEPT = ("ppl/", "error/", "mse/", "ratio/", "integrity/masked", "parameters/compact")
+KEPT = ("repair/lm_loss", "ppl/", "error/", "mse/", "ratio/", "integrity/masked", "parameters/compact")
 
 
 def jobs(tokens: Path, root: Path) -> dict[str, list[str]]:
@@ -71,6 +80,9 @@ def jobs(tokens: Path, root: Path) -> dict[str, list[str]]:
                    f"reconstruction={repair}"]  # fmt: skip
             short = [] if repair == "layer" else ["reconstruction.min_updates=8", "reconstruction.epochs=2"]
             found[" ".join(own)] = [*common, *own, *short]
+        for words in RECOVERED:
+            own = [f"model.id={family}", *words.split(), *LORA]
+            found[" ".join(own)] = [*common, *own]
     return found | {COMPARED: [*TEXTS, f"paths.root={root}", *COMPARED.split()]}
 
 

@@ -1,7 +1,8 @@
 """What people add from outside the package, a file and a YAML each: two sweeps run them all, and all is shown everywhere.
 
-Of each part: a linear method with a statistic of its own, a method of rows and columns, an allocation, a repair, a kind of
-stage, a metric, a corpus, a family of models. That such files reach the workers of a pool is in test_sweep.py.
+Of each part: a linear method with a statistic of its own, a method of rows and columns, an allocation, a repair of blocks
+and one of the whole model, a kind of stage, a metric, a corpus, a family of models. That such files reach the workers of a
+pool is in test_sweep.py.
 """
 
 from __future__ import annotations
@@ -141,6 +142,39 @@ class Rescale:
             longest = max(longest, float(factor.max()))
         return {"factor": longest}
 '''
+WHOLE = '''
+"""Takes a small step down the language-model loss with the gains of the norms, one text at a time."""
+from __future__ import annotations
+from dataclasses import dataclass
+from typing import Annotated
+import torch
+
+@dataclass(frozen=True)
+class Gains:
+    name: str
+    revision: int
+    rate: Annotated[float, "x > 0"]
+    scope = "model"
+
+    def repair(self, whole, say):
+        gains = whole.decoder.other_parameters()
+        for name, gain in gains.items():
+            if whole.start is not None:
+                gain.copy_(whole.start.parameter(name))
+        for step in range(whole.done + 1, len(whole.tokens) + 1):
+            text = whole.tokens[step - 1 : step]
+            with torch.enable_grad():
+                leaves = {name: gain.detach().requires_grad_() for name, gain in gains.items()}
+                words = {"input_ids": text, "labels": text, "use_cache": False}
+                loss = torch.func.functional_call(whole.decoder.model, leaves, kwargs=words).loss
+                slopes = torch.autograd.grad(loss, list(leaves.values()))
+            for gain, slope in zip(gains.values(), slopes):
+                gain.sub_(self.rate * slope)
+            whole.log({"event": "gains", "step": step, "loss": float(loss)})
+            say({"phase": "texts", "done": step, "total": len(whole.tokens)})
+            whole.save(step, gains)
+        return {"texts": len(whole.tokens)}
+'''
 STAGE = '''
 """Counts what is left of the weights, and the tokens it was given."""
 from __future__ import annotations
@@ -213,6 +247,8 @@ FILES = {
         "_target_: own_repair.Rescale\nname: rescale\nrevision: 1\nmasks: before\nshare: 0.5\n",
     "conf/evaluation/likely.yaml":
         "defaults: [embedded]\nname: likely\nmetrics: {top: {_target_: own_metric.TopK, k: 5}}\n",
+    "own_whole.py": WHOLE,
+    "conf/reconstruction/gains.yaml": "_target_: own_whole.Gains\nname: gains\nrevision: 1\nrate: 0.01\n",
     "conf/stages/census.yaml": "census:\n  _target_: mine.Census\n  above: 0.0\n",
 }  # fmt: skip
 LINEAR_WORDS = [
@@ -223,7 +259,8 @@ LINEAR_WORDS = [
 LINES_WORDS = [
     "study=lines", "method=power,surgeon", "sparsity.ratio=0.1,0.2", "model=local", "model.id=tiny",
     "model.family=starcoder2.yaml", "calibration=tokens", "calibration.path=ids.npy", "evaluation.corpora=[tokens]",
-    "evaluation.held_out=[tokens]", "+stages=census", "stages.census.above=0.01", "-m", "--config-dir", "conf",
+    "evaluation.held_out=[tokens]", "+stages=census", "stages.census.above=0.01", "reconstruction=gains", "-m",
+    "--config-dir", "conf",
 ]  # fmt: skip
 
 PEAKS = ["method=peaks", "sparsity=unstructured"]
@@ -378,6 +415,19 @@ def test_the_stage_is_shown_after_the_package_s_own(linear: Study, lines: Study)
             assert min(few) > max(more) > 0
 
 
+def test_a_repair_of_the_whole_model_is_shown_by_its_steps_and_losses(lines: Study) -> None:
+    assert "4 reconstruct" in lines.said
+    for trial in lines.plan.trials:
+        row, told = lines.row(trial), lines.told(trial)
+        assert float(row["repair/texts"]) == trial.config.calibration.n_samples
+        assert float(row["repair/lm_loss_after"]) < float(row["repair/lm_loss_before"])
+        assert told.values["repair/lm_loss_after"] == pytest.approx(float(row["repair/lm_loss_after"]))
+        steps = [event["step"] for event in told.rows if event.get("event") == "gains"]
+        assert steps == list(range(1, trial.config.calibration.n_samples + 1))
+    page = (lines.plan.folder / "report" / "index.html").read_text(encoding="utf-8")
+    assert "language-model loss" in page
+
+
 def test_the_repair_runs_with_masks_before_and_between(linear: Study) -> None:
     assert "4 reconstruct" in linear.said
     assert "reconstruct" in linear.status
@@ -500,6 +550,11 @@ MISTAKES = [
     (["method=power", "method.power=-1"], "", "", "", "method.power=-1: allowed is a number, x > 0"),
     (["method=wanda", "sparsity=unstructured", "reconstruction=rescale", "reconstruction.masks=after"], "", "", "",
      "reconstruction.masks='after': allowed is one of before, between"),
+    (["reconstruction=gains"], "own_whole.py", 'scope = "model"', 'scope = "layer"',
+     "reconstruction.scope='layer': allowed is block | model"),
+    (["reconstruction=gains"], "own_whole.py", 'def repair(', 'def mend(', "allowed is a class with repair"),
+    (["reconstruction=gains", "+reconstruction.masks=between"], "own_whole.py", "    rate:", "    masks: str\n    rate:",
+     "It repairs the model as a whole, all of which is pruned by then."),
     ([*CENSUS, "stages.census.above=-1"], "", "", "", "stages.census.above=-1: allowed is a number, x >= 0"),
     ([*CENSUS, "+stages.census.abve=1"], "", "", "", "Did you mean 'above'?"),
     ([*CENSUS, "+stages.prune={_target_: mine.Census, above: 1}"], "", "", "", "'prune': allowed is small letters"),

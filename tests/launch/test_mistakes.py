@@ -41,6 +41,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+LORA = ["reconstruction=lora", "reconstruction.warmup=0"]
 # words of the command line -> what the message has to say
 EARLY = [
     (["method=surgeonn"], ["method='surgeonn'", "kobd", "Did you mean 'surgeon'?"]),
@@ -88,6 +89,19 @@ EARLY = [
     (["reconstruction=block_gp", "model.dtype=float16"], ["model.dtype='float16'", "float32 | bfloat16"]),
     (["reconstruction=block", "reconstruction.patience=2", "calibration.n_samples=1"],
      ["reconstruction.patience=2", "null with a single sequence"]),
+    (["reconstruction=lora"], ["reconstruction.warmup=100", "less than 2, the updates of 2 epochs over 32 sequences"]),
+    ([*LORA, "reconstruction.masks=between"], ["reconstruction.masks='between'", "one of before"]),
+    ([*LORA, "reconstruction.rank=161"], ["reconstruction.rank=161", "at most 160, the narrowest width of embedded_llama"]),
+    ([*LORA, "reconstruction.rank=0"], ["reconstruction.rank=0", "an integer, x >= 1"]),
+    ([*LORA, "reconstruction.dropout=1"], ["reconstruction.dropout=1", "0 <= x < 1"]),
+    ([*LORA, "reconstruction.sites=[q_proj]"], ["reconstruction.sites=['q_proj']", "a list of query, key, value"]),
+    ([*LORA, "reconstruction.sites=[]"], ["reconstruction.sites=[]", "at least one of query"]),
+    ([*LORA, "reconstruction.masked=no"], ["reconstruction.masked", "one of through, project"]),
+    ([*LORA, "reconstruction.held_out=0.99"], ["reconstruction.held_out=0.99", "one of 32 sequences to train on"]),
+    ([*LORA, "reconstruction.keep=best"], ["reconstruction.held_out=0.0", "above 0 with reconstruction.keep=best"]),
+    ([*LORA, "model.dtype=float16"], ["model.dtype='float16'", "float32 | bfloat16 with reconstruction=lora"]),
+    ([*LORA, "reconstruction_data=self_generated", "reconstruction_data.parts.self_generated=0"],
+     ["reconstruction_data.parts=", "at least one part with a window"]),
     (["method=sparsegpt", "sparsity=unstructured", "sparsity.within=row", "allocation=global"],
      ["sparsity.within='row'", "allocation='global'", "method=sparsegpt chooses in its own way"]),
     (["calibration.sampler=rows"], ["calibration.sampler='rows'", "random_windows | sequential | documents"]),

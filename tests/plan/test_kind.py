@@ -53,10 +53,12 @@ def test_metrics_of_the_trial_bear_their_own_names() -> None:
 
 
 def test_ranks_share_what_reads_the_tokens_itself() -> None:
-    assert shares_sums(PRUNE, ["calibrate"])
-    assert shares_sums(STATISTICS, ["calibrate"])
-    assert not shares_sums(PRUNE, ["statistics"])
-    assert not shares_sums(EVALUATE, ["calibrate"])
+    assert shares_sums(PRUNE, ["calibrate"], {})
+    assert shares_sums(STATISTICS, ["calibrate"], {})
+    assert not shares_sums(PRUNE, ["statistics"], {})
+    assert not shares_sums(EVALUATE, ["calibrate"], {})
+    assert not shares_sums(RECONSTRUCT, ["calibrate", "prune"], {})
+    assert shares_sums(RECONSTRUCT, ["reconstruction", "prune"], {"scope": "model"})
 
 
 def test_written_text_costs_more_than_text_that_is_read() -> None:

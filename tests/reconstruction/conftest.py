@@ -35,7 +35,7 @@ def option() -> Callable[..., Any]:
 
 @pytest.fixture
 def spec() -> Callable[..., Any]:
-    """Build a repair by name; keyword arguments replace fields. Gradient repairs are short."""
+    """Build a repair of blocks by name; keyword arguments replace fields. Gradient repairs are short."""
 
     def make(name: str, **changes: Any) -> Any:
         short = {} if name == "layer" else {"epochs": 2, "min_updates": 0, "batch": 2, "learning_rate": 1e-3}

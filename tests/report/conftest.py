@@ -189,7 +189,14 @@ def fabricate_study(
     return lab.study
 
 
-LEFT = {"none": 1.0, "layer": 0.5, "block": 0.4, "block_gp": 0.3, "cross_block": 0.2}  # of a mask's error
+LEFT = {
+    "none": 1.0,
+    "layer": 0.5,
+    "block": 0.4,
+    "block_gp": 0.3,
+    "cross_block": 0.2,
+    "lora": 0.25,
+}  # of a mask's error
 MASKS = {"magnitude": 0.4, "wanda": 0.2}
 PARTS = {"same": None, "mix": {"same": None, "self_generated": 16}}
 
@@ -242,7 +249,13 @@ def repair_study(
                 {"block": row["block"]} | {key: row[key] for key in ("error", "mse")}
                 | {"error_before": 2 * row["error"], "mse_before": 2 * row["mse"]} for row in rows
             ]  # fmt: skip
-            key = lab.stage("reconstruct", trial, last, {"metrics": {}, "tables": {"repair": rows}})
+            record: dict[str, Any] = {"metrics": {}, "tables": {"repair": rows}}
+            if repair == "lora":  # the whole model at once: losses, and no rows of blocks
+                record = {
+                    "metrics": {"repair/lm_loss_before": 4.0, "repair/lm_loss_after": 3.0 + error},
+                    "tables": {},
+                }
+            key = lab.stage("reconstruct", trial, last, record)
             last = {"reconstruct": key}
         near = {"calibration": 1.0} | ({"reconstruction": 1.1} if other else {})
         far = {f"held_out/{c}": (0.5 if other else 1.0) * (2 + k) for k, c in enumerate(("austen", "kjv"))}

@@ -84,6 +84,25 @@ def test_the_table_of_repairs(repaired):
     assert "after ÷ before" in markdown_table(table)
 
 
+def test_a_repair_of_the_whole_model_shows_its_loss(repaired):
+    study = collect(repaired(repairs=("none", "layer", "lora"), data={"same": None}))
+    (table,) = repair_tables(study)
+    assert sum(width for _, width in table.groups) == len(table.header) == 11
+    assert ("language-model loss", 2) in table.groups
+    rows = {row[1].text: [cell.text for cell in row[2:]] for row in table.rows}
+    assert rows["wanda + lora"][:5] == ["—", "—", "—", "4.0000", "3.0250"]
+    assert rows["wanda + layer"][3:5] == rows["wanda + none"][3:5] == ["—", "—"]
+    assert rows["wanda + lora"][-2:] == ["-75.0%", "-75.0%"]
+    assert {row["variant"] for row in parse(repairs_csv(study))} == {"magnitude + layer", "wanda + layer"}
+
+
+def test_a_study_of_such_repairs_alone_is_drawn(repaired):
+    folder = repaired(repairs=("none", "lora"), data={"same": None})
+    assert figures(folder) == ALWAYS | REPAIRS - {"gain"}
+    assert "language-model loss" in render_report(folder).read_text(encoding="utf-8")
+    assert not (folder / "report" / "repairs.csv").exists()
+
+
 def test_masks_stand_together_in_the_main_table(repaired):
     (table,) = result_tables(collect(repaired()))
     starts = [row[1].text for row, start in zip(table.rows, table.starts, strict=True) if start]

@@ -49,10 +49,23 @@ def units(method: str, allocation: str, schedule: list[float], compensation: str
                     "schedule": schedule, **pattern}  # fmt: skip
 
 
+LORA = option(
+    "reconstruction",
+    "lora",
+    epochs=2,
+    batch=2,
+    warmup=0,
+    save_every=1,
+    held_out=0.1,
+    keep="best",
+    look_every=3,
+)
+WHOLE = {"seed": 0, "scope": "model"} | MODEL
 STAGES = {
     "prune": (prune, PRUNE),
     "reconstruct": (reconstruct, {"seed": 0} | MODEL),
     "between": (reconstruct, {"seed": 0, "prune": PRUNE} | MODEL),
+    "whole": (reconstruct, WHOLE),
     "units by block": (prune, units("flap", "uniform", [0.3], "bias")),
     "units by shot": (prune, units("flap", "global", FOUR_SHOTS, "bias")),
     "units by gradient": (prune, units("llm_pruner", "uniform", FOUR_SHOTS, "least_squares")),
@@ -89,6 +102,8 @@ def context(
     runtime = RUNTIME if name is None else {
         **RUNTIME, "method": option("method", name), "allocation": {"name": identity["allocation"]},
     }  # fmt: skip
+    if identity.get("scope") == "model":
+        runtime = {**runtime, "reconstruction": LORA}
     asked = iter(range(1, 1000))
     (folder / "outputs").mkdir(parents=True, exist_ok=True)
     (folder / "work").mkdir(exist_ok=True)
@@ -126,8 +141,9 @@ def test_a_part_that_is_gone_is_named_and_not_passed_over(
     )
     with pytest.raises(Interrupted):
         stage.run(identity, context(tmp_path, inputs, 2, identity))
-    # a shot's part takes the place of those before
+    # a part of shots or of a whole repair takes the place of those before
     part = "part-2" if len(identity.get("schedule", ())) > 1 else "part-1"
+    part = "part-2" if identity.get("scope") == "model" else part
     (tmp_path / "work" / f"{part}.safetensors").unlink()
     with pytest.raises(StoreError, match=rf"{part}\.safetensors .* rm -r .*work"):
         stage.run(identity, context(tmp_path, inputs, 0, identity))

@@ -147,7 +147,7 @@ class Runner:
         clock = time.perf_counter()
         module = kind_of(stage.kind).module
         run = importlib.import_module(module).run
-        coordinator = self.coordinator if shares_sums(stage.kind, stage.inputs) else None
+        coordinator = self.coordinator if shares_sums(stage.kind, stage.inputs, stage.identity) else None
         try:
             with coordinator.stage(module, stage.identity, context) if coordinator else nullcontext():
                 result = run(stage.identity, context)

@@ -58,7 +58,7 @@ def need(plan: Plan, job: Job, settings: Settings) -> Need:
     minutes = 15.0 + sum(
         cost.minutes * weights * (1 if n is None else n) for cost, n in zip(costs, repeats, strict=True)
     )
-    shares = any(shares_sums(stage.kind, stage.inputs) for stage in stages)
+    shares = any(shares_sums(stage.kind, stage.inputs, stage.identity) for stage in stages)
     tasks = (settings.tasks_per_node or settings.gpus or 1) if shares else 1
     gpus = (
         settings.gpus
