@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from by_conf import composer as the_composer
 
+from prunelab.config.compose import Composer
 from prunelab.family import load_families
 from prunelab.models.decoder import Decoder
 from prunelab.models.random import random_decoder
@@ -32,10 +35,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("family_name", TYPICAL_FAMILIES if few else FAMILY_NAMES, indirect=True)
 
 
+def pytest_collection_finish() -> None:
+    """Put what importing left, over a million objects, out of the garbage collector's sight: each full pass went over it."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     # small matrices: threads only add noise, and one thread keeps sums in one order
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def composer() -> Composer:
+    """The composer over the project's own conf folder that all tests share."""
+    return the_composer()
 
 
 @pytest.fixture
