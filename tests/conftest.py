@@ -61,6 +61,28 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of tests marked ``methods_by_families``, the product of both, leave by default a part and make the rest slow.
+
+    Every method meets at least three families and every family at least two methods; ``make slow`` runs the others.
+    """
+    tables: dict[str, dict[str, list[pytest.Item]]] = {}
+    for item in items:
+        if item.get_closest_marker("methods_by_families") is not None:
+            values = item.callspec.params  # type: ignore[attr-defined]
+            case = " ".join(str(value) for name, value in sorted(values.items()) if name != "family_name")
+            tables.setdefault(item.nodeid.partition("[")[0], {}).setdefault(case, []).append(item)
+    for cases in tables.values():
+        for number, row in enumerate(cases.values()):
+            row.sort(key=lambda item: item.callspec.params["family_name"])  # type: ignore[attr-defined]
+            width = max(3, -(-2 * len(row) // len(cases)))
+            stay = {(number * width + step) % len(row) for step in range(width)}
+            for index, item in enumerate(row):
+                if index not in stay:
+                    item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     # small matrices: threads only add noise, and one thread keeps sums in one order

@@ -73,6 +73,7 @@ def test_needs_and_supports_can_be_read_without_importing(name: str) -> None:
     assert values["scope"] in SCOPES
 
 
+@pytest.mark.methods_by_families
 @each_method
 def test_promises_on_every_family(
     decoder: Decoder, family_name: str, method: Any, tokens: Tensor, tmp_path: Path

@@ -60,6 +60,7 @@ def run(
     )  # fmt: skip
 
 
+@pytest.mark.methods_by_families
 @each_method
 @torch.no_grad()
 def test_promises_on_every_family(

@@ -30,6 +30,7 @@ CASES = [
 ]  # fmt: skip
 
 
+@pytest.mark.methods_by_families
 @pytest.mark.typical_families
 @pytest.mark.parametrize(
     ("method", "pattern"), CASES, ids=lambda value: getattr(value, "label", getattr(value, "name", ""))
