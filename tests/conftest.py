@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from by_conf import composer as the_composer
 
+from prunelab.config.compose import Composer
 from prunelab.family import load_families
 from prunelab.models.decoder import Decoder
 from prunelab.models.random import random_decoder
@@ -32,10 +35,64 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("family_name", TYPICAL_FAMILIES if few else FAMILY_NAMES, indirect=True)
 
 
+def _in_memory() -> str | None:
+    """Return a place in memory that programs can be started from and that has room, or None where there is none.
+
+    A file written, flushed and removed on a disk costs up to 10 ms of waiting, and tests make tens of thousands.
+    """
+    place = Path("/dev/shm")
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        return None
+    facts = os.statvfs(place)
+    room = facts.f_bavail * facts.f_frsize
+    return str(place) if room >= 4 * 2**30 and not facts.f_flag & os.ST_NOEXEC else None
+
+
+def pytest_configure() -> None:
+    """Have temporary folders in memory where that can be, unless somebody says where they shall be."""
+    place = _in_memory()
+    if place and not {"PYTEST_DEBUG_TEMPROOT", "TMPDIR"} & set(os.environ):
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = place
+
+
+def pytest_collection_finish() -> None:
+    """Put what importing left, over a million objects, out of the garbage collector's sight: each full pass went over it."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of tests marked ``methods_by_families``, the product of both, leave by default a part and make the rest slow.
+
+    Every method meets at least three families and every family at least two methods; ``make slow`` runs the others.
+    """
+    tables: dict[str, dict[str, list[pytest.Item]]] = {}
+    for item in items:
+        if item.get_closest_marker("methods_by_families") is not None:
+            values = item.callspec.params  # type: ignore[attr-defined]
+            case = " ".join(str(value) for name, value in sorted(values.items()) if name != "family_name")
+            tables.setdefault(item.nodeid.partition("[")[0], {}).setdefault(case, []).append(item)
+    for cases in tables.values():
+        for number, row in enumerate(cases.values()):
+            row.sort(key=lambda item: item.callspec.params["family_name"])  # type: ignore[attr-defined]
+            width = max(3, -(-2 * len(row) // len(cases)))
+            stay = {(number * width + step) % len(row) for step in range(width)}
+            for index, item in enumerate(row):
+                if index not in stay:
+                    item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     # small matrices: threads only add noise, and one thread keeps sums in one order
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def composer() -> Composer:
+    """The composer over the project's own conf folder that all tests share."""
+    return the_composer()
 
 
 @pytest.fixture

@@ -6,10 +6,12 @@ of its sweep, or to bring plugins without a second top-level package; these are 
 
 from __future__ import annotations
 
+import copy
 import importlib
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,10 +20,12 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository as Repository
 from hydra._internal.utils import create_automatic_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.default_element import ResultDefault
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -32,7 +36,8 @@ class Loader(ConfigLoaderImpl):
     """Hydra's loader, which reads each YAML file once for all configs it composes instead of once for each.
 
     Reading is two fifths of a composition. Overrides of ``hydra.*`` may move the search path, so each set of them has
-    files of its own.
+    files of its own. Hydra puts the nodes of files without a package into the config it composes and changes them there;
+    it gets copies, so that a value of one config is not found in the next.
     """
 
     def __init__(self, config_search_path: Any) -> None:
@@ -48,6 +53,12 @@ class Loader(ConfigLoaderImpl):
         repository.cache = self._files.setdefault((str(config_name), *moving), {})
         self._process_config_searchpath(config_name, parsed, repository)
         return parsed, repository
+
+    def _load_single_config(self, default: ResultDefault, repo: Any) -> ConfigResult:
+        loaded = super()._load_single_config(default, repo)
+        if loaded.config is repo.load_config(config_path=default.config_path).config:
+            return replace(loaded, config=copy.deepcopy(loaded.config))
+        return loaded
 
 
 def remembering(loader: ConfigLoaderImpl) -> Loader:

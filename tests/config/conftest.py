@@ -1,10 +1,9 @@
-"""A composer over the project's own conf folder."""
+"""A fresh loader of the project's own conf folder, for tests that look beside the composer."""
 
 from __future__ import annotations
 
 import pytest
 
-from prunelab.config.compose import Composer
 from prunelab.config.hydra_inside import Loader, open_loader
 from prunelab.config.place import conf_folder
 from prunelab.launch.command.plugin import register
@@ -14,8 +13,3 @@ from prunelab.launch.command.plugin import register
 def loader() -> Loader:
     register()
     return open_loader(conf_folder())
-
-
-@pytest.fixture
-def composer(loader: Loader) -> Composer:
-    return Composer(loader)

@@ -33,6 +33,13 @@ def test_equals_hydra(loader: hydra_inside.Loader, composer: Composer, overlay: 
         assert composer.trial(overrides) == by_hydra(loader, overrides)
 
 
+def test_one_config_leaves_nothing_in_the_next(loader: hydra_inside.Loader) -> None:
+    before = by_hydra(loader, [])
+    for overrides in (["seed=3"], ["+exp=surgeon_sweep"], ["method=wanda", "sparsity=unstructured"]):
+        assert by_hydra(loader, overrides) != before
+        assert by_hydra(loader, []) == before
+
+
 def test_option_that_reaches_outside_its_group_is_composed_whole(
     tmp_path, loader: hydra_inside.Loader
 ) -> None:

@@ -20,12 +20,9 @@ import yaml
 import prunelab
 from prunelab.config.compose import Composer
 from prunelab.config.field import Field, read_class
-from prunelab.config.hydra_inside import open_loader
-from prunelab.config.place import conf_folder
 from prunelab.config.trial import plain
 from prunelab.config.vary import SELDOM, STILL, is_still
 from prunelab.launch.command.entry import run
-from prunelab.launch.command.plugin import register
 from prunelab.launch.command.study import StudyError, plan_study
 from prunelab.plan.study import Trial
 from prunelab.report.label import label_trials
@@ -141,13 +138,6 @@ class Top:
 class Low(Top):
     pass
 """
-
-
-@pytest.fixture(scope="module")
-def composer() -> Composer:
-    """One for all walks: it remembers what it composed."""
-    register()
-    return Composer(open_loader(conf_folder()))
 
 
 @pytest.fixture(scope="module")

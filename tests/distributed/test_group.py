@@ -25,11 +25,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two ranks left."""
     folder = tmp_path_factory.mktemp("ranks")
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    words = [[sys.executable, str(PROGRAM), str(rank), "2", str(folder)] for rank in range(2)]
-    both = [subprocess.Popen(w, env=env, stderr=subprocess.PIPE, text=True) for w in words]
-    errors = [process.communicate(timeout=120)[1] for process in both]
-    assert both[0].returncode == 0, errors[0]
-    assert both[1].returncode == -9, errors[1]  # it kills itself at the end
+    words = [sys.executable, str(PROGRAM), "2", str(folder)]
+    done = subprocess.run(words, env=env, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / "ends.json").read_text()) == [0, -9], done.stderr  # the second kills itself
     return folder
 
 

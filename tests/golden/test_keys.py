@@ -5,29 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from by_conf import composer, option_names
 from omegaconf import OmegaConf
 
-from prunelab.config.compose import Composer
-from prunelab.config.hydra_inside import compose, open_loader, parse_all, split_jobs
-from prunelab.config.place import conf_folder
-from prunelab.launch.command.plugin import register
+from prunelab.config.hydra_inside import compose, parse_all, split_jobs
 from prunelab.launch.command.study import plan_study
 from prunelab.plan.study import Plan
 
-EXPERIMENTS = sorted(path.stem for path in (conf_folder() / "exp").glob("*.yaml"))
+EXPERIMENTS = option_names("exp")
 
 
 def plan_of(experiment: str, root: Path) -> Plan:
     """Plan an experiment as ``python -m prunelab +exp=NAME -m`` does."""
-    register()
-    loader = open_loader(conf_folder())
+    loader = composer().loader
     overlay = [f"+exp={experiment}"]
     whole = compose(loader, "config", overlay)
     axes = OmegaConf.select(whole, "hydra.sweeper.params") or {}
     words = [*(f"{key}={value}" for key, value in axes.items()), *overlay, f"paths.root={root}"]
     parsed = parse_all(words, loader)
     jobs = split_jobs(parsed)
-    return plan_study(Composer(loader), jobs, ["golden"])
+    return plan_study(composer(), jobs, ["golden"])
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -10,10 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from by_conf import composer
 
-from prunelab.config.compose import Composer
-from prunelab.config.hydra_inside import open_loader
-from prunelab.config.place import conf_folder
 from prunelab.launch.command.study import plan_study
 from prunelab.launch.run.base import Order
 from prunelab.launch.run.inline import Inline
@@ -90,8 +88,7 @@ def test_numbers_of_every_method_and_repair_stay(tmp_path: Path, golden) -> None
     tokens = tmp_path / "tokens.npy"
     np.save(tokens, np.random.RandomState(3).randint(3, 64, size=(60, 32)).astype("int32"))
     words = jobs(tokens, tmp_path / "home")
-    composer = Composer(open_loader(conf_folder()))
-    plan = plan_study(composer, list(words.values()), ["golden"])
+    plan = plan_study(composer(), list(words.values()), ["golden"])
     assert len(plan.trials) == len(words)
     order = Order(
         plan, save_plan(plan), planned_jobs(plan, set()), local_resources(plan.trials[0].config.runtime)

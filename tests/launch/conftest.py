@@ -11,13 +11,10 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+from by_conf import composer
 
 from prunelab.cli import main
-from prunelab.config.compose import Composer
-from prunelab.config.hydra_inside import open_loader
-from prunelab.config.place import conf_folder
 from prunelab.launch.command import entry
-from prunelab.launch.command.plugin import register
 from prunelab.launch.command.study import plan_study
 from prunelab.plan.study import Plan
 
@@ -119,11 +116,9 @@ def here(home: Path, tmp_path: Path) -> Run:
 @pytest.fixture
 def plan_of(tmp_path: Path) -> Callable[..., Plan]:
     """``plan_of(*words, seeds=1)`` plans a trial for each seed under tmp_path; nothing runs."""
-    register()
-    composer = Composer(open_loader(conf_folder()))
 
     def plan(*words: str, seeds: int = 1) -> Plan:
         common = [f"paths.root={tmp_path}/plans", *COMMON, *words]
-        return plan_study(composer, [[*common, f"seed={seed}"] for seed in range(seeds)], ["test"])
+        return plan_study(composer(), [[*common, f"seed={seed}"] for seed in range(seeds)], ["test"])
 
     return plan

@@ -14,11 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from by_conf import composer
 
-from prunelab.config.compose import Composer
-from prunelab.config.hydra_inside import open_loader
-from prunelab.config.place import conf_folder
-from prunelab.launch.command.plugin import register
 from prunelab.launch.command.study import plan_study
 from prunelab.launch.run.failure import failure_path
 from prunelab.launch.run.log import log_path
@@ -136,10 +133,8 @@ def study(tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch) -> 
             (folder / "bin" / command).chmod(0o755)
         (folder / "faulty_method.py").write_text(METHOD)
         monkeypatch.syspath_prepend(folder)
-        register()
-        loader = open_loader(conf_folder())
         words = [f"paths.root={folder}", "study=s", *small, "method=surgeon", "sparsity.ratio=0.2", *more]
-        plan = plan_study(Composer(loader), [words], [])
+        plan = plan_study(composer(), [words], [])
         trial = plan.trials[0]
         tokens = Job("tokens", (trial.stages["calibrate"],), None, (), ())
         assert run_job(plan, tokens, {"threads": 1}, lambda what, values: None)

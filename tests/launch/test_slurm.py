@@ -12,13 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from by_conf import composer
 
-from prunelab.config.compose import Composer
-from prunelab.config.hydra_inside import open_loader
-from prunelab.config.place import conf_folder
 from prunelab.config.trial import typed, typed_corpora
 from prunelab.errors import ConfigError, LaunchError
-from prunelab.launch.command.plugin import register
 from prunelab.launch.command.study import checked_trials, plan_study
 from prunelab.launch.run.base import Event, Order, Resources
 from prunelab.launch.run.failure import failure_path
@@ -80,11 +77,6 @@ def plan(tmp_path: Path) -> Plan:
     return _plan(tmp_path, ["magnitude", "random"], [0.1, 0.2])
 
 
-def _composer() -> Composer:
-    register()
-    return Composer(open_loader(conf_folder()))
-
-
 def _jobs(root: Path, methods: list[str], ratios: list[float], *more: str) -> list[list[str]]:
     fixed = [
         f"paths.root={root}",
@@ -97,12 +89,12 @@ def _jobs(root: Path, methods: list[str], ratios: list[float], *more: str) -> li
 
 
 def _plan(root: Path, methods: list[str], ratios: list[float], *more: str) -> Plan:
-    return plan_study(_composer(), _jobs(root, methods, ratios, *more), [])
+    return plan_study(composer(), _jobs(root, methods, ratios, *more), [])
 
 
 def _plan_of_a_thousand(root: Path) -> Plan:
     """A plan of two methods at 500 ratios; each method is composed and checked at one."""
-    configs, corpora, problems = checked_trials(_composer(), _jobs(root, ["magnitude", "random"], [0.1]))
+    configs, corpora, problems = checked_trials(composer(), _jobs(root, ["magnitude", "random"], [0.1]))
     assert not problems
     rows = [
         (typed({**config, "sparsity": {**config["sparsity"], "ratio": number / 1000}}), typed_corpora(specs))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import itertools
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
+from by_conf import build, option, option_names
 from torch import Tensor
 
 from prunelab.evaluation.integrity import check
@@ -25,20 +24,14 @@ from prunelab.statistic import CLASSES
 from prunelab.structures.state import State, open_state, save_state, state_digest
 from prunelab.structures.surgery import compact, compact_parameters
 
-CONF = sorted((Path(__file__).parents[2] / "conf" / "method").glob("*.yaml"))
-
-
-def build(path: Path) -> Any:
-    config = yaml.safe_load(path.read_text())
-    module, _, name = config.pop("_target_").rpartition(".")
-    return getattr(importlib.import_module(module), name)(**config)
+ROOT = Path(__file__).parents[2]
 
 
 METHODS = [
-    method
-    for path, method in zip(CONF, map(build, CONF), strict=True)
-    if "rows_columns" in method.supports
-    and type(method).__module__.endswith(f".{path.stem}")  # once per class, not per setting of it
+    build("method", name)
+    for name in option_names("method")
+    if option("method", name)["_target_"].split(".")[-2] == name  # once per class, not per setting of it
+    and "rows_columns" in build("method", name).supports
 ]
 each_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 SCHEDULE = [0.1, 0.3]
@@ -60,28 +53,28 @@ def same_bits(left: State, right: State) -> bool:
     return state_digest(left) == state_digest(right)
 
 
-@pytest.mark.parametrize("path", CONF, ids=lambda path: path.stem)
-def test_yaml_and_dataclass_agree_and_the_code_holds_no_defaults(path: Path) -> None:
-    method = build(path)
-    config = yaml.safe_load(path.read_text())
+@pytest.mark.parametrize("name", option_names("method"))
+def test_yaml_and_dataclass_agree_and_the_code_holds_no_defaults(name: str) -> None:
+    method, config = build("method", name), option("method", name)
     names = [field.name for field in fields(method)]
-    assert config["name"] == path.stem
+    assert config["name"] == name
     assert {"_target_", *names} == set(config)
     assert names[:3] == ["name", "revision", "step"]
     assert all(field.default is MISSING and field.default_factory is MISSING for field in fields(method))
 
 
-@pytest.mark.parametrize("path", CONF, ids=lambda path: path.stem)
-def test_needs_and_supports_can_be_read_without_importing(path: Path) -> None:
-    module, _, name = yaml.safe_load(path.read_text())["_target_"].rpartition(".")
-    source = (Path(__file__).parents[2] / (module.replace(".", "/") + ".py")).read_text()
-    body = next(n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == name).body
+@pytest.mark.parametrize("name", option_names("method"))
+def test_needs_and_supports_can_be_read_without_importing(name: str) -> None:
+    module, _, cls = option("method", name)["_target_"].rpartition(".")
+    source = (ROOT / (module.replace(".", "/") + ".py")).read_text()
+    body = next(n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == cls).body
     values = {n.targets[0].id: ast.literal_eval(n.value) for n in body if isinstance(n, ast.Assign)}
-    assert values["supports"] == build(path).supports
+    assert values["supports"] == build("method", name).supports
     assert set(values["needs"]) <= set(CLASSES)
     assert values["scope"] in SCOPES
 
 
+@pytest.mark.methods_by_families
 @each_method
 def test_promises_on_every_family(
     decoder: Decoder, family_name: str, method: Any, tokens: Tensor, tmp_path: Path

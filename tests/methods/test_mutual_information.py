@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
+from by_conf import build
 from torch import Tensor
 
 from prunelab.errors import ConfigError
@@ -28,16 +26,8 @@ from prunelab.stats.unit_view import Member, UnitView
 from prunelab.structures.state import State, state_digest
 from prunelab.structures.units import trace_units
 
-CONF = Path(__file__).parents[2] / "conf" / "method"
-
-
-def _build(name: str) -> MutualInformation:
-    config = yaml.safe_load((CONF / f"{name}.yaml").read_text())
-    module, _, kind = config.pop("_target_").rpartition(".")
-    return getattr(importlib.import_module(module), kind)(**config)
-
-
-METHOD = _build("mutual_information")
+METHOD: MutualInformation = build("method", "mutual_information")
+QUICK = replace(METHOD, n_samples=48, bw_neurons=4)  # the width is sought on few neurons and samples
 
 
 def _prune(decoder: Decoder, method: Any, tokens: Tensor, ratio: float, **options: Any) -> State:
@@ -100,14 +90,14 @@ def test_a_planted_copy_goes_first_and_merging_it_leaves_the_logits_as_they_were
         _plant(decoder, 5, 2)
     before = _logits(decoder, tokens)
     width = len(_members(decoder, 0)["down"].index)
-    state = _prune(decoder, METHOD, tokens, 1 / width)
+    state = _prune(decoder, QUICK, tokens, 1 / width)
     for block in range(len(decoder.blocks)):
         assert _gone(decoder, state, block) in ([2], [5])
     torch.testing.assert_close(_logits(decoder, tokens), before, rtol=1e-4, atol=1e-5)
     bare = _awake(family_name)
     with torch.no_grad():
         _plant(bare, 5, 2)
-    _prune(bare, METHOD, tokens, 1 / width, compensation="none")
+    _prune(bare, QUICK, tokens, 1 / width, compensation="none")
     assert float((_logits(bare, tokens) - before).abs().max()) > 1e-4
 
 
@@ -126,7 +116,7 @@ def test_silent_and_constant_neurons_go_first_and_their_mean_makes_up_for_them(
                 up.bias[1], up.bias[6] = 0.7, -0.7  # constant, and silent after relu
     before = _logits(decoder, tokens)
     width = len(_members(decoder, 0)["down"].index)
-    state = _prune(decoder, METHOD, tokens, 2 / width, compensation=compensation)
+    state = _prune(decoder, QUICK, tokens, 2 / width, compensation=compensation)
     assert [_gone(decoder, state, block) for block in range(2)] == [dead, dead]
     torch.testing.assert_close(_logits(decoder, tokens), before, rtol=1e-4, atol=1e-5)
 
@@ -150,7 +140,7 @@ SETTINGS = [
 @pytest.mark.parametrize(("name", "fields"), SETTINGS, ids=lambda value: str(value))
 def test_every_setting_runs_and_meets_its_ratio(name: str, fields: dict[str, Any], tokens: Tensor) -> None:
     decoder = random_decoder("opt")
-    state = _prune(decoder, replace(_build(name), **fields), tokens, 0.25, batch_size=5)
+    state = _prune(decoder, build("method", name, **fields), tokens, 0.25, batch_size=5)
     width = len(_members(decoder, 0)["down"].index)
     assert [len(_gone(decoder, state, block)) for block in range(2)] == [width // 4, width // 4]
     assert bool(torch.isfinite(_logits(decoder, tokens)).all())
@@ -158,7 +148,7 @@ def test_every_setting_runs_and_meets_its_ratio(name: str, fields: dict[str, Any
 
 @pytest.mark.parametrize("search", ["all_pairs_greedy", "random_pairs"])
 def test_the_same_seed_gives_the_same_bits_whatever_the_batch(search: str, tokens: Tensor) -> None:
-    method = replace(METHOD, search=search, victim="random", floor_deviations=3.0)
+    method = replace(QUICK, search=search, victim="random", floor_deviations=3.0)
     found = [
         state_digest(_prune(random_decoder("opt"), method, tokens, 0.25, batch_size=size, seed=seed))
         for size, seed in ((2, 0), (5, 0), (5, 1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
+from by_conf import build
 from torch import Tensor
 
 from prunelab.errors import ConfigError
@@ -21,14 +20,6 @@ from prunelab.passes.shots import StepReport, prune, prune_ratios
 from prunelab.pattern.base import Pattern
 from prunelab.pattern.weights import NM, Unstructured
 from prunelab.structures.state import State, open_state, save_state, state_digest
-
-CONF = Path(__file__).parents[2] / "conf" / "method"
-
-
-def build(name: str) -> Any:
-    config = yaml.safe_load((CONF / f"{name}.yaml").read_text())
-    module, _, kind = config.pop("_target_").rpartition(".")
-    return getattr(importlib.import_module(module), kind)(**config)
 
 
 def run(decoder: Decoder, method: Any, tokens: Tensor, pattern: Pattern, **options: Any) -> State:
@@ -49,7 +40,7 @@ def tokens(tokens: Tensor) -> Tensor:
 def test_promises(
     decoder: Decoder, family_name: str, name: str, pattern: Pattern, tokens: Tensor, tmp_path: Path
 ) -> None:
-    method = build(name)
+    method = build("method", name)
     dense = {site.name: site.linear.weight.clone() for site in decoder.sites()}
     biases = {site.name: site.linear.bias.clone() for site in decoder.sites() if site.linear.bias is not None}
     seen: list[tuple[StepReport, State]] = []
@@ -87,14 +78,14 @@ def test_biases_make_up_too() -> None:
     """With every input constant, the bias alone can stand in for a weight that goes."""
     decoder, tokens = random_decoder("opt"), torch.randint(3, 64, (3, 20))
     before = {site.name: site.linear.bias.clone() for site in decoder.sites()}
-    run(decoder, build("surgeon_elements"), tokens, Unstructured())
+    run(decoder, build("method", "surgeon_elements"), tokens, Unstructured())
     assert any(not torch.equal(site.linear.bias, before[site.name]) for site in decoder.sites())
 
 
 @pytest.mark.parametrize("pattern", [Unstructured(), NM(2, 4)], ids=lambda pattern: pattern.label)
 def test_one_shot_of_one_scale_is_one_choice(pattern: Pattern, tokens: Tensor) -> None:
     """One shot over all layers is what select_global or n:m gives for the dense scores; shots go on from there."""
-    method = build("magnitude")
+    method = build("method", "magnitude")
     one, two = (
         run(random_decoder("llama"), method, tokens, pattern, schedule=schedule)
         for schedule in ([0.5], [0.2, 0.5])
@@ -103,13 +94,15 @@ def test_one_shot_of_one_scale_is_one_choice(pattern: Pattern, tokens: Tensor) -
 
 
 def test_equal_shares_in_shots(tokens: Tensor) -> None:
-    state = run(random_decoder("llama"), build("wanda"), tokens, Unstructured(), allocation="uniform")
+    state = run(
+        random_decoder("llama"), build("method", "wanda"), tokens, Unstructured(), allocation="uniform"
+    )
     assert all(abs(site.mask.removed - site.mask.total / 2) <= 1 for _, site in state.sites())
 
 
 @pytest.mark.parametrize("correlation", ["none", "independent", "grouped"])
 def test_variants_choose_alike_in_one_shot_and_update_apart(correlation: str, tokens: Tensor) -> None:
-    method = build("surgeon_elements")
+    method = build("method", "surgeon_elements")
     full, other = (
         run(random_decoder("opt"), replace(method, correlation=kind), tokens, Unstructured(), schedule=[0.5])
         for kind in ("full", correlation)
@@ -120,7 +113,7 @@ def test_variants_choose_alike_in_one_shot_and_update_apart(correlation: str, to
 
 
 def test_what_does_not_fit_is_told(tokens: Tensor) -> None:
-    decoder, method = random_decoder("llama"), build("surgeon_elements")
+    decoder, method = random_decoder("llama"), build("method", "surgeon_elements")
     for options, message in (
         ({"propagation": "pruned"}, "dense with"),
         ({"allocation": "by_kind"}, "by_kind"),
@@ -128,7 +121,7 @@ def test_what_does_not_fit_is_told(tokens: Tensor) -> None:
         with pytest.raises(ConfigError, match=message):
             run(decoder, method, tokens, Unstructured(), **options)
     with pytest.raises(ConfigError, match="null without scores"):
-        run(decoder, build("sparsegpt"), tokens, Unstructured(), allocation="uniform")
+        run(decoder, build("method", "sparsegpt"), tokens, Unstructured(), allocation="uniform")
     with pytest.raises(ConfigError, match="chosen over all layers"):
         prune_ratios(decoder, method, tokens, pattern=Unstructured(), ratios=[0.5], seed=0, batch_size=2)
     with pytest.raises(ConfigError, match=r"method\.correlation"):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
+from by_conf import build, option_names
 from torch import Tensor
 
 from prunelab.evaluation.integrity import check
@@ -22,20 +21,11 @@ from prunelab.structures.state import State, open_state, save_state, state_diges
 from prunelab.structures.surgery import compact, compact_parameters
 from prunelab.structures.units import trace_units
 
-CONF = sorted((Path(__file__).parents[2] / "conf" / "method").glob("*.yaml"))
-
-
-def build(path: Path) -> Any:
-    config = yaml.safe_load(path.read_text())
-    module, _, name = config.pop("_target_").rpartition(".")
-    return getattr(importlib.import_module(module), name)(**config)
-
-
 METHODS = [
     method
-    for path in CONF
-    for method in [build(path)]
-    if "units" in method.supports and type(method).__module__.endswith(f".{path.stem}")  # once per class
+    for name in option_names("method")
+    for method in [build("method", name)]
+    if "units" in method.supports and type(method).__module__.endswith(f".{name}")  # once per class
 ]
 each_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 # methods of whole blocks have no equal shares and no walk block by block: tests/methods/test_shortgpt.py
@@ -70,6 +60,7 @@ def run(
     )  # fmt: skip
 
 
+@pytest.mark.methods_by_families
 @each_method
 @torch.no_grad()
 def test_promises_on_every_family(

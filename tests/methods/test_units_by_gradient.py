@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
+from by_conf import build
 from torch import Tensor
 
 from prunelab.api import load_model, load_tokens
@@ -24,14 +22,7 @@ from prunelab.pattern.table import build_pattern
 from prunelab.structures.state import State, state_digest
 from prunelab.structures.units import trace_units
 
-CONF = Path(__file__).parents[2] / "conf" / "method"
 UNITS = build_pattern("units", counts="units")
-
-
-def build(name: str) -> Any:
-    config = yaml.safe_load((CONF / f"{name}.yaml").read_text())
-    module, _, cls = config.pop("_target_").rpartition(".")
-    return getattr(importlib.import_module(module), cls)(**config)
 
 
 METHODS = ("llm_pruner", "estimation_fusion")
@@ -56,7 +47,7 @@ def removed(decoder: Decoder, kind: str) -> list[int]:
 def test_every_family_loses_equal_counts(name: str, family_name: str, tokens: Tensor) -> None:
     decoder = random_decoder(family_name)
     before = {site.name: site.linear.weight.clone() for site in decoder.sites()}
-    state = run(decoder, build(name), tokens, 0.3)
+    state = run(decoder, build("method", name), tokens, 0.3)
     check(decoder, state)
     neurons, heads = removed(decoder, "neurons"), removed(decoder, "heads")
     n_neurons, n_heads = (
@@ -74,7 +65,7 @@ def test_protected_blocks_lose_nothing_and_one_ranking_meets_its_budget(name: st
     decoder = random_decoder("llama", num_hidden_layers=4)
     total = sum(site.linear.weight.numel() for site in decoder.sites())
     pattern = build_pattern("units", counts="decoder", protect_first=1, protect_last=1)
-    run(decoder, build(name), tokens, 0.2, pattern=pattern, allocation="global")
+    run(decoder, build("method", name), tokens, 0.2, pattern=pattern, allocation="global")
     neurons, heads = removed(decoder, "neurons"), removed(decoder, "heads")
     assert neurons[0] == neurons[3] == heads[0] == heads[3] == 0
     gone = sum(neurons) * 3 * 24 + sum(heads) * 6 * 6 * 24
@@ -86,7 +77,7 @@ def test_several_rounds_only_grow_and_batches_do_not_matter(name: str, tokens: T
     digests = set()
     for size in (1, 5):
         decoder = random_decoder("qwen2")
-        digests.add(state_digest(run(decoder, build(name), tokens, 0.25, 0.5, batch_size=size)))
+        digests.add(state_digest(run(decoder, build("method", name), tokens, 0.25, 0.5, batch_size=size)))
         assert removed(decoder, "neurons") == [20, 20]
         assert removed(decoder, "heads") == [1, 1]
     assert len(digests) == 1
@@ -95,7 +86,7 @@ def test_several_rounds_only_grow_and_batches_do_not_matter(name: str, tokens: T
 @each_method
 def test_gradients_are_of_the_dense_model(name: str, tokens: Tensor) -> None:
     with pytest.raises(ConfigError, match=r"sparsity.propagation='pruned'.*dense with method="):
-        run(random_decoder("llama"), build(name), tokens, 0.25, propagation="pruned")
+        run(random_decoder("llama"), build("method", name), tokens, 0.25, propagation="pruned")
 
 
 @cache
@@ -117,4 +108,4 @@ def loss_after(method: Any, seed: int = 0) -> float:
 def test_a_trained_model_loses_less_than_at_random() -> None:
     at_random = sum(loss_after(Random("random", 1, None), seed) for seed in range(3)) / 3
     for name in METHODS:
-        assert loss_after(build(name)) < at_random - 0.2, name
+        assert loss_after(build("method", name)) < at_random - 0.2, name

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
+from by_conf import build, option_names
 
 from prunelab.allocation.owl import OWL
 from prunelab.methods.facts import facts_of
@@ -20,26 +18,20 @@ from prunelab.pattern.units import Units
 from prunelab.pattern.weights import NM, RowsColumns, Unstructured
 from prunelab.structures.state import state_digest
 
-CONF = Path(__file__).parents[2] / "conf" / "method"
 PATTERNS = (RowsColumns(), Unstructured(), NM(2, 4), Units(compensation="least_squares"))
-
-
-def build(path: Path) -> Any:
-    config = yaml.safe_load(path.read_text())
-    module, _, name = config.pop("_target_").rpartition(".")
-    return getattr(importlib.import_module(module), name)(**config)
 
 
 CASES = [
     (method, pattern)
-    for path in sorted(CONF.glob("*.yaml"))
-    for method in [build(path)]
+    for name in option_names("method")
+    for method in [build("method", name)]
     for pattern in PATTERNS
     if pattern.name in method.supports and method.needs
-    and type(method).__module__.endswith(f".{path.stem}")  # once per class, not per setting of it
+    and type(method).__module__.endswith(f".{name}")  # once per class, not per setting of it
 ]  # fmt: skip
 
 
+@pytest.mark.methods_by_families
 @pytest.mark.typical_families
 @pytest.mark.parametrize(
     ("method", "pattern"), CASES, ids=lambda value: getattr(value, "label", getattr(value, "name", ""))
@@ -80,7 +72,7 @@ def test_one_three_or_sixteen_sequences_a_batch_are_the_same_bits(
 @pytest.mark.typical_families
 def test_allocations_too(family_name: str) -> None:
     tokens = torch.randint(3, 64, (17, 20), generator=torch.Generator().manual_seed(7))
-    method, owl = build(CONF / "wanda.yaml"), OWL("owl", 1, 2.0, 0.08)
+    method, owl = build("method", "wanda"), OWL("owl", 1, 2.0, 0.08)
     digests = {
         state_digest(
             prune(

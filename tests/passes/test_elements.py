@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
+from by_conf import build, option_names
 from torch import Tensor
 
 from prunelab.allocation.owl import OWL
@@ -27,18 +26,11 @@ from prunelab.sparsity.element import removed_in_matrix
 from prunelab.sparsity.mask import Elementwise
 from prunelab.structures.state import State, apply_state, open_state, save_state, state_digest
 
-CONF = Path(__file__).parents[2] / "conf" / "method"
 FREE = build_pattern("unstructured")
 
 
-def build(name: str) -> Any:
-    config = yaml.safe_load((CONF / f"{name}.yaml").read_text())
-    module, _, cls = config.pop("_target_").rpartition(".")
-    return getattr(importlib.import_module(module), cls)(**config)
-
-
 METHODS = [
-    method for path in sorted(CONF.glob("*.yaml")) if "unstructured" in (method := build(path.stem)).supports
+    method for name in option_names("method") if "unstructured" in (method := build("method", name)).supports
 ]
 each_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 PLAIN = [method for method in METHODS if hasattr(method, "score")]
@@ -133,10 +125,16 @@ def test_one_threshold_is_one_step_and_a_finished_one_is_not_run_again(tokens: T
         steps.append(report)
         states.append(state.clone())
 
-    whole = run(random_decoder("opt"), build("wanda"), tokens, **settings, on_step=note)
+    whole = run(random_decoder("opt"), build("method", "wanda"), tokens, **settings, on_step=note)
     assert [(step.shot, step.block) for step in steps] == [(1, None)]
     resumed = run(
-        random_decoder("opt"), build("wanda"), tokens, **settings, start=states[0], start_step=1, on_step=note
+        random_decoder("opt"),
+        build("method", "wanda"),
+        tokens,
+        **settings,
+        start=states[0],
+        start_step=1,
+        on_step=note,
     )
     assert len(steps) == 1
     assert same_bits(resumed, whole)
@@ -224,13 +222,13 @@ def test_wanda_by_hand_and_magnitude_by_hand(tokens: Tensor) -> None:
     weights = {site.name: site.linear.weight.clone() for site in dense.sites()}
     stream = open_stream(dense, tokens, 3)
     values = collect_block(dense, 0, stream, load_needs(("input_norm",)), advancing=False)
-    wanda = run(random_decoder("llama"), build("wanda"), tokens, batch_size=3)
+    wanda = run(random_decoder("llama"), build("method", "wanda"), tokens, batch_size=3)
     for site in dense.sites(0):
         score = weights[site.name].abs() * values[site.name]["input_norm"]
         order = score.argsort(dim=1, stable=True)[:, : score.shape[1] // 2]
         mask = torch.ones_like(score, dtype=torch.bool).scatter_(1, order, False)
         assert torch.equal(keep(wanda, site.name), mask)
-    magnitude = run(random_decoder("llama"), build("magnitude"), None)
+    magnitude = run(random_decoder("llama"), build("method", "magnitude"), None)
     for name, weight in weights.items():
         order = weight.abs().flatten().argsort(stable=True)[: weight.numel() // 2]
         mask = torch.ones(weight.numel(), dtype=torch.bool)
@@ -265,7 +263,7 @@ def test_owl_keeps_the_mean_ratio_and_gives_outliers_more(tokens: Tensor) -> Non
     reports: list[StepReport] = []
     decoder = random_decoder("llama", num_hidden_layers=3)
     run(
-        decoder, build("wanda"), tokens, ratio=0.6, allocation=owl,
+        decoder, build("method", "wanda"), tokens, ratio=0.6, allocation=owl,
         on_step=lambda report, _: reports.append(report),
     )  # fmt: skip
     ratios = [report.target for report in reports]
@@ -299,7 +297,11 @@ def test_bfloat16_keeps_its_dtype(method: Any, tokens: Tensor) -> None:
 
 def test_what_does_not_fit_together_is_named(tokens: Tensor) -> None:
     decoder = random_decoder("llama")
-    wanda, sparsegpt, magnitude = build("wanda"), build("sparsegpt"), build("magnitude")
+    wanda, sparsegpt, magnitude = (
+        build("method", "wanda"),
+        build("method", "sparsegpt"),
+        build("method", "magnitude"),
+    )
     two_four = build_pattern("2:4")
     for method, options, message in (
         (wanda, {"ratio": 1.0}, r"schedule=.*ratio < 1"),
@@ -313,7 +315,7 @@ def test_what_does_not_fit_together_is_named(tokens: Tensor) -> None:
         (sparsegpt, {"pattern": build_pattern("unstructured", within="row")}, "in its own way"),
         (wanda, {"start_step": 1}, "start"),
         (wanda, {"start_step": 9}, "number of steps"),
-        (build("kobd"), {}, r"sparsity\.pattern"),
+        (build("method", "kobd"), {}, r"sparsity\.pattern"),
     ):
         with pytest.raises(ConfigError, match=message):
             run(decoder, method, tokens, **options)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
+from by_conf import build
 from torch import Tensor
 
 from prunelab.allocation.owl import OWL
@@ -27,15 +26,8 @@ from prunelab.passes.statistics import (
 from prunelab.pattern.weights import Unstructured
 from prunelab.structures.state import State, state_digest
 
-CONF = Path(__file__).parents[2] / "conf" / "method"
 FREE = Unstructured()
 BOTH = ("input_gram", "input_norm")
-
-
-def build(name: str) -> Any:
-    config = yaml.safe_load((CONF / f"{name}.yaml").read_text())
-    module, _, cls = config.pop("_target_").rpartition(".")
-    return getattr(importlib.import_module(module), cls)(**config)
 
 
 def prune_at(decoder: Decoder, method: Any, tokens: Tensor | None, *, ratio: float, **options: Any) -> State:
@@ -58,7 +50,7 @@ def test_pruning_without_a_forward_gives_the_same_bits(
     family_name: str, name: str, dtype: torch.dtype, tokens: Tensor, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    method = build(name)
+    method = build("method", name)
     common: dict[str, Any] = {"pattern": FREE, "seed": 0, "batch_size": 2, "propagation": "dense"}
     collect(random_decoder(family_name, dtype=dtype), tokens, tmp_path, method.needs)
     alone = [
@@ -91,9 +83,9 @@ def test_allocations_read_them_too(name: str, allocation: Any, tokens: Tensor, t
     }  # fmt: skip
     family = {"num_hidden_layers": 3}
     collect(random_decoder("qwen3", **family), tokens, tmp_path)
-    alone = prune_at(random_decoder("qwen3", **family), build(name), tokens, **options)
+    alone = prune_at(random_decoder("qwen3", **family), build("method", name), tokens, **options)
     kept = StatisticsFolder(tmp_path, BOTH)
-    shared = prune_at(random_decoder("qwen3", **family), build(name), None, stored=kept, **options)
+    shared = prune_at(random_decoder("qwen3", **family), build("method", name), None, stored=kept, **options)
     assert state_digest(shared) == state_digest(alone)
 
 
@@ -151,10 +143,10 @@ def test_what_does_not_fit_is_named(tokens: Tensor, tmp_path: Path) -> None:
     collect(decoder, tokens, tmp_path, ("input_norm",))
     norms = StatisticsFolder(tmp_path, ("input_norm",))
     with pytest.raises(ConfigError, match="dense with statistics"):
-        prune_at(decoder, build("wanda"), None, stored=norms, **options)
+        prune_at(decoder, build("method", "wanda"), None, stored=norms, **options)
     options["propagation"] = "dense"
     with pytest.raises(ConfigError, match="input_gram among them"):
-        prune_at(decoder, build("sparsegpt"), None, stored=norms, **options)
+        prune_at(decoder, build("method", "sparsegpt"), None, stored=norms, **options)
     with pytest.raises(StoreError, match=r"of random_llama has no input_gram"):
         StatisticsFolder(tmp_path, BOTH).block(decoder, 0)
     with pytest.raises(StoreError, match=r"of random_opt has no input_norm"):

@@ -7,11 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from by_conf import composer
 
 from prunelab import cli
-from prunelab.config.compose import Composer
-from prunelab.config.hydra_inside import open_loader
-from prunelab.config.place import conf_folder
 from prunelab.config.version import SCHEMA
 from prunelab.errors import StoreError
 from prunelab.launch.command.study import plan_study
@@ -28,7 +26,6 @@ def planned(root: Path, store: Path) -> Path:
 
 def ran(root: Path, store: Path) -> Path:
     """The folder of a study of one trial, of which nothing is finished."""
-    composer = Composer(open_loader(conf_folder()))
     words = [
         "study=lab",
         f"paths.root={root}",
@@ -36,7 +33,7 @@ def ran(root: Path, store: Path) -> Path:
         "method=magnitude",
         "sparsity.ratio=0.5",
     ]
-    plan = plan_study(composer, [words], ["test"])
+    plan = plan_study(composer(), [words], ["test"])
     save_plan(plan)
     return plan.folder
 

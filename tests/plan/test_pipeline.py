@@ -10,19 +10,12 @@ from typing import Any
 import pytest
 
 from prunelab.config.compose import Composer, Config
-from prunelab.config.hydra_inside import open_loader
-from prunelab.config.place import conf_folder
 from prunelab.config.trial import typed, typed_corpora
 from prunelab.errors import StoreError
 from prunelab.launch.command.study import checked_trials, plan_study
 from prunelab.plan.graph import jobs, order, shots
 from prunelab.plan.pipeline import trial_stages
 from prunelab.plan.study import Plan, load_plan, save_plan
-
-
-@pytest.fixture(scope="module")
-def composer() -> Composer:
-    return Composer(open_loader(conf_folder()))
 
 
 def sweep(**axes: list[Any]) -> list[list[str]]:

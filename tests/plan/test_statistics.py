@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 
 from prunelab.config.compose import Composer
-from prunelab.config.hydra_inside import open_loader
-from prunelab.config.place import conf_folder
 from prunelab.config.trial import typed, typed_corpora
 from prunelab.launch.command.study import checked_trials, plan_study
 from prunelab.plan.graph import jobs
@@ -17,11 +15,6 @@ from prunelab.plan.stage import Stage
 from prunelab.plan.study import Plan
 
 DENSE = ["sparsity=unstructured", "sparsity.propagation=dense"]
-
-
-@pytest.fixture(scope="module")
-def composer() -> Composer:
-    return Composer(open_loader(conf_folder()))
 
 
 def stages(composer: Composer, *words: str) -> dict[str, Stage]:

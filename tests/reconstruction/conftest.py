@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
+from by_conf import build
 from torch import Tensor
 
 from prunelab.models.random import random_decoder
 from prunelab.passes.shots import prune
 from prunelab.pattern.weights import Unstructured
 from prunelab.structures.state import State
-
-CONF = Path(__file__).parents[2] / "conf"
-
-
-def build(group: str, name: str, **changes: Any) -> Any:
-    config = yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
-    module, _, cls = config.pop("_target_").rpartition(".")
-    return replace(getattr(importlib.import_module(module), cls)(**config), **changes)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
+from by_conf import option
 
 from prunelab.calibration.tokens import build_token_set, save_tokens
 from prunelab.config.schema import Model
@@ -19,13 +19,6 @@ from prunelab.plan.pipeline import model_identity
 from prunelab.stages import prune, reconstruct
 from prunelab.store.context import Context, Input, Interrupted
 from prunelab.store.record import Record
-
-CONF = Path(__file__).parents[2] / "conf"
-
-
-def option(group: str, name: str, **changes: Any) -> dict[str, Any]:
-    return yaml.safe_load((CONF / group / f"{name}.yaml").read_text()) | changes
-
 
 RUNTIME = {
     "model": option("model", "embedded_llama"), "device": "cpu", "batch_tokens": 32, "activation_gib": None,
@@ -79,9 +72,9 @@ def record() -> Record:
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> Input:
-    """Eight windows: seven to train on and one that decides when training ends."""
+    """Four windows: three to train on and one that decides when training ends."""
     folder = tmp_path_factory.mktemp("tokens")
-    drawn = np.random.default_rng(0).integers(3, 500, (8, 16), dtype=np.int32)
+    drawn = np.random.default_rng(0).integers(3, 500, (4, 16), dtype=np.int32)
     save_tokens(build_token_set(drawn, "mask", {"name": "random"}, 512), folder / "tokens.npy")
     return Input(record(), folder)
 

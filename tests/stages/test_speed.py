@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from by_conf import composer
 
-from prunelab.config.compose import Composer
-from prunelab.config.hydra_inside import open_loader
-from prunelab.config.place import conf_folder
 from prunelab.evaluation.speed import Speed, checkpoint_bytes, speedup
 from prunelab.launch.command.study import StudyError, plan_study
 from prunelab.launch.run.base import Order
@@ -38,8 +36,7 @@ UNITS, WEIGHTS = ("method=magnitude_sp", "sparsity=units"), ("method=magnitude",
 
 
 def plan_of(root: Path, *trials: tuple[str, ...]) -> Plan:
-    composer = Composer(open_loader(conf_folder()))
-    return plan_study(composer, [[f"paths.root={root}", *SMALL, *words] for words in trials], ["test"])
+    return plan_study(composer(), [[f"paths.root={root}", *SMALL, *words] for words in trials], ["test"])
 
 
 def folders(plan: Plan, number: int) -> dict[str, Path]:

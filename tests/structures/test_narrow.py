@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
+from by_conf import build
 from torch import Tensor, nn
 
 from prunelab.evaluation.integrity import check
@@ -40,13 +39,6 @@ Remove = Callable[..., State]
 NO_HEADS = (
     "bloom"  # its ALiBi is made for all heads of the config, so heads that go are picked from as before
 )
-CONF = Path(__file__).parents[2] / "conf"
-
-
-def build(place: str) -> Any:
-    config = yaml.safe_load((CONF / place).read_text())
-    module, _, cls = config.pop("_target_").rpartition(".")
-    return getattr(importlib.import_module(module), cls)(**config)
 
 
 def deep(family: str, **config: Any) -> Decoder:
@@ -232,12 +224,12 @@ def test_the_small_decoder_is_walked_pruned_and_repaired_again(
     before = logits(decoder, tokens)
     assert perplexity(decoder, tokens, 2) > 1
     weights = {name: value.clone() for name, value in decoder.model.state_dict().items()}
-    method, pattern = build("method/sparsegpt.yaml"), build_pattern("unstructured")
+    method, pattern = build("method", "sparsegpt"), build_pattern("unstructured")
     state = prune(decoder, method, tokens, [0.5], pattern=pattern, seed=0, batch_size=4)
     assert ratios(state, decoder)["ratio/weights"] == pytest.approx(0.5, abs=0.01)
     kept = state.clone()
     decoder.model.load_state_dict(weights)
-    repaired = reconstruct(decoder, kept, tokens, build("reconstruction/layer.yaml"), seed=0, batch_size=4)
+    repaired = reconstruct(decoder, kept, tokens, build("reconstruction", "layer"), seed=0, batch_size=4)
     check(decoder, repaired)
     far = (logits(random_decoder(family_name), tokens) - before).square().mean()
     assert (logits(decoder, tokens) - before).square().mean() < far
@@ -289,7 +281,7 @@ def test_a_repair_takes_added_biases_along(
 ) -> None:
     """Exact and by gradient; and a repair that was broken off after block 0 ends in the same bits."""
     short = {} if repair == "layer" else {"epochs": 4, "min_updates": 0, "batch": 2, "learning_rate": 1e-2}
-    spec = replace(build(f"reconstruction/{repair}.yaml"), **short)
+    spec = replace(build("reconstruction", repair), **short)
     decoder = deep("llama")
     state = with_added_biases(decoder, remove_at_random(decoder)).clone()
     dense = deep("llama")
@@ -325,7 +317,7 @@ def test_units_are_traced_pruned_and_compacted_again(family_name: str, tokens: T
         n_before, before = decoder.n_parameters(), [units_of(decoder, index) for index in range(3)]
         kinds = ["neurons"] if family_name == NO_HEADS else ["neurons", "heads"]
         pattern = build_pattern("units", compensation="bias", kinds=kinds)
-        method = build("method/flap.yaml")
+        method = build("method", "flap")
         state = prune(
             decoder,
             method,

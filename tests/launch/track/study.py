@@ -10,10 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from prunelab.config.compose import Composer
-from prunelab.config.hydra_inside import open_loader
-from prunelab.config.place import conf_folder
-from prunelab.launch.command.plugin import register
+from by_conf import composer
+
 from prunelab.launch.command.study import plan_study
 from prunelab.plan.stage import Stage
 from prunelab.plan.study import Plan, load_plan, save_plan
@@ -52,11 +50,9 @@ def child_environment() -> dict[str, str]:
 
 def write_finished(home: Path) -> None:
     """Plan the sweep and write down what its stages would have left, without running them."""
-    register()
-    composer = Composer(open_loader(conf_folder()))
     given = [word for word in SWEEP if "=" in word and not word.startswith(("hydra.", "reconstruction="))]
     jobs = [[f"paths.root={home}", *given, f"reconstruction={repair}"] for repair in ("none", "layer")]
-    plan = plan_study(composer, jobs, ["prunelab"])
+    plan = plan_study(composer(), jobs, ["prunelab"])
     save_plan(plan)
     for stage in plan.stages.values():
         _write_stage(plan, stage)

@@ -9,11 +9,9 @@ from pathlib import Path
 
 import pytest
 import wandb
+from by_conf import composer
 from rich.console import Console
 
-from prunelab.config.compose import Composer
-from prunelab.config.hydra_inside import open_loader
-from prunelab.config.place import conf_folder
 from prunelab.launch.command.study import plan_study
 from prunelab.launch.monitor.status import show_status
 from prunelab.launch.run.base import Event, Launcher, Order
@@ -157,10 +155,9 @@ def test_offline_runs_and_those_whose_process_died(lab, finished, wandb_env, tmp
 
 
 def test_a_finished_trial_is_done_once_its_tracker_was_told(lab, finished, wandb_env, tmp_path: Path) -> None:
-    composer = Composer(open_loader(conf_folder()))
     given = [word for word in lab.SWEEP if "=" in word and not word.startswith(("hydra.", "reconstruction="))]
     words = [f"paths.root={tmp_path}", f"paths.store={finished / 'store'}", "tracking=wandb", *given]
-    plan = plan_study(composer, [[*words, f"reconstruction={repair}"] for repair in ("none", "layer")], [])
+    plan = plan_study(composer(), [[*words, f"reconstruction={repair}"] for repair in ("none", "layer")], [])
     end(plan)
     text = status(plan)
     assert "track" in text
