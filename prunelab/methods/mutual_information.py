@@ -33,7 +33,7 @@ from prunelab.information.bandwidth import Width, choose_width
 from prunelab.information.cluster import clustered
 from prunelab.information.explain import removed_rows, spectrum
 from prunelab.information.gaussian import Gaussian
-from prunelab.information.merge import Moments, merge
+from prunelab.information.merge import JOINT, Moments, merge, merge_jointly
 from prunelab.information.pairs import Estimator, Values, chance, lookup, remembered
 from prunelab.information.plan import resolve
 from prunelab.information.renyi import Renyi
@@ -71,7 +71,8 @@ class MutualInformation:
     are redundant, for random pairs and the victim rule ``central``. ``max_trials``: draws per threshold; null = 50 per
     unit. ``most``: of the units; the search ends when so many went, and the others count as not redundant.
     ``floor_deviations``: above the mean of shuffled pairs; null = no floor. ``n_clusters``: null = one per 64
-    units. ``min_active``: a neuron that is not 0 in fewer samples is compared by norm. ``min_r2``: of merging.
+    units. ``min_active``: a neuron that is not 0 in fewer samples is compared by norm. ``merging``, ``min_r2``
+    and ``unmerged``: see prunelab.information.merge.
     """
 
     name: str
@@ -99,7 +100,9 @@ class MutualInformation:
     floor_deviations: Annotated[float | None, "x >= 0"]
     n_clusters: Annotated[int | None, "x >= 1"]
     min_active: Annotated[int, "x >= 0"]
+    merging: Annotated[str, "pairwise | joint"]
     min_r2: Annotated[float, "0 <= x <= 1"]
+    unmerged: Annotated[str, "mean | nothing"]
 
     scope = "unit"
     needs = ("input_samples", "input_moments", "input_gram")
@@ -155,20 +158,23 @@ class MutualInformation:
     ) -> tuple[Tensor, Tensor | None]:
         """Return the output map's new weight (R, C) and bias (R,), float64, once the units ``keep`` (count,) stay.
 
-        A removed neuron's part goes to the partner that stays; of a head, and of a neuron without a partner or with
-        too little in common with it, the mean goes into the bias.
+        A removed neuron's part goes to the partner that stays, or with ``merging=joint`` to the partners of all; of one
+        without a partner, and pairwise of a head, the mean goes into the bias.
         """
         plan = resolve(evidence.removals, (~keep.cpu()).nonzero()[:, 0])
-        columns, partner = output.index[plan.removed], plan.partner
-        if columns.shape[1] == 1:
+        columns, partner, lines = output.index[plan.removed], plan.partner, output.index.shape[1]
+        moments = Moments(values["input_moments"].mean, values["input_gram"].matrix)
+        place, alone = output.W.device, (partner < 0).repeat_interleave(lines)
+        removed, how = columns.reshape(-1).to(place), (self.min_r2, self.unmerged)
+        if self.merging == JOINT:
+            partners = output.index[partner[partner >= 0].unique()].reshape(-1).to(place)
+            found = merge_jointly(output.W, output.bias, moments, removed, alone.to(place), partners, *how)
+            return found.W, found.bias
+        if lines == 1:
             partner = torch.where(partner < 0, -1, output.index[partner.clamp(min=0), 0])
         else:
             partner = torch.full((columns.numel(),), -1)
-        moments = Moments(values["input_moments"].mean, values["input_gram"].matrix)
-        place = output.W.device
-        found = merge(
-            output.W, output.bias, moments, columns.reshape(-1).to(place), partner.to(place), self.min_r2
-        )
+        found = merge(output.W, output.bias, moments, removed, partner.to(place), *how)
         return found.W, found.bias
 
     def _check(self) -> None:

@@ -38,7 +38,21 @@ def least_squares(
     """
     wide, mu = W.double(), mean.double()
     covariance = gram.double() - torch.outer(mu, mu)
-    kept = covariance[keep][:, keep]
+    fit = regression(covariance, keep.nonzero()[:, 0], (~keep).nonzero()[:, 0], eps)
+    new = wide.clone()
+    new[:, keep] += wide[:, ~keep] @ fit.T
+    new[:, ~keep] = 0
+    shift = (wide - new) @ mu
+    return new, shift if bias is None else bias.double() + shift
+
+
+def regression(covariance: Tensor, using: Tensor, removed: Tensor, eps: float = EPS) -> Tensor:
+    """Return ``(K[S, S] + eps mean(diag K[S, S]) I)^-1 K[S, R]``, (|S|, |R|) float64: how the inputs ``using`` S make up the
+    inputs ``removed`` R, both int64 numbers; ``covariance`` K (C, C) float64.
+
+    Raises ModelError if what is to be inverted is not positive definite.
+    """
+    kept = covariance[using][:, using]
     damped = kept + eps * kept.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny) * torch.eye(
         len(kept), dtype=torch.float64, device=kept.device
     )
@@ -47,9 +61,4 @@ def least_squares(
         raise ModelError(
             "the covariance of what enters an output map is not positive definite. Use more calibration tokens."
         )
-    fit = torch.cholesky_solve(covariance[keep][:, ~keep], lower)  # (|S|, |R|)
-    new = wide.clone()
-    new[:, keep] += wide[:, ~keep] @ fit.T
-    new[:, ~keep] = 0
-    shift = (wide - new) @ mu
-    return new, shift if bias is None else bias.double() + shift
+    return torch.cholesky_solve(covariance[using][:, removed], lower)
