@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prunelab.sparsity.compensation import regression
+from prunelab.linalg.regression import regression
 
 PAIRWISE, JOINT = "pairwise", "joint"
 MEAN, NOTHING = "mean", "nothing"  # what is given of a neuron below the least r2
