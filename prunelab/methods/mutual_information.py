@@ -31,11 +31,12 @@ from torch import Tensor
 from prunelab.errors import ConfigError
 from prunelab.information.bandwidth import Width, choose_width
 from prunelab.information.cluster import clustered
-from prunelab.information.explain import removed_rows, spectrum
+from prunelab.information.explain import known, removed_rows, spectrum
 from prunelab.information.gaussian import Gaussian
 from prunelab.information.merge import JOINT, Moments, merge, merge_jointly
 from prunelab.information.pairs import Estimator, Values, chance, lookup, remembered
 from prunelab.information.plan import resolve
+from prunelab.information.redundancy import Group, group_rows, groups, level_of, spectrum_rows
 from prunelab.information.renyi import Renyi
 from prunelab.information.samples import Samples, standardised
 from prunelab.information.search import Neurons, Removals, all_pairs_greedy, quantile_of, random_pairs
@@ -51,14 +52,26 @@ LEAST_FLOOR = 1e-6
 class Study:
     """What was found in one kind of one block. ``removals`` speak of unit numbers. ``floor``: the value that chance
     gives; None if not asked. ``nearest`` (count,): the value of every unit with its most redundant partner, nan where
-    not all pairs were looked at. ``n_samples``: tokens that it was seen on; ``n_units``: units that there were."""
+    not all pairs were looked at. ``n_samples``: tokens that it was seen on; ``here``: the units that there were, by number.
+    ``groups``: of units among those, any two of which share more than ``level``; none where not all pairs were looked at."""
 
     removals: Removals
     width: Width | None
     floor: float | None
     nearest: Tensor
     n_samples: int
-    n_units: int
+    here: Tensor
+    groups: list[Group]
+    level: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What all pairs say of m units: ``nearest`` (m,) values, and groups of those above ``level``."""
+
+    nearest: Tensor
+    groups: list[Group]
+    level: float
 
 
 @dataclass(frozen=True)
@@ -131,26 +144,33 @@ class MutualInformation:
         if self.victim == "lower_entropy" and width is not None:
             entropy = Renyi(width.sigma, self.alpha).entropies(samples.columns)
         neurons = Neurons(samples.columns, samples.dead, samples.rare, norm, entropy, self.victim)
-        removals, floor, nearest = self._search(estimator, neurons, view.generator)
+        removals, floor, seen = self._search(estimator, neurons, view.generator)
         named = _named(removals, here)
         importance = torch.zeros(view.count, dtype=torch.float64)
         importance[here] = _importance(removals, norm)
         values = torch.full((view.count,), math.nan, dtype=torch.float64)
-        values[here] = nearest
-        return importance, Study(named, width, floor, values, len(Z), len(here))
+        if seen is not None:
+            values[here] = seen.nearest
+        found, level = ([], None) if seen is None else (seen.groups, seen.level)
+        return importance, Study(named, width, floor, values, len(Z), here, found, level)
 
     def explain(self, evidence: Study, gone: Tensor) -> dict[str, list[dict[str, Any]]]:
-        """Return ``removed``, a row per unit of ``gone`` (count,) bool, and ``redundancy``, one of the whole layer: how wide
-        the kernels are, from where on units count as redundant, and quantiles of the nearest partners' values."""
+        """Return ``removed``, a row per unit of ``gone`` (count,) bool; ``redundancy``, one of the whole layer: settings,
+        how wide the kernels are, from where on units count as redundant, and quantiles of the nearest partners' values;
+        ``spectrum``, those values sorted; ``groups`` of units that all say the same."""
         removals, width = evidence.removals, evidence.width
         layer = {
-            "units": evidence.n_units, "gone": int(gone.sum()), "redundant": len(removals.order),
-            "samples": evidence.n_samples, "rule": None if width is None else width.rule,
-            "sigma": None if width is None else width.sigma, "floor": evidence.floor, "threshold": removals.threshold,
+            "units": len(evidence.here), "gone": int(gone.sum()), "redundant": len(removals.order),
+            "estimator": self.estimator, "alpha": None if width is None else self.alpha, "normalize": self.normalize,
+            "search": self.search, "victim": self.victim, "samples": evidence.n_samples,
+            "rule": None if width is None else width.rule, "sigma": None if width is None else width.sigma,
+            "floor": evidence.floor, "threshold": removals.threshold, "level": evidence.level,
         }  # fmt: skip
         return {
             "removed": removed_rows(removals, gone),
             "redundancy": [layer | spectrum(evidence.nearest, removals)],
+            "spectrum": spectrum_rows(known(evidence.nearest, removals)),
+            "groups": group_rows(evidence.groups, evidence.here, gone),
         }
 
     def merge(
@@ -220,12 +240,11 @@ class MutualInformation:
 
     def _search(
         self, estimator: Estimator, neurons: Neurons, generator: torch.Generator
-    ) -> tuple[Removals, float | None, Tensor]:
-        """Return all removals there could be, the floor, and every unit's value with its nearest partner."""
+    ) -> tuple[Removals, float | None, _Seen | None]:
+        """Return all removals there could be, the floor, and what all pairs say, where all were looked at."""
         Z, m = neurons.columns, len(neurons.norm)
         count = min(math.ceil(self.most * m), m - 1)
-        nearest = torch.full((m,), math.nan, dtype=torch.float64)
-        floor = None
+        floor, seen = None, None
         if len(neurons.live) > 1 and self.floor_deviations is not None:
             null = chance(Z, estimator, neurons.live, NULL_PAIRS, generator)
             floor = max(float(null.mean() + self.floor_deviations * null.std()), LEAST_FLOOR)
@@ -237,24 +256,32 @@ class MutualInformation:
             removals = clustered(
                 estimator, neurons, count, generator, n_clusters=self.n_clusters, floor=least, threshold=level
             )
-            return removals, floor, nearest
+            return removals, floor, seen
         if self.search == "random_pairs" and self.estimator == "renyi_matrix" and self.alpha != 2:
             values = remembered(estimator.values(Z), m)  # an eigenvalue problem a pair: only those drawn
         else:
             matrix = estimator.matrix(Z)
-            nearest = _nearest(matrix)
+            seen = self._seen(matrix, neurons)
             if self.search == "all_pairs_greedy":
                 level = self._threshold(lookup(matrix), neurons, generator) if self._counts(neurons) else None
                 least = -1.0 if floor is None else floor
                 removals = all_pairs_greedy(matrix, neurons, count, generator, floor=least, threshold=level)
-                return removals, floor, nearest
+                return removals, floor, seen
             values = lookup(matrix)
         assert floor is not None
         removals = random_pairs(
             values, neurons, count, generator, threshold=self._threshold(values, neurons, generator), floor=floor,
             decay=self.threshold_decay, max_trials=self.max_trials,
         )  # fmt: skip
-        return removals, floor, nearest
+        return removals, floor, seen
+
+    def _seen(self, matrix: Tensor, neurons: Neurons) -> _Seen:
+        if self.threshold is not None:
+            level = self.threshold
+        else:
+            assert self.quantile is not None
+            level = level_of(matrix, self.quantile)
+        return _Seen(_nearest(matrix), groups(matrix, level, ~neurons.dead), level)
 
     def _counts(self, neurons: Neurons) -> bool:
         """Whether partners above a threshold are counted."""
