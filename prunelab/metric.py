@@ -173,8 +173,8 @@ COST = Metric("cost", "what the work took", "lower", of="stage and resource", cl
 METRICS: Mapping[str, Metric] = {
     row.name: row
     for row in (
-        PPL, CHANGE, ERROR, MSE, KL, LOSS_CHANGE, ACC, ACC_NORM, TASK_VERSION, RATIO, PARAMETERS, SHOTS, INTEGRITY, REPAIR, PARTS, GENERATED,
-        SPEED, SPEEDUP, BYTES,
+        PPL, CHANGE, ERROR, MSE, KL, LOSS_CHANGE, ACC, ACC_NORM, TASK_VERSION, RATIO, PARAMETERS, SHOTS, INTEGRITY, REPAIR,
+        PARTS, GENERATED, SPEED, SPEEDUP, BYTES,
         OVERFIT, MEAN_PPL, MEAN_ACCURACY, MEAN_COST, MEAN_HELD_OUT, MEAN_MSE, MEAN_OVERFIT, COST,
     )
 }  # fmt: skip

@@ -34,7 +34,8 @@ Progress = Callable[[Mapping[str, Any]], None]
 @dataclass(frozen=True)
 class Measurement:
     """``perplexity``: per corpus. ``blocks``: rows {block, stream, error, mse, error_sq, norm_sq}. ``errors``
-    and ``mse``: per stream, the last block's; ``divergences``: per stream, of the next-token distributions. All floats; ``inf`` where a model gives no finite number.
+    and ``mse``: per stream, the last block's; ``divergences``: per stream, of the next-token distributions. All floats;
+    ``inf`` where a model gives no finite number.
     """
 
     perplexity: dict[str, float]

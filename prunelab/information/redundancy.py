@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunelab.information.search import Removals
+
 POINTS = 33  # of a spectrum
 MOST_GROUPS, MOST_MEMBERS = 32, 24  # that are told of a layer, and of a group
+TOKENS, PAIRS = 6, 12  # that move a unit most, and pairs of a layer of which they are told
 MOST_VALUES = 2**22  # behind a quantile; of more every n-th
 
 
@@ -21,6 +24,33 @@ class Group:
 
     members: Tensor
     mean: float
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What all pairs say of m units: ``nearest`` (m,) float64, each one's largest value; ``groups`` of those above ``level``."""
+
+    nearest: Tensor
+    groups: list[Group]
+    level: float
+
+
+def look(matrix: Tensor, threshold: float | None, quantile: float | None, live: Tensor) -> Seen:
+    """Return what ``matrix`` (m, m), symmetric, says; the level is ``threshold``, or the ``quantile`` of all pairs' values."""
+    if threshold is None:
+        assert quantile is not None
+        threshold = level_of(matrix, quantile)
+    return Seen(nearest_values(matrix), groups(matrix, threshold, live), threshold)
+
+
+def nearest_values(matrix: Tensor) -> Tensor:
+    """Return the largest value of each row off the diagonal, (m,) float64."""
+    largest = matrix.new_empty(len(matrix))
+    for start in range(0, len(matrix), 256):
+        rows = matrix[start : start + 256].clone()
+        rows[torch.arange(len(rows)), torch.arange(start, start + len(rows))] = -math.inf
+        largest[start : start + 256] = rows.amax(1)
+    return largest.double().cpu()
 
 
 def level_of(matrix: Tensor, share: float) -> float:
@@ -77,6 +107,32 @@ def group_rows(found: list[Group], here: Tensor, gone: Tensor) -> list[dict[str,
         rows.append(
             {"units": len(units), "gone": int(gone[units].sum()), "mean_nmi": group.mean, "members": told}
         )
+    return rows
+
+
+def strongest(Z: Tensor, index: Tensor) -> Tensor:
+    """Return the samples, (k, count) int64, that move each unit most: the norm of its channels ``index`` (count, lines) in
+    the raw samples ``Z`` (n, C); k is ``TOKENS``, or n."""
+    moved = Z[:, index.reshape(-1).to(Z.device)].double().square().view(len(Z), *index.shape).sum(2)
+    return moved.topk(min(TOKENS, len(Z)), 0).indices.cpu()
+
+
+def token_rows(removals: Removals, gone: Tensor, top: Tensor) -> list[dict[str, Any]]:
+    """Return a row for each of the ``PAIRS`` most redundant pairs of which one unit is ``gone`` (count,) bool: ``nmi``, and
+    by their numbers the samples ``top`` (k, count) that move either unit most, and how many of them they share."""
+    found = [
+        at for at in range(len(removals.order)) if int(removals.partner[at]) >= 0 and gone[removals.order[at]]
+    ]
+    rows = []
+    for at in sorted(found, key=lambda at: -float(removals.value[at]))[:PAIRS]:
+        unit, partner = int(removals.order[at]), int(removals.partner[at])
+        own, other = top[:, unit].tolist(), top[:, partner].tolist()
+        rows.append(
+            {
+                "unit": unit, "partner": partner, "nmi": float(removals.value[at]), "shared": len({*own} & {*other}),
+                "unit_samples": " ".join(map(str, own)), "partner_samples": " ".join(map(str, other)),
+            }
+        )  # fmt: skip
     return rows
 
 

@@ -36,7 +36,7 @@ from prunelab.information.gaussian import Gaussian
 from prunelab.information.merge import JOINT, Moments, merge, merge_jointly
 from prunelab.information.pairs import Estimator, Values, chance, lookup, remembered
 from prunelab.information.plan import resolve
-from prunelab.information.redundancy import Group, group_rows, groups, level_of, spectrum_rows
+from prunelab.information.redundancy import Seen, group_rows, look, spectrum_rows, strongest, token_rows
 from prunelab.information.renyi import Renyi
 from prunelab.information.samples import Samples, standardised
 from prunelab.information.search import Neurons, Removals, all_pairs_greedy, quantile_of, random_pairs
@@ -53,7 +53,7 @@ class Study:
     """What was found in one kind of one block. ``removals`` speak of unit numbers. ``floor``: the value that chance
     gives; None if not asked. ``nearest`` (count,): the value of every unit with its most redundant partner, nan where
     not all pairs were looked at. ``n_samples``: tokens that it was seen on; ``here``: the units that there were, by number.
-    ``groups``: of units among those, any two of which share more than ``level``; none where not all pairs were looked at."""
+    ``seen``: what all pairs say of those, where all were looked at. ``top`` (k, count): the samples that move each most."""
 
     removals: Removals
     width: Width | None
@@ -61,17 +61,8 @@ class Study:
     nearest: Tensor
     n_samples: int
     here: Tensor
-    groups: list[Group]
-    level: float | None
-
-
-@dataclass(frozen=True, eq=False)
-class _Seen:
-    """What all pairs say of m units: ``nearest`` (m,) values, and groups of those above ``level``."""
-
-    nearest: Tensor
-    groups: list[Group]
-    level: float
+    seen: Seen | None
+    top: Tensor
 
 
 @dataclass(frozen=True)
@@ -122,6 +113,7 @@ class MutualInformation:
     supports = ("units",)
     compensation = "merge"
     kinds = ("neurons",)  # the paper's; attention is an extension
+    tells_tokens = True  # in explain, by the number of a sample
 
     def importance(self, view: UnitView) -> Tensor:
         """Return the importance (count,) of every unit, float64."""
@@ -151,26 +143,28 @@ class MutualInformation:
         values = torch.full((view.count,), math.nan, dtype=torch.float64)
         if seen is not None:
             values[here] = seen.nearest
-        found, level = ([], None) if seen is None else (seen.groups, seen.level)
-        return importance, Study(named, width, floor, values, len(Z), here, found, level)
+        top = strongest(Z, view.output.index)
+        return importance, Study(named, width, floor, values, len(Z), here, seen, top)
 
     def explain(self, evidence: Study, gone: Tensor) -> dict[str, list[dict[str, Any]]]:
         """Return ``removed``, a row per unit of ``gone`` (count,) bool; ``redundancy``, one of the whole layer: settings,
         how wide the kernels are, from where on units count as redundant, and quantiles of the nearest partners' values;
-        ``spectrum``, those values sorted; ``groups`` of units that all say the same."""
-        removals, width = evidence.removals, evidence.width
+        ``spectrum``, those values sorted; ``groups`` of units that all say the same; ``tokens`` that move both of the
+        most redundant pairs most."""
+        removals, width, seen = evidence.removals, evidence.width, evidence.seen
         layer = {
             "units": len(evidence.here), "gone": int(gone.sum()), "redundant": len(removals.order),
             "estimator": self.estimator, "alpha": None if width is None else self.alpha, "normalize": self.normalize,
             "search": self.search, "victim": self.victim, "samples": evidence.n_samples,
             "rule": None if width is None else width.rule, "sigma": None if width is None else width.sigma,
-            "floor": evidence.floor, "threshold": removals.threshold, "level": evidence.level,
+            "floor": evidence.floor, "threshold": removals.threshold, "level": None if seen is None else seen.level,
         }  # fmt: skip
         return {
             "removed": removed_rows(removals, gone),
             "redundancy": [layer | spectrum(evidence.nearest, removals)],
             "spectrum": spectrum_rows(known(evidence.nearest, removals)),
-            "groups": group_rows(evidence.groups, evidence.here, gone),
+            "groups": [] if seen is None else group_rows(seen.groups, evidence.here, gone),
+            "tokens": token_rows(removals, gone, evidence.top),
         }
 
     def merge(
@@ -240,7 +234,7 @@ class MutualInformation:
 
     def _search(
         self, estimator: Estimator, neurons: Neurons, generator: torch.Generator
-    ) -> tuple[Removals, float | None, _Seen | None]:
+    ) -> tuple[Removals, float | None, Seen | None]:
         """Return all removals there could be, the floor, and what all pairs say, where all were looked at."""
         Z, m = neurons.columns, len(neurons.norm)
         count = min(math.ceil(self.most * m), m - 1)
@@ -261,7 +255,7 @@ class MutualInformation:
             values = remembered(estimator.values(Z), m)  # an eigenvalue problem a pair: only those drawn
         else:
             matrix = estimator.matrix(Z)
-            seen = self._seen(matrix, neurons)
+            seen = look(matrix, self.threshold, self.quantile, ~neurons.dead)
             if self.search == "all_pairs_greedy":
                 level = self._threshold(lookup(matrix), neurons, generator) if self._counts(neurons) else None
                 least = -1.0 if floor is None else floor
@@ -274,14 +268,6 @@ class MutualInformation:
             decay=self.threshold_decay, max_trials=self.max_trials,
         )  # fmt: skip
         return removals, floor, seen
-
-    def _seen(self, matrix: Tensor, neurons: Neurons) -> _Seen:
-        if self.threshold is not None:
-            level = self.threshold
-        else:
-            assert self.quantile is not None
-            level = level_of(matrix, self.quantile)
-        return _Seen(_nearest(matrix), groups(matrix, level, ~neurons.dead), level)
 
     def _counts(self, neurons: Neurons) -> bool:
         """Whether partners above a threshold are counted."""
@@ -309,16 +295,6 @@ def _norms(output: Member, index: Tensor, deviation: Tensor) -> Tensor:
     """Return how much each unit (count, lines) moves the output: the root of sum of ||W[:, c]||^2 std_c^2, float64."""
     length = output.W.double().square().sum(0)[index.to(output.W.device)]
     return (length * deviation.view(index.shape).to(length.device).square()).sum(1).sqrt().cpu()
-
-
-def _nearest(matrix: Tensor) -> Tensor:
-    """Return the largest value of each row off the diagonal, (m,) float64."""
-    largest = matrix.new_empty(len(matrix))
-    for start in range(0, len(matrix), 256):
-        rows = matrix[start : start + 256].clone()
-        rows[torch.arange(len(rows)), torch.arange(start, start + len(rows))] = -math.inf
-        largest[start : start + 256] = rows.amax(1)
-    return largest.double().cpu()
 
 
 def _named(removals: Removals, here: Tensor) -> Removals:

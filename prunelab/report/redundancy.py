@@ -44,7 +44,7 @@ def ranked(study: Study, ratio: float) -> Figure:
         Line2D([], [], color=_colour(block, blocks), label=f"block {block}") for block in named
     ]
     figure, grid = panels(
-        -(-len(groups) // columns), columns, 2.3, groups=[("", handles)], gap_y=0.8, sharey=True
+        -(-len(groups) // columns), columns, 2.3, groups=[("", handles)], right=0.3, gap_y=0.8, sharey=True
     )
     for axes, item in zip(grid.flat, [*groups, *[None] * (grid.size - len(groups))], strict=True):
         if item is None:

@@ -26,6 +26,7 @@ _TITLES = {
     "removed": "Removed units",
     REDUNDANCY: "Redundancy of each layer",
     "spectrum": "Redundancy spectrum of each layer",
+    "tokens": "Tokens that move the most redundant pairs most",
     "groups": "Groups of units that say the same",
     "modules": "Modules",
 }
@@ -43,6 +44,10 @@ NOTES = {
     "spectrum": (
         "The values that units have with their most redundant partner, sorted, at some ranks; share: of the units that have as "
         "much."
+    ),
+    "tokens": (
+        "Of the sampled tokens those at which each of the two is largest, in brackets behind the text before; shared: how many "
+        "of them are the same. samples: their numbers in the draw; tokens: their ids."
     ),
     "groups": (
         "Any two of a group share more than the level of their layer; mean_nmi: of all its pairs; gone: how many of them were "
@@ -91,7 +96,8 @@ def told(study: Study, ratio: float) -> list[Told]:
 # columns as people read them: records sort their keys
 _ORDER = (
     "shot", "block", "kind", "module", "unit", "partner", "into", "rank", "units", "gone", "share", "redundant", "V", "A",
-    "metric", "nmi", "mean_nmi", "members", "r2", "sign", "reason", "estimator", "alpha", "normalize", "search", "victim", "rule",
+    "metric", "nmi", "mean_nmi", "members", "shared", "unit_text", "partner_text",
+    "r2", "sign", "reason", "estimator", "alpha", "normalize", "search", "victim", "rule",
     "sigma", "samples", "floor", "threshold", "level", "q0", "q5", "q25", "q50", "q75", "q95",
     "q100",
 )  # fmt: skip

@@ -13,8 +13,16 @@ from prunelab.evaluation.cost import metered
 from prunelab.evaluation.integrity import check
 from prunelab.evaluation.walk import measure
 from prunelab.metric import (
-    CALIBRATION, CHANGE, ERROR, HELD_OUT, KL, LOSS_CHANGE, MSE, PPL, RECONSTRUCTION,
-)  # fmt: skip
+    CALIBRATION,
+    CHANGE,
+    ERROR,
+    HELD_OUT,
+    KL,
+    LOSS_CHANGE,
+    MSE,
+    PPL,
+    RECONSTRUCTION,
+)
 from prunelab.models.load import load_decoder
 from prunelab.stages import calibrate, setting
 from prunelab.stages.accuracy import accuracies

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from prunelab.information.redundancy import POINTS, group_rows, groups, level_of, spectrum_rows
+from prunelab.information.redundancy import (
+    POINTS,
+    group_rows,
+    groups,
+    level_of,
+    spectrum_rows,
+    strongest,
+    token_rows,
+)
+from prunelab.information.search import Removals
 
 
 def _matrix(m: int, seed: int = 0) -> torch.Tensor:
@@ -68,3 +77,22 @@ def test_a_spectrum_falls_from_the_largest_to_the_smallest_value() -> None:
         assert int((values >= row["nmi"]).sum()) == row["rank"]
     assert [row["rank"] for row in spectrum_rows(values[:3])] == [1, 2, 3]
     assert spectrum_rows(values[:0]) == []
+
+
+def test_the_samples_that_move_a_pair_most_are_told_with_how_many_they_share() -> None:
+    Z = torch.zeros(20, 4)
+    Z[[3, 7, 9, 11, 2, 5], 0] = torch.tensor([9.0, -8.0, 7.0, 6.0, -5.0, 4.0])
+    Z[[3, 7, 9, 0, 1, 4], 1] = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.5])
+    top = strongest(Z, torch.arange(4)[:, None])
+    assert top[:, 0].tolist() == [3, 7, 9, 11, 2, 5]
+    assert top[:, 1].tolist() == [4, 1, 0, 9, 7, 3]
+    assert strongest(Z, torch.tensor([[0, 1], [2, 3]]))[:, 0].tolist() == [3, 7, 9, 4, 11, 1]
+    some = torch.tensor([0, 2])
+    removals = Removals(
+        some, torch.tensor([1, -1]), torch.tensor([0.5, float("nan")]).double(), torch.ones(2), some, ("a", "dead"), 0, None
+    )  # fmt: skip
+    (row,) = token_rows(removals, torch.tensor([True, False, True, False]), top)
+    assert row == {
+        "unit": 0, "partner": 1, "nmi": 0.5, "shared": 3, "unit_samples": "3 7 9 11 2 5", "partner_samples": "4 1 0 9 7 3",
+    }  # fmt: skip
+    assert token_rows(removals, torch.zeros(4, dtype=torch.bool), top) == []
