@@ -9,6 +9,7 @@ import torch
 
 from prunelab.calibration.tokens import load_tokens
 from prunelab.config.build import build
+from prunelab.config.domain import PSEUDO
 from prunelab.config.domain import ROLE as DOMAIN
 from prunelab.evaluation.cost import metered
 from prunelab.evaluation.integrity import check
@@ -55,7 +56,8 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
         if "statistics" in context.inputs or tokens is None:  # nobody walks here
             walked = list[torch.Tensor]()
         else:
-            walked = [tokens, *([tokens, *others] if others else [])]
+            parts_of_it = identity["method"].get(PSEUDO) is not None and not others
+            walked = [tokens, *([tokens, *others] if others else []), *([tokens] * (3 * parts_of_it))]
         if tokens is not None:
             add_tokens(parts.tables, tokens, _tokenizer(context))
         cost.tokens = sum(text.numel() for text in walked) * n_shots
