@@ -124,6 +124,18 @@ CHANGE = Metric(
 )
 ERROR = Metric("error", "relative error after the last block", "lower", form="error", axis="log", of="stream")
 MSE = Metric("mse", "mean squared error after the last block", "lower", form="error", axis="log", of="stream")
+KL = Metric(
+    "kl",
+    "KL divergence of next tokens, dense from pruned",
+    "lower",
+    "nats",
+    form="error",
+    axis="log",
+    of="stream",
+)
+LOSS_CHANGE = Metric(
+    "delta/loss", "next-token loss minus the dense model's", "lower", "nats", form="error", of="stream"
+)
 ACC = Metric("acc", "accuracy", "higher", form="percent", of="task")
 ACC_NORM = Metric("acc_norm", "accuracy, likelihoods by length", "higher", form="percent", of="task")
 TASK_VERSION = Metric("task_version", "version of a task", of="task")
@@ -165,8 +177,8 @@ COST = Metric("cost", "what the work took", "lower", of="stage and resource", cl
 METRICS: Mapping[str, Metric] = {
     row.name: row
     for row in (
-        PPL, CHANGE, ERROR, MSE, ACC, ACC_NORM, TASK_VERSION, RATIO, PARAMETERS, SHOTS, INTEGRITY, REPAIR, PARTS, GENERATED,
-        SPEED, SPEEDUP, BYTES,
+        PPL, CHANGE, ERROR, MSE, KL, LOSS_CHANGE, ACC, ACC_NORM, TASK_VERSION, RATIO, PARAMETERS, SHOTS, INTEGRITY, REPAIR,
+        PARTS, GENERATED, SPEED, SPEEDUP, BYTES,
         OVERFIT, MEAN_PPL, MEAN_ACCURACY, MEAN_COST, MEAN_HELD_OUT, MEAN_MSE, MEAN_OVERFIT, COST,
     )
 }  # fmt: skip

@@ -2,7 +2,8 @@
 
 A method's class says with the literal ``domains`` how many it compares at least, the trial's own among them; for any other
 method the key ``domains`` of a config means nothing. Each is drawn like the mask's tokens: the role's part of its
-corpus, as many windows, as long, by the trial's seed.
+corpus, as many windows, as long, by the trial's seed. A method with a field ``pseudo_domains`` that is no null divides the
+trial's own where no other is named (prunelab.passes.pseudo).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from prunelab.config.field import read_class
 from prunelab.errors import ConfigError, nearest
 
 KEY = "domains"
+PSEUDO = "pseudo_domains"  # a field of such a method: into how many sets it divides the trial's own, if there is no other
 ROLE = "domain"  # of the inputs domain/<name>
 
 
@@ -63,8 +65,13 @@ def check_domains(config: Mapping[str, Any], known: Sequence[str]) -> Iterator[C
     if least and calibration.get("n_samples") == 1:
         hint = "Each text is divided in two, to tell texts from draws of one."
         yield ConfigError("calibration.n_samples", 1, f"2 or more with method={method.get('name')}", hint)
-    found = 1 + len(domains_of(config))
-    if found < least:
+    found, pseudo = 1 + len(domains_of(config)), method.get(PSEUDO)
+    if found == 1 and least and isinstance(pseudo, int):  # its own text is divided
+        count = calibration.get("n_samples")
+        if isinstance(count, int) and count < 2 * pseudo:
+            allowed = f"2 sequences or more for each of method.{PSEUDO}={pseudo}, or other text in {KEY}"
+            yield ConfigError("calibration.n_samples", count, allowed)
+    elif found < least:
         own = calibration.get("name")
         allowed = f"at least {least} kinds of text with method={method.get('name')}, {own} of calibration among them"
         others = [name for name in known if name != own][:2]

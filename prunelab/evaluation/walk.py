@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunelab.evaluation.divergence import Divergence, divergence
 from prunelab.evaluation.perplexity import perplexity
 from prunelab.models.activation import Placement, Shelf, open_shelf
 from prunelab.models.compare import relative_error, squares
@@ -33,13 +34,15 @@ Progress = Callable[[Mapping[str, Any]], None]
 @dataclass(frozen=True)
 class Measurement:
     """``perplexity``: per corpus. ``blocks``: rows {block, stream, error, mse, error_sq, norm_sq}. ``errors``
-    and ``mse``: per stream, the last block's. All floats; ``inf`` where a model gives no finite number.
+    and ``mse``: per stream, the last block's; ``divergences``: per stream, of the next-token distributions. All floats;
+    ``inf`` where a model gives no finite number.
     """
 
     perplexity: dict[str, float]
     blocks: list[dict[str, Any]] = field(default_factory=list)
     errors: dict[str, float] = field(default_factory=dict)
     mse: dict[str, float] = field(default_factory=dict)
+    divergences: dict[str, Divergence] = field(default_factory=dict)
 
 
 def measure(
@@ -62,9 +65,10 @@ def measure(
     """
     say = progress or (lambda row: None)
     rows: list[dict[str, Any]] = []
+    apart: dict[str, Divergence] = {}
     if apply_block is not None:
         with open_shelf(placement or Placement("device"), decoder.dtype, decoder.device) as shelf:
-            rows = _walk(decoder, apply_block, streams, batch_size, shelf, say)
+            rows, apart = _walk(decoder, apply_block, streams, batch_size, shelf, say)
     scores: dict[str, float] = {}
     for corpus, tokens in text.items():
         scores[corpus] = perplexity(decoder, tokens, batch_size)
@@ -72,7 +76,7 @@ def measure(
     last = len(decoder.blocks) - 1
     ends = {row["stream"]: row for row in rows if row["block"] == last}
     errors, mse = ({name: row[key] for name, row in ends.items()} for key in ("error", "mse"))
-    return Measurement(scores, rows, errors, mse)
+    return Measurement(scores, rows, errors, mse, apart)
 
 
 @torch.no_grad()
@@ -83,7 +87,7 @@ def _walk(
     batch_size: int,
     shelf: Shelf,
     say: Progress,
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], dict[str, Divergence]]:
     dense = {name: open_stream(decoder, tokens, batch_size, shelf) for name, tokens in streams.items()}
     pruned = {name: fork(stream, shelf) for name, stream in dense.items()}
     rows: list[dict[str, Any]] = []
@@ -99,4 +103,4 @@ def _walk(
             row = {"block": index, "stream": name, "error": error, "mse": mse}
             rows.append({**row, "error_sq": error_sq, "norm_sq": norm_sq})
             say({"event": "block", "block": index, "stream": name, "error": error})
-    return rows
+    return rows, {name: divergence(decoder, pruned[name], dense[name].hidden) for name in streams}

@@ -69,13 +69,13 @@ def partition(found: Sensitivity, how: Partition) -> Tensor:
         return torch.zeros(m, dtype=torch.int64, device=found.v.device)
     points = features(found, how.weights)
     if how.kind == KMEANS:
-        labels = _kmeans(points, _order(found), min(how.modules, m))
+        labels = kmeans(points, _order(found), min(how.modules, m))
     elif how.kind == GRID:
         labels = _bins(found.v, how.bins[0]) * how.bins[1] + _bins(found.a, how.bins[1])
     else:
         labels = (found.v > sensitivity_threshold(found.v, how.quantile)).to(torch.int64)
     least = max(math.ceil(how.min_share * m), how.min_units)
-    return _renumbered(_merged(labels, points, least), found)
+    return _renumbered(merged(labels, points, least), found)
 
 
 def sensitivity_threshold(v: Tensor, quantile: float) -> float:
@@ -101,8 +101,9 @@ def _order(found: Sensitivity) -> Tensor:
     return by_mean[torch.argsort(found.v[by_mean], stable=True)]
 
 
-def _kmeans(points: Tensor, order: Tensor, k: int) -> Tensor:
-    """Lloyd's algorithm from the units at the middles of k equal shares of ``order``; ties go to the lower module."""
+def kmeans(points: Tensor, order: Tensor, k: int) -> Tensor:
+    """Return the cluster (n,) of each of ``points`` (n, d): Lloyd's algorithm from those at the middles of k equal shares of
+    ``order`` (n,); ties go to the lower cluster."""
     starts = [int((j + 0.5) / k * len(order)) for j in range(k)]
     centres = points[order[starts]]
     labels = torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
@@ -123,8 +124,9 @@ def _bins(x: Tensor, n: int) -> Tensor:
     return torch.bucketize(x, edges)
 
 
-def _merged(labels: Tensor, points: Tensor, least: int) -> Tensor:
-    """Join the smallest module with that of the nearest centre until none is below ``least`` or one is left."""
+def merged(labels: Tensor, points: Tensor, least: int) -> Tensor:
+    """Return ``labels`` (n,) of ``points`` (n, d) once the smallest is joined with that of the nearest centre until none has
+    fewer than ``least`` or one is left."""
     labels = labels.clone()
     while True:
         names, counts = torch.unique(labels, return_counts=True)

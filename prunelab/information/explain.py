@@ -44,14 +44,20 @@ def removed_rows(removals: Removals, gone: Tensor) -> list[dict[str, Any]]:
     return rows
 
 
+def known(nearest: Tensor, removals: Removals) -> Tensor:
+    """Return what is known of ``nearest`` (count,), the values of units with their most redundant partner: dead units, of
+    ``removals``, and nan are left out."""
+    there = nearest.isfinite()
+    there[removals.order[removals.partner < 0]] = False
+    return nearest[there]
+
+
 def spectrum(nearest: Tensor, removals: Removals) -> dict[str, float | None]:
     """Return quantiles, as ``q0`` to ``q100``, of the values that units have with their most redundant partner.
 
     ``nearest`` (count,), nan where nothing is known; dead units are left out. None for all where nothing is known.
     """
-    known = nearest.isfinite()
-    known[removals.order[removals.partner < 0]] = False
-    values = nearest[known]
+    values = known(nearest, removals)
     names = [f"q{100 * q:g}" for q in QUANTILES]
     if not len(values):
         return dict.fromkeys(names)

@@ -142,7 +142,10 @@ class ExplainingMethod(Method, Protocol):
         """Return rows of plain values by the name of a table, once the units ``gone`` (count,) bool go.
 
         The pass puts shot, block and kind before each row, and keeps the first 64 of a table of one kind and block:
-        those that say most come first. The record has them as ``units/<name>``; None where a value does not apply.
+        those that say most come first. The record has them as ``units/<name>``; None where a value does not apply. With the
+        literal ``tells_tokens = True`` in the class, a column ``<name>_samples``, numbers of rows of the statistic
+        ``input_samples`` with spaces between, gets a column ``<name>_tokens`` with those tokens' ids and, where the model's
+        tokenizer made them, ``<name>_text`` beside it.
         """
         ...
 

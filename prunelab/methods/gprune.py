@@ -50,11 +50,14 @@ class Modules:
 
 @dataclass(frozen=True)
 class GPrune:
-    """``base``: the metric on activations. The other fields are those of prunelab.generalization."""
+    """``base``: the metric on activations. ``pseudo_domains``: into how many sets the calibration text is divided where no
+    other text is named (prunelab.generalization.pseudo); None = others have to be. The other fields are those of
+    prunelab.generalization."""
 
     name: str
     revision: int
     step: Annotated[float | None, "0 < x <= 1"]
+    pseudo_domains: Annotated[int | None, "x >= 2"]
     base: Annotated[str, "wanda_sp | flap"]
     attention_power: Annotated[float, "x > 0"]
     sensitivity: Annotated[str, "rank_std | rank_range | cv"]

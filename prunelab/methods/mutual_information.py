@@ -31,11 +31,12 @@ from torch import Tensor
 from prunelab.errors import ConfigError
 from prunelab.information.bandwidth import Width, choose_width
 from prunelab.information.cluster import clustered
-from prunelab.information.explain import removed_rows, spectrum
+from prunelab.information.explain import known, removed_rows, spectrum
 from prunelab.information.gaussian import Gaussian
-from prunelab.information.merge import Moments, merge
+from prunelab.information.merge import JOINT, Moments, merge, merge_jointly
 from prunelab.information.pairs import Estimator, Values, chance, lookup, remembered
 from prunelab.information.plan import resolve
+from prunelab.information.redundancy import Seen, group_rows, look, spectrum_rows, strongest, token_rows
 from prunelab.information.renyi import Renyi
 from prunelab.information.samples import Samples, standardised
 from prunelab.information.search import Neurons, Removals, all_pairs_greedy, quantile_of, random_pairs
@@ -51,14 +52,17 @@ LEAST_FLOOR = 1e-6
 class Study:
     """What was found in one kind of one block. ``removals`` speak of unit numbers. ``floor``: the value that chance
     gives; None if not asked. ``nearest`` (count,): the value of every unit with its most redundant partner, nan where
-    not all pairs were looked at. ``n_samples``: tokens that it was seen on; ``n_units``: units that there were."""
+    not all pairs were looked at. ``n_samples``: tokens that it was seen on; ``here``: the units that there were, by number.
+    ``seen``: what all pairs say of those, where all were looked at. ``top`` (k, count): the samples that move each most."""
 
     removals: Removals
     width: Width | None
     floor: float | None
     nearest: Tensor
     n_samples: int
-    n_units: int
+    here: Tensor
+    seen: Seen | None
+    top: Tensor
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ class MutualInformation:
     are redundant, for random pairs and the victim rule ``central``. ``max_trials``: draws per threshold; null = 50 per
     unit. ``most``: of the units; the search ends when so many went, and the others count as not redundant.
     ``floor_deviations``: above the mean of shuffled pairs; null = no floor. ``n_clusters``: null = one per 64
-    units. ``min_active``: a neuron that is not 0 in fewer samples is compared by norm. ``min_r2``: of merging.
+    units. ``min_active``: a neuron that is not 0 in fewer samples is compared by norm. ``merging``, ``min_r2``
+    and ``unmerged``: see prunelab.information.merge.
     """
 
     name: str
@@ -99,13 +104,16 @@ class MutualInformation:
     floor_deviations: Annotated[float | None, "x >= 0"]
     n_clusters: Annotated[int | None, "x >= 1"]
     min_active: Annotated[int, "x >= 0"]
+    merging: Annotated[str, "pairwise | joint"]
     min_r2: Annotated[float, "0 <= x <= 1"]
+    unmerged: Annotated[str, "mean | nothing"]
 
     scope = "unit"
     needs = ("input_samples", "input_moments", "input_gram")
     supports = ("units",)
     compensation = "merge"
     kinds = ("neurons",)  # the paper's; attention is an extension
+    tells_tokens = True  # in explain, by the number of a sample
 
     def importance(self, view: UnitView) -> Tensor:
         """Return the importance (count,) of every unit, float64."""
@@ -128,26 +136,35 @@ class MutualInformation:
         if self.victim == "lower_entropy" and width is not None:
             entropy = Renyi(width.sigma, self.alpha).entropies(samples.columns)
         neurons = Neurons(samples.columns, samples.dead, samples.rare, norm, entropy, self.victim)
-        removals, floor, nearest = self._search(estimator, neurons, view.generator)
+        removals, floor, seen = self._search(estimator, neurons, view.generator)
         named = _named(removals, here)
         importance = torch.zeros(view.count, dtype=torch.float64)
         importance[here] = _importance(removals, norm)
         values = torch.full((view.count,), math.nan, dtype=torch.float64)
-        values[here] = nearest
-        return importance, Study(named, width, floor, values, len(Z), len(here))
+        if seen is not None:
+            values[here] = seen.nearest
+        top = strongest(Z, view.output.index)
+        return importance, Study(named, width, floor, values, len(Z), here, seen, top)
 
     def explain(self, evidence: Study, gone: Tensor) -> dict[str, list[dict[str, Any]]]:
-        """Return ``removed``, a row per unit of ``gone`` (count,) bool, and ``redundancy``, one of the whole layer: how wide
-        the kernels are, from where on units count as redundant, and quantiles of the nearest partners' values."""
-        removals, width = evidence.removals, evidence.width
+        """Return ``removed``, a row per unit of ``gone`` (count,) bool; ``redundancy``, one of the whole layer: settings,
+        how wide the kernels are, from where on units count as redundant, and quantiles of the nearest partners' values;
+        ``spectrum``, those values sorted; ``groups`` of units that all say the same; ``tokens`` that move both of the
+        most redundant pairs most."""
+        removals, width, seen = evidence.removals, evidence.width, evidence.seen
         layer = {
-            "units": evidence.n_units, "gone": int(gone.sum()), "redundant": len(removals.order),
-            "samples": evidence.n_samples, "rule": None if width is None else width.rule,
-            "sigma": None if width is None else width.sigma, "floor": evidence.floor, "threshold": removals.threshold,
+            "units": len(evidence.here), "gone": int(gone.sum()), "redundant": len(removals.order),
+            "estimator": self.estimator, "alpha": None if width is None else self.alpha, "normalize": self.normalize,
+            "search": self.search, "victim": self.victim, "samples": evidence.n_samples,
+            "rule": None if width is None else width.rule, "sigma": None if width is None else width.sigma,
+            "floor": evidence.floor, "threshold": removals.threshold, "level": None if seen is None else seen.level,
         }  # fmt: skip
         return {
             "removed": removed_rows(removals, gone),
             "redundancy": [layer | spectrum(evidence.nearest, removals)],
+            "spectrum": spectrum_rows(known(evidence.nearest, removals)),
+            "groups": [] if seen is None else group_rows(seen.groups, evidence.here, gone),
+            "tokens": token_rows(removals, gone, evidence.top),
         }
 
     def merge(
@@ -155,20 +172,23 @@ class MutualInformation:
     ) -> tuple[Tensor, Tensor | None]:
         """Return the output map's new weight (R, C) and bias (R,), float64, once the units ``keep`` (count,) stay.
 
-        A removed neuron's part goes to the partner that stays; of a head, and of a neuron without a partner or with
-        too little in common with it, the mean goes into the bias.
+        A removed neuron's part goes to the partner that stays, or with ``merging=joint`` to the partners of all; of one
+        without a partner, and pairwise of a head, the mean goes into the bias.
         """
         plan = resolve(evidence.removals, (~keep.cpu()).nonzero()[:, 0])
-        columns, partner = output.index[plan.removed], plan.partner
-        if columns.shape[1] == 1:
+        columns, partner, lines = output.index[plan.removed], plan.partner, output.index.shape[1]
+        moments = Moments(values["input_moments"].mean, values["input_gram"].matrix)
+        place, alone = output.W.device, (partner < 0).repeat_interleave(lines)
+        removed, how = columns.reshape(-1).to(place), (self.min_r2, self.unmerged)
+        if self.merging == JOINT:
+            partners = output.index[partner[partner >= 0].unique()].reshape(-1).to(place)
+            found = merge_jointly(output.W, output.bias, moments, removed, alone.to(place), partners, *how)
+            return found.W, found.bias
+        if lines == 1:
             partner = torch.where(partner < 0, -1, output.index[partner.clamp(min=0), 0])
         else:
             partner = torch.full((columns.numel(),), -1)
-        moments = Moments(values["input_moments"].mean, values["input_gram"].matrix)
-        place = output.W.device
-        found = merge(
-            output.W, output.bias, moments, columns.reshape(-1).to(place), partner.to(place), self.min_r2
-        )
+        found = merge(output.W, output.bias, moments, removed, partner.to(place), *how)
         return found.W, found.bias
 
     def _check(self) -> None:
@@ -214,12 +234,11 @@ class MutualInformation:
 
     def _search(
         self, estimator: Estimator, neurons: Neurons, generator: torch.Generator
-    ) -> tuple[Removals, float | None, Tensor]:
-        """Return all removals there could be, the floor, and every unit's value with its nearest partner."""
+    ) -> tuple[Removals, float | None, Seen | None]:
+        """Return all removals there could be, the floor, and what all pairs say, where all were looked at."""
         Z, m = neurons.columns, len(neurons.norm)
         count = min(math.ceil(self.most * m), m - 1)
-        nearest = torch.full((m,), math.nan, dtype=torch.float64)
-        floor = None
+        floor, seen = None, None
         if len(neurons.live) > 1 and self.floor_deviations is not None:
             null = chance(Z, estimator, neurons.live, NULL_PAIRS, generator)
             floor = max(float(null.mean() + self.floor_deviations * null.std()), LEAST_FLOOR)
@@ -231,24 +250,24 @@ class MutualInformation:
             removals = clustered(
                 estimator, neurons, count, generator, n_clusters=self.n_clusters, floor=least, threshold=level
             )
-            return removals, floor, nearest
+            return removals, floor, seen
         if self.search == "random_pairs" and self.estimator == "renyi_matrix" and self.alpha != 2:
             values = remembered(estimator.values(Z), m)  # an eigenvalue problem a pair: only those drawn
         else:
             matrix = estimator.matrix(Z)
-            nearest = _nearest(matrix)
+            seen = look(matrix, self.threshold, self.quantile, ~neurons.dead)
             if self.search == "all_pairs_greedy":
                 level = self._threshold(lookup(matrix), neurons, generator) if self._counts(neurons) else None
                 least = -1.0 if floor is None else floor
                 removals = all_pairs_greedy(matrix, neurons, count, generator, floor=least, threshold=level)
-                return removals, floor, nearest
+                return removals, floor, seen
             values = lookup(matrix)
         assert floor is not None
         removals = random_pairs(
             values, neurons, count, generator, threshold=self._threshold(values, neurons, generator), floor=floor,
             decay=self.threshold_decay, max_trials=self.max_trials,
         )  # fmt: skip
-        return removals, floor, nearest
+        return removals, floor, seen
 
     def _counts(self, neurons: Neurons) -> bool:
         """Whether partners above a threshold are counted."""
@@ -276,16 +295,6 @@ def _norms(output: Member, index: Tensor, deviation: Tensor) -> Tensor:
     """Return how much each unit (count, lines) moves the output: the root of sum of ||W[:, c]||^2 std_c^2, float64."""
     length = output.W.double().square().sum(0)[index.to(output.W.device)]
     return (length * deviation.view(index.shape).to(length.device).square()).sum(1).sqrt().cpu()
-
-
-def _nearest(matrix: Tensor) -> Tensor:
-    """Return the largest value of each row off the diagonal, (m,) float64."""
-    largest = matrix.new_empty(len(matrix))
-    for start in range(0, len(matrix), 256):
-        rows = matrix[start : start + 256].clone()
-        rows[torch.arange(len(rows)), torch.arange(start, start + len(rows))] = -math.inf
-        largest[start : start + 256] = rows.amax(1)
-    return largest.double().cpu()
 
 
 def _named(removals: Removals, here: Tensor) -> Removals:

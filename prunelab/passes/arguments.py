@@ -12,6 +12,7 @@ from prunelab.allocation.base import Allocation
 from prunelab.errors import ConfigError
 from prunelab.methods.facts import facts_of
 from prunelab.models.decoder import Decoder
+from prunelab.passes.pseudo import PSEUDO
 from prunelab.passes.source import Stored
 from prunelab.pattern.base import BY_KIND, GLOBAL, UNIFORM, Pattern, Run
 from prunelab.stats.domain import DOMAINS
@@ -38,7 +39,8 @@ def check_run(
         raise error
     needs = {*method.needs, *pattern.needs} | (set() if isinstance(allocation, str) else {"input_norm"})
     least = getattr(method, DOMAINS, 0)
-    if 1 + len(domains) < least or (domains and not least):
+    own = getattr(method, PSEUDO, None) is not None and not domains  # its own text is divided
+    if (1 + len(domains) < least and not own) or (domains and not least):
         allowed = f"{least - 1} or more token sets of other text" if least else "none"
         raise ConfigError(DOMAINS, f"{len(domains)} token sets", f"{allowed} with method={method.name}")
     if tokens is None and domains:

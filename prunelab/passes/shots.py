@@ -43,6 +43,7 @@ from prunelab.passes.collect import (
 )
 from prunelab.passes.compared import compared
 from prunelab.passes.elements import states
+from prunelab.passes.pseudo import texts_of
 from prunelab.passes.source import Given, Live, Source, Stored
 from prunelab.pattern.base import UNIFORM, UPDATE, Pattern, Propagation
 from prunelab.sparsity.mask import Mask
@@ -118,6 +119,7 @@ def prune(
     if start_step and start is None:
         raise ConfigError("start", None, f"the state after step {start_step}", "Or start_step=0.")
     with open_shelf(placement or Placement("device"), decoder.dtype, decoder.device) as shelf:
+        domains = texts_of(decoder, method, tokens, domains, batch_size, shelf)
         walk = Walk(
             decoder,
             method,

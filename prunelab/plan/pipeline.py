@@ -269,6 +269,8 @@ def _prune(config: Trial, stages: Mapping[str, Stage]) -> Stage:
     identity |= _sources(_needs(config))
     source = "statistics" if "statistics" in stages else "calibrate"
     inputs = {source: stages[source].key} if _needs(config) else {}
+    if method_source(method.fields).literals.get("tells_tokens") and inputs:
+        inputs["calibrate"] = stages["calibrate"].key  # which text its samples are
     inputs |= {role: stage.key for role, stage in stages.items() if role.startswith(f"{DOMAIN}/")}
     targets = _targets(config)
     prefixes = [targets[:n] for n in range(len(targets) - 1, 0, -1)]

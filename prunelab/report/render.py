@@ -20,6 +20,7 @@ from prunelab.report.key import key_of
 from prunelab.report.label import heading, in_words
 from prunelab.report.page import Picture, page
 from prunelab.report.protocol import measured
+from prunelab.report.redundancy import has_ranked, ranked
 from prunelab.report.repair_table import repair_tables
 from prunelab.report.sheet import blocks_csv, long_csv, protocols_csv, repairs_csv
 from prunelab.report.speed_table import NOTE, speed_tables
@@ -105,6 +106,9 @@ def draw(study: Study) -> list[Picture]:
         if ratio is not None and has_spectrum(study, ratio):
             caption = SPECTRUM.format(ratio=f"{ratio:g}")
             add("spectrum", "Redundancy of units", caption, lambda: spectrum(study, ratio))
+        if ratio is not None and has_ranked(study, ratio):
+            caption = RANKED.format(ratio=f"{ratio:g}")
+            add("ranked", "Redundancy spectrum of each layer", caption, lambda: ranked(study, ratio))
         if study.stages["seconds"].notna().any():
             add("cost", "Cost", COST, lambda: layers.cost(study))
     return made
@@ -183,6 +187,10 @@ SPECTRUM = (
     "Normalised mutual information of each unit with its most redundant partner in its block, over the blocks, as the first "
     "shot found it (mutual information, ratio {ratio}). High: much can go for little; near what chance gives: "
     "nothing is redundant."
+)
+RANKED = (
+    "The same values unit by unit, sorted in each block (ratio {ratio}): how many per cent of the units share at least so much "
+    "with another one. A line that stays high on its way to the right: much of the block is redundant."
 )
 COST = (
     "Means over trials. A stage that several trials share was computed once and is counted in each of them; "

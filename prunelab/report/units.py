@@ -25,6 +25,9 @@ _WHOSE = ["number", "name", "seed", "facet", "variant", "ratio"]
 _TITLES = {
     "removed": "Removed units",
     REDUNDANCY: "Redundancy of each layer",
+    "spectrum": "Redundancy spectrum of each layer",
+    "tokens": "Tokens that move the most redundant pairs most",
+    "groups": "Groups of units that say the same",
     "modules": "Modules",
 }
 NOTES = {
@@ -35,7 +38,20 @@ NOTES = {
     ),
     REDUNDANCY: (
         "Rule and sigma: how wide the kernels are, in standard deviations; floor: what chance alone gives; redundant: units "
-        "with a partner above it, or dead; q0 to q100: quantiles over units of the value with the most redundant partner."
+        "with a partner above it, or dead; level: from where on two units are in one group; q0 to q100: quantiles over units "
+        "of the value with the most redundant partner."
+    ),
+    "spectrum": (
+        "The values that units have with their most redundant partner, sorted, at some ranks; share: of the units that have as "
+        "much."
+    ),
+    "tokens": (
+        "Of the sampled tokens those at which each of the two is largest, in brackets behind the text before; shared: how many "
+        "of them are the same. samples: their numbers in the draw; tokens: their ids."
+    ),
+    "groups": (
+        "Any two of a group share more than the level of their layer; mean_nmi: of all its pairs; gone: how many of them were "
+        "removed; members: the unit with most partners first. No unit is in two groups."
     ),
     "modules": (
         "Units of like sensitivity (V: mean spread of a unit's rank over texts) and magnitude (A: mean percentile on the main "
@@ -79,8 +95,10 @@ def told(study: Study, ratio: float) -> list[Told]:
 
 # columns as people read them: records sort their keys
 _ORDER = (
-    "shot", "block", "kind", "module", "unit", "partner", "into", "units", "gone", "share", "redundant", "V", "A", "metric",
-    "nmi", "r2", "sign", "reason", "rule", "sigma", "samples", "floor", "threshold", "q0", "q5", "q25", "q50", "q75", "q95",
+    "shot", "block", "kind", "module", "unit", "partner", "into", "rank", "units", "gone", "share", "redundant", "V", "A",
+    "metric", "nmi", "mean_nmi", "members", "shared", "unit_text", "partner_text",
+    "r2", "sign", "reason", "estimator", "alpha", "normalize", "search", "victim", "rule",
+    "sigma", "samples", "floor", "threshold", "level", "q0", "q5", "q25", "q50", "q75", "q95",
     "q100",
 )  # fmt: skip
 

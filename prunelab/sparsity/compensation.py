@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prunelab.errors import ModelError
+from prunelab.linalg.regression import regression
 
 EPS = 1e-3
 
@@ -38,16 +38,7 @@ def least_squares(
     """
     wide, mu = W.double(), mean.double()
     covariance = gram.double() - torch.outer(mu, mu)
-    kept = covariance[keep][:, keep]
-    damped = kept + eps * kept.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny) * torch.eye(
-        len(kept), dtype=torch.float64, device=kept.device
-    )
-    lower, failed = torch.linalg.cholesky_ex(damped)
-    if int(failed):
-        raise ModelError(
-            "the covariance of what enters an output map is not positive definite. Use more calibration tokens."
-        )
-    fit = torch.cholesky_solve(covariance[keep][:, ~keep], lower)  # (|S|, |R|)
+    fit = regression(covariance, keep.nonzero()[:, 0], (~keep).nonzero()[:, 0], eps)
     new = wide.clone()
     new[:, keep] += wide[:, ~keep] @ fit.T
     new[:, ~keep] = 0

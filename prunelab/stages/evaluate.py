@@ -12,7 +12,17 @@ from prunelab.errors import DataError
 from prunelab.evaluation.cost import metered
 from prunelab.evaluation.integrity import check
 from prunelab.evaluation.walk import measure
-from prunelab.metric import CALIBRATION, CHANGE, ERROR, HELD_OUT, MSE, PPL, RECONSTRUCTION
+from prunelab.metric import (
+    CALIBRATION,
+    CHANGE,
+    ERROR,
+    HELD_OUT,
+    KL,
+    LOSS_CHANGE,
+    MSE,
+    PPL,
+    RECONSTRUCTION,
+)
 from prunelab.models.load import load_decoder
 from prunelab.stages import calibrate, setting
 from prunelab.stages.accuracy import accuracies
@@ -28,7 +38,8 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
     """Measure the pruned state in one walk beside the dense model.
 
     Metrics: ``ppl/<corpus>``, ``delta/ppl/<corpus>`` (pruned / dense - 1); after the last block ``error/<stream>``
-    (relative) and ``mse/<stream>`` (per element); ``acc/<task>``, ``integrity/*``, and those from outside the package.
+    (relative) and ``mse/<stream>`` (per element); of the next token there ``kl/<stream>`` (dense from pruned) and
+    ``delta/loss/<stream>`` (pruned - dense), in nats; ``acc/<task>``, ``integrity/*``, and those from outside the package.
     Streams: ``calibration`` (the mask's tokens), ``reconstruction`` (a repair's own tokens, where they are others),
     ``held_out/<corpus>``. Table ``blocks``: both errors of each stream after each block.
     """
@@ -66,10 +77,13 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
         CHANGE.at(name): value / float(dense[PPL.at(name)]) - 1 for name, value in found.perplexity.items()
     }
     metrics |= {ERROR.at(name): value for name, value in found.errors.items()}
+    metrics |= {KL.at(name): apart.kl for name, apart in found.divergences.items()}
+    metrics |= {LOSS_CHANGE.at(name): apart.loss_change for name, apart in found.divergences.items()}
     metrics |= {MSE.at(name): value for name, value in found.mse.items()} | own | scores | integrity
     how |= on_texts(identity, tests)
     for name, given in judged.items():
-        how |= dict.fromkeys((ERROR.at(name), MSE.at(name)), of_text(identity["model"], given, windows))
+        of_stream = (ERROR.at(name), MSE.at(name), KL.at(name), LOSS_CHANGE.at(name))
+        how |= dict.fromkeys(of_stream, of_text(identity["model"], given, windows))
     how |= dict.fromkeys(integrity, of_model(identity["model"]))
     blocks = [{key: row[key] for key in ("block", "stream", "error", "mse")} for row in found.blocks]
     for row in blocks:

@@ -7,14 +7,16 @@ from typing import Any
 
 import torch
 
+from prunelab.calibration.tokens import load_tokens
 from prunelab.config.build import build
+from prunelab.config.domain import PSEUDO
 from prunelab.config.domain import ROLE as DOMAIN
 from prunelab.evaluation.cost import metered
 from prunelab.evaluation.integrity import check
 from prunelab.evaluation.ratios import ratios
 from prunelab.metric import PARAMETERS, SHOTS
 from prunelab.models.decoder import Decoder
-from prunelab.models.load import load_decoder
+from prunelab.models.load import load_decoder, load_tokenizer
 from prunelab.passes.arguments import Spread
 from prunelab.passes.between import Between
 from prunelab.passes.shots import StepReport, prune
@@ -23,6 +25,7 @@ from prunelab.pattern.table import pattern_of
 from prunelab.stages import calibrate, setting
 from prunelab.stages.measured import of_model, protocols
 from prunelab.stages.part import STATE, Parts
+from prunelab.stages.told import add_tokens
 from prunelab.store.context import Context, Result
 from prunelab.structures.state import State, open_state, save_state
 from prunelab.structures.surgery import compact_parameters
@@ -50,7 +53,13 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
         metrics = measure(decoder, state, identity["schedule"])
         save_state(state, context.outputs / STATE)
         n_shots = len(parts.tables["shots"]) - before
-        walked = [] if tokens is None else [tokens, *([tokens, *others] if others else [])]
+        if "statistics" in context.inputs or tokens is None:  # nobody walks here
+            walked = list[torch.Tensor]()
+        else:
+            parts_of_it = identity["method"].get(PSEUDO) is not None and not others
+            walked = [tokens, *([tokens, *others] if others else []), *([tokens] * (3 * parts_of_it))]
+        if tokens is not None:
+            add_tokens(parts.tables, tokens, _tokenizer(context))
         cost.tokens = sum(text.numel() for text in walked) * n_shots
     how = dict.fromkeys(metrics, of_model(identity["model"]))
     return Result(metrics, parts.tables, {**cost.values(), "shots": n_shots}, protocols(how, metrics))
@@ -111,6 +120,12 @@ def _tokens(context: Context, device: torch.device | str) -> torch.Tensor | None
     """Return the tokens that masks are chosen on; None where nothing is needed."""
     stage = context.inputs.get("calibrate")
     return None if stage is None else calibrate.read(stage.folder).to(device)
+
+
+def _tokenizer(context: Context) -> Any | None:
+    """Return the tokenizer that made the mask's tokens; None where they came as numbers."""
+    made = load_tokens(context.inputs["calibrate"].folder / calibrate.TOKENS).source.get("tokenizer_digest")
+    return None if made is None else load_tokenizer(context.runtime["model"])
 
 
 def _domains(context: Context, device: torch.device | str) -> list[torch.Tensor]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunelab.information.merge import merge, moments_of
+from prunelab.information.merge import merge, merge_jointly, moments_of
 
 
 def _layer(n: int = 200, C: int = 6, R: int = 4) -> tuple[Tensor, Tensor, Tensor]:
@@ -89,3 +89,60 @@ def test_several_may_share_a_partner() -> None:
     Z[:, 1], Z[:, 2] = 2 * Z[:, 0] + 1, -Z[:, 0]
     found = merge(W, None, moments_of(Z), torch.tensor([1, 2]), torch.tensor([0, 0]), min_r2=0.5)
     torch.testing.assert_close(Z @ found.W.T + found.bias, Z @ W.T)
+
+
+def test_a_joint_merge_is_least_squares_on_all_partners_and_no_residual_grows() -> None:
+    Z, W, b = _layer()
+    moments, removed, partners = moments_of(Z), torch.tensor([1, 4]), torch.tensor([0, 3])
+    alone = torch.zeros(2, dtype=torch.bool)
+    found = merge_jointly(W, b, moments, removed, alone, partners, 0.0)
+    design = torch.cat([Z[:, partners], torch.ones(len(Z), 1).double()], 1)
+    fit = torch.linalg.lstsq(design, Z[:, removed]).solution  # (3, 2)
+    rest = Z[:, removed] - design @ fit
+    new = W.clone()
+    new[:, partners] += W[:, removed] @ fit[:2].T
+    new[:, removed] = 0
+    close = {"rtol": 1e-4, "atol": 1e-4}  # the damping
+    torch.testing.assert_close(found.W, new, **close)
+    torch.testing.assert_close(found.bias, b + W[:, removed] @ fit[2], **close)
+    torch.testing.assert_close(found.beta, fit[:2].T, **close)
+    r2 = 1 - rest.square().mean(0) / Z[:, removed].var(0, correction=0)
+    torch.testing.assert_close(found.r2, r2, **close)
+    assert torch.equal(found.W[:, [2, 5]], W[:, [2, 5]])
+    assert bool((found.r2 > merge(W, b, moments, removed, partners, 0.0).r2).all())
+
+
+def test_several_that_share_what_their_partners_say_do_not_add_up_their_errors_jointly() -> None:
+    """Three sums of two sources: pairwise each is given to one of them, and what is missing adds up in the output."""
+    generator = torch.Generator().manual_seed(2)
+    sources = torch.randn(500, 2, generator=generator).double()
+    Z = torch.cat([sources, sources.sum(1, keepdim=True).repeat(1, 3)], 1)
+    W, moments, removed = torch.ones(1, 5).double(), moments_of(Z), torch.tensor([2, 3, 4])
+    error = {}
+    for name, found in {
+        "pairwise": merge(W, None, moments, removed, torch.tensor([0, 0, 0]), 0.0),
+        "joint": merge_jointly(
+            W, None, moments, removed, torch.zeros(3, dtype=torch.bool), torch.tensor([0, 1]), 0.0
+        ),
+    }.items():
+        error[name] = float((Z @ found.W.T + found.bias - Z @ W.T).square().mean())
+    alone = float((Z[:, 2] - Z[:, 0]).var(correction=0))  # of one of the three
+    assert error["pairwise"] > 7 * alone
+    assert error["joint"] < 1e-8
+
+
+@pytest.mark.parametrize("unmerged", ["mean", "nothing"])
+def test_below_the_gate_and_alone_a_joint_merge_gives_the_mean_or_nothing(unmerged: str) -> None:
+    Z, W, b = _layer()
+    removed, alone = torch.tensor([1, 4]), torch.tensor([False, True])
+    found = merge_jointly(W, b, moments_of(Z), removed, alone, torch.tensor([0, 3]), 1.0, unmerged)
+    means = Z.mean(0)[removed] * (torch.ones(2) if unmerged == "mean" else torch.tensor([0.0, 1.0]))
+    expected = W.clone()
+    expected[:, removed] = 0
+    assert torch.equal(found.W, expected)
+    torch.testing.assert_close(found.bias, b + W[:, removed] @ means.double())
+    pairwise = merge(W, b, moments_of(Z), removed, torch.tensor([0, -1]), 1.0, unmerged)
+    torch.testing.assert_close(pairwise.bias, found.bias)
+    nobody = torch.tensor([], dtype=torch.int64)
+    without = merge_jointly(W, b, moments_of(Z), removed, alone, nobody, 0.5, unmerged)
+    torch.testing.assert_close(without.bias, found.bias)

@@ -1,8 +1,8 @@
-"""What people add from outside the package, a file and a YAML each: two sweeps run them all, and all is shown everywhere.
+"""What people add from outside the package, a file and a YAML each: three sweeps run them all, and all is shown everywhere.
 
-Of each part: a linear method with a statistic of its own, a method of rows and columns, an allocation, a repair of blocks
-and one of the whole model, a kind of stage, a metric, a corpus, a family of models. That such files reach the workers of a
-pool is in test_sweep.py.
+Of each part: a linear method with a statistic of its own, a method of rows and columns, one of whole units that says why
+they go, an allocation, a repair of blocks and one of the whole model, a kind of stage, a metric, a corpus, a family of
+models. That such files reach the workers of a pool is in test_sweep.py.
 """
 
 from __future__ import annotations
@@ -100,6 +100,33 @@ class InputPower:
 
     def update(self, view, keep_rows, keep_columns):
         return None
+'''
+UNITS = '''
+"""Whole neurons and heads by how much they move, and who moved how much."""
+from __future__ import annotations
+from dataclasses import dataclass
+from typing import Annotated
+
+@dataclass(frozen=True)
+class Swing:
+    name: str
+    revision: int
+    step: Annotated[float | None, "0 < x <= 1"]
+    power: Annotated[float, "x > 0"]
+    scope = "unit"
+    needs = ("input_moments",)
+    supports = ("units",)
+    compensation = "bias"
+
+    def importance(self, view):
+        return self.study(view)[0]
+
+    def study(self, view):
+        swing = view.output.per_unit(view.value(view.output, "input_moments").variance.double() ** self.power)
+        return swing, swing
+
+    def explain(self, evidence, gone):
+        return {"swings": [{"unit": unit, "swing": float(evidence[unit])} for unit in gone.nonzero()[:, 0].tolist()]}
 '''
 ALLOCATION = '''
 """Early blocks keep more."""
@@ -238,10 +265,12 @@ mlp: {writers: [mlp.c_fc], reader: mlp.c_proj}
 attention: {query: self_attn.q_proj, key: self_attn.k_proj, value: self_attn.v_proj, output: self_attn.o_proj}
 """
 FILES = {
-    "mine_linear.py": LINEAR, "mine_lines.py": LINES, "mine_spread.py": ALLOCATION, "own_repair.py": REPAIR,
+    "mine_linear.py": LINEAR, "mine_lines.py": LINES, "mine_units.py": UNITS,
+    "mine_spread.py": ALLOCATION, "own_repair.py": REPAIR,
     "mine.py": STAGE, "own_metric.py": METRIC, "starcoder2.yaml": FAMILY,
     "conf/method/peaks.yaml": "_target_: mine_linear.Peaks\nname: peaks\nrevision: 1\nstep: null\n",
     "conf/method/power.yaml": "_target_: mine_lines.InputPower\nname: power\nrevision: 1\nstep: null\npower: 1.0\n",
+    "conf/method/swing.yaml": "_target_: mine_units.Swing\nname: swing\nrevision: 1\nstep: null\npower: 1.0\n",
     "conf/allocation/slope.yaml": "_target_: mine_spread.Slope\nname: slope\nrevision: 1\n",
     "conf/reconstruction/rescale.yaml":
         "_target_: own_repair.Rescale\nname: rescale\nrevision: 1\nmasks: before\nshare: 0.5\n",
@@ -261,6 +290,11 @@ LINES_WORDS = [
     "model.family=starcoder2.yaml", "calibration=tokens", "calibration.path=ids.npy", "evaluation.corpora=[tokens]",
     "evaluation.held_out=[tokens]", "+stages=census", "stages.census.above=0.01", "reconstruction=gains", "-m",
     "--config-dir", "conf",
+]  # fmt: skip
+
+UNITS_WORDS = [
+    "study=units", "method=swing,wanda_sp", "sparsity=units", "sparsity.ratio=0.3", "evaluation.speed=false",
+    *(word for word in LINES_WORDS if word.startswith(("model", "calibration", "evaluation", "-", "conf"))),
 ]  # fmt: skip
 
 PEAKS = ["method=peaks", "sparsity=unstructured"]
@@ -360,6 +394,12 @@ def lines(run_in: Run, folder: Path) -> Study:
     return study(run_in, folder, "lines", LINES_WORDS)
 
 
+@pytest.fixture(scope="module")
+def units(run_in: Run, folder: Path) -> Study:
+    """Own method of whole units beside one of the package, on the model of an own family."""
+    return study(run_in, folder, "units", UNITS_WORDS)
+
+
 @pytest.fixture(params=["linear", "lines"])
 def either(request: pytest.FixtureRequest) -> Study:
     """Each study in turn."""
@@ -391,6 +431,25 @@ def test_the_methods_remove_by_their_own_statistic_and_allocation(linear: Study,
     assert "2 prune" in linear.said  # one for each allocation: masks between repairs prune on their own
     errors = {row["error/calibration"] for row in linear.results if row["method"] == "peaks"}
     assert len(errors) == 4
+
+
+def test_the_method_of_units_runs_beside_the_package_s_and_says_why_units_went(units: Study) -> None:
+    own, other = units.plan.trials
+    assert [own.config.method.name, other.config.method.name] == ["swing", "wanda_sp"]
+    assert "2 prune" in units.said
+    assert own.config.sparsity.compensation == "bias"  # its class says so
+    assert units.row(own)["ppl/tokens"] != units.row(other)["ppl/tokens"]
+    for trial in (own, other):
+        row, info, told = units.row(trial), run_info(units.plan, trial), units.told(trial)
+        assert trial.name in units.status
+        assert info.config["method"] == row["method"] == trial.config.method.name
+        assert float(row["ratio/units"]) == pytest.approx(0.3, abs=0.06)  # heads are few, and dear
+        assert told.values["ratio/units"] == pytest.approx(float(row["ratio/units"]))
+    rows = table(units, "units_swings.csv")
+    assert {row["variant"] for row in rows} == {"swing"}
+    assert {(row["block"], row["kind"]) for row in rows} >= {("0", "neurons"), ("1", "neurons")}
+    assert units.told(own).tables["units/swings"]
+    assert "swings" in (units.plan.folder / "report" / "index.html").read_text(encoding="utf-8")
 
 
 def test_the_stage_is_shown_after_the_package_s_own(linear: Study, lines: Study) -> None:
@@ -547,6 +606,7 @@ MISTAKES = [
      "a class with reads = one of input, output, block, output_gradient, weight_gradient"),
     (PEAKS, "mine_linear.py", '    scope = "linear"\n', "", "method.scope='(nothing)'"),
     (PEAKS, "mine_linear.py", 'scope = "linear"', 'scope = "page"', "method.scope='page': allowed is linear"),
+    (["method=swing", "sparsity=2of4"], "", "", "", "units"),
     (["method=power", "method.power=-1"], "", "", "", "method.power=-1: allowed is a number, x > 0"),
     (["method=wanda", "sparsity=unstructured", "reconstruction=rescale", "reconstruction.masks=after"], "", "", "",
      "reconstruction.masks='after': allowed is one of before, between"),

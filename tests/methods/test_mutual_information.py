@@ -82,15 +82,16 @@ def _gone(decoder: Decoder, state: State, block: int) -> list[int]:
     return (~state.site(down.site).mask.keep_columns).nonzero()[:, 0].tolist()
 
 
+@pytest.mark.parametrize("merging", ["pairwise", "joint"])
 def test_a_planted_copy_goes_first_and_merging_it_leaves_the_logits_as_they_were(
-    family_name: str, tokens: Tensor
+    family_name: str, merging: str, tokens: Tensor
 ) -> None:
     decoder = _awake(family_name)
     with torch.no_grad():
         _plant(decoder, 5, 2)
     before = _logits(decoder, tokens)
     width = len(_members(decoder, 0)["down"].index)
-    state = _prune(decoder, QUICK, tokens, 1 / width)
+    state = _prune(decoder, replace(QUICK, merging=merging), tokens, 1 / width)
     for block in range(len(decoder.blocks)):
         assert _gone(decoder, state, block) in ([2], [5])
     torch.testing.assert_close(_logits(decoder, tokens), before, rtol=1e-4, atol=1e-5)
@@ -134,6 +135,7 @@ SETTINGS = [
     ("mutual_information", {"bandwidth": "alignment", "standardize": False, "clip": 6.0}),
     ("mutual_information", {"bandwidth": "silverman", "floor_deviations": 3.0}),
     ("mutual_information", {"bandwidth": "fixed", "width": 0.4}),
+    ("mutual_information", {"merging": "joint", "unmerged": "nothing"}),
 ]
 
 
@@ -156,10 +158,19 @@ def test_the_same_seed_gives_the_same_bits_whatever_the_batch(search: str, token
     assert found[0] == found[1] != found[2]
 
 
-@pytest.mark.parametrize("allocation", ["uniform", "global"])
-def test_heads_are_vectors_whose_mean_is_given(allocation: str, tokens: Tensor) -> None:
+@pytest.mark.parametrize(("allocation", "merging"), [("uniform", "pairwise"), ("global", "joint")])
+def test_heads_are_vectors_whose_mean_is_given_or_all_of_them_jointly(
+    allocation: str, merging: str, tokens: Tensor
+) -> None:
     decoder = random_decoder("llama")
-    state = _prune(decoder, METHOD, tokens, 0.5, kinds=(NEURONS, HEADS), allocation=allocation)
+    state = _prune(
+        decoder,
+        replace(METHOD, merging=merging, min_r2=0.0),
+        tokens,
+        0.5,
+        kinds=(NEURONS, HEADS),
+        allocation=allocation,
+    )
     counts = [len(_gone(decoder, state, block)) for block in range(2)]
     assert min(counts) > 0
     removed = sum(site.mask.removed for _, site in state.sites())

@@ -132,3 +132,18 @@ def test_text_that_judges_is_no_domain(tmp_path: Path, role: str) -> None:
         f"evaluation.{role}='own': allowed is text that nothing was fitted to. domains fits to the same text"
         in text
     )
+
+
+def test_a_method_that_divides_its_own_text_needs_no_other(composer: Composer) -> None:
+    words = ["method=gprune", "sparsity=units", "sparsity.ratio=0.2"]
+    alone = stages(composer, *words)
+    assert not any(role.startswith("domain/") for role in alone)
+    assert set(alone["prune"].inputs) == {"calibrate"}
+    assert alone["prune"].key != stages(composer, *words, "method.pseudo_domains=3")["prune"].key
+    for more, said in (
+        (["method.pseudo_domains=null"], "at least 2 kinds of text"),
+        (["calibration.n_samples=7"], "2 sequences or more for each of method.pseudo_domains=4"),
+        (["method.pseudo_domains=1"], "x >= 2"),
+    ):
+        problems = checked_trials(composer, [[*words, *more]])[2]
+        assert said in str(problems), problems

@@ -11,6 +11,7 @@ import pytest
 
 from prunelab.report.collect import Study, collect
 from prunelab.report.page import page
+from prunelab.report.redundancy import has_ranked
 from prunelab.report.render import draw, markdown, render_report
 from prunelab.report.speed_table import speed_tables
 from prunelab.report.units import MOST_ROWS, has_spectrum, told, units_csv
@@ -28,7 +29,9 @@ def explained(name: str, record: dict[str, Any]) -> None:
             {**one, **{q: 0.1 * at for at, q in enumerate(QUANTILES)}, "floor": 0.05} for one in where
         ]
         cut = [{**one, "table": "units/removed", "rows": 100, "kept": 40} for one in where]
+        ranked = [{**one, "rank": r, "share": r / 8, "nmi": 0.8 / r} for one in where for r in range(1, 9)]
         record["tables"] |= {"units/removed": removed, "units/redundancy": redundancy, "units/cut": cut}
+        record["tables"] |= {"units/spectrum": ranked}
     if name.startswith("lobd"):
         record["tables"]["units/own"] = [{**where[0], "zeal": 2}]
     if not name.startswith("magnitude"):
@@ -56,7 +59,7 @@ def test_the_first_rows_of_every_block_are_shown_and_what_is_left_out_is_said(st
     tables = told(study, 0.5)
     assert [(t.table, t.trial.split("-")[0]) for t in tables] == [
         ("removed", "surgeon"), ("removed", "surgeon"), ("redundancy", "surgeon"), ("redundancy", "surgeon"),
-        ("own", "lobd"), ("own", "lobd"),
+        ("spectrum", "surgeon"), ("spectrum", "surgeon"), ("own", "lobd"), ("own", "lobd"),
     ]  # fmt: skip
     removed = tables[0]
     assert removed.header == (
@@ -87,7 +90,7 @@ def test_the_first_rows_of_every_block_are_shown_and_what_is_left_out_is_said(st
 
 def test_every_recorded_row_is_in_a_csv_file(study: Study) -> None:
     files = dict(units_csv(study))
-    assert set(files) == {"units_removed.csv", "units_redundancy.csv", "units_own.csv", "units_cut.csv"}
+    assert set(files) == {f"units_{name}.csv" for name in ("removed", "redundancy", "spectrum", "own", "cut")}
     rows = list(csv.DictReader(io.StringIO(files["units_removed.csv"])))
     assert len(rows) == 4 * 160  # two ratios, two seeds
     assert {(row["variant"], row["ratio"]) for row in rows} == {("surgeon", "0.2"), ("surgeon", "0.5")}
@@ -95,9 +98,11 @@ def test_every_recorded_row_is_in_a_csv_file(study: Study) -> None:
 
 def test_the_spectrum_is_drawn_where_one_is_known(study: Study, fabricate) -> None:
     assert has_spectrum(study, 0.5)
-    assert "spectrum" in {picture.name for picture in draw(study)}
+    assert has_ranked(study, 0.5)
+    assert {"spectrum", "ranked"} <= {picture.name for picture in draw(study)}
     without = collect(fabricate(at="without", methods=("lobd",), ratios=(0.2,), change=explained))
     assert not has_spectrum(without, 0.2)
+    assert not has_ranked(without, 0.2)
     assert told(without, 0.2)
 
 
