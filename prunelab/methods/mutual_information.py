@@ -22,13 +22,14 @@ come before all others. Units that no partner is left for, or whose value chance
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from prunelab.errors import ConfigError
+from prunelab.errors import ConfigError, ModelError
 from prunelab.information.bandwidth import Width, choose_width
 from prunelab.information.cluster import clustered
 from prunelab.information.explain import removed_rows, spectrum
@@ -40,6 +41,7 @@ from prunelab.information.renyi import Renyi
 from prunelab.information.samples import Samples, standardised
 from prunelab.information.search import Neurons, Removals, all_pairs_greedy, quantile_of, random_pairs
 from prunelab.stats.base import Values as Statistics
+from prunelab.stats.judge import Judge, Priced, Weighed
 from prunelab.stats.unit_view import Member, UnitView
 
 DEAD = -1e6  # importance: below minus any information
@@ -72,6 +74,8 @@ class MutualInformation:
     unit. ``most``: of the units; the search ends when so many went, and the others count as not redundant.
     ``floor_deviations``: above the mean of shuffled pairs; null = no floor. ``n_clusters``: null = one per 64
     units. ``min_active``: a neuron that is not 0 in fewer samples is compared by norm. ``min_r2``: of merging.
+    ``n_seeds``: searches of every block; with ``select=kl`` that of which the whole model, pruned so and not yet made up for,
+    is nearest to what it was on ``held_out`` of the windows.
     """
 
     name: str
@@ -100,20 +104,51 @@ class MutualInformation:
     n_clusters: Annotated[int | None, "x >= 1"]
     min_active: Annotated[int, "x >= 0"]
     min_r2: Annotated[float, "0 <= x <= 1"]
+    n_seeds: Annotated[int, "x >= 1"]
+    select: Annotated[str, "first | kl"]
+    kl_direction: Annotated[str, "dense_to_pruned | pruned_to_dense"]
+    held_out: Annotated[float, "0 < x < 1"]
 
     scope = "unit"
     needs = ("input_samples", "input_moments", "input_gram")
     supports = ("units",)
     compensation = "merge"
     kinds = ("neurons",)  # the paper's; attention is an extension
+    judged = (("select", "kl", ("uniform", "global", "by_kind")),)
 
     def importance(self, view: UnitView) -> Tensor:
         """Return the importance (count,) of every unit, float64."""
         return self.study(view)[0]
 
-    def study(self, view: UnitView) -> tuple[Tensor, Study]:
-        """Return the importance (count,), and what is behind it."""
+    def study(self, view: UnitView) -> tuple[Tensor, Any]:
+        """Return the importance (count,), and what is behind it: a study, or with ``select=kl`` all runs until
+        :meth:`weigh` keeps one."""
         self._check()
+        if self.select == "first":
+            return self._run(view)
+        runs = [self._run(view) for _ in range(self.n_seeds)]
+        return runs[0][0], runs
+
+    def weigh(self, priced: Sequence[Priced], judge: Judge) -> Weighed:
+        """Keep the run with the smallest divergence on held-out windows; of equals the first."""
+        rows: list[dict[str, Any]] = []
+        windows = judge.windows(0, held_out=True)
+        for run in range(self.n_seeds):
+            keep = judge.keep({one.name: one.evidence[run][0] for one in priced})
+            masks = {name: kept.double() for name, kept in keep.items()}
+            found = float(judge.loss(masks, windows, kind=self.kl_direction))
+            if not math.isfinite(found):
+                raise ModelError(f"run {run} diverges by {found}; use model.dtype=float32.")
+            rows.append({"run": run, "kl": found, "kept": False})
+            judge.say("runs", run + 1, self.n_seeds)
+        best = min(rows, key=lambda row: row["kl"])
+        best["kept"] = True
+        importance = {one.name: one.evidence[best["run"]][0] for one in priced}
+        evidence = {one.name: one.evidence[best["run"]][1] for one in priced}
+        return Weighed(importance, evidence, {"runs": rows})
+
+    def _run(self, view: UnitView) -> tuple[Tensor, Study]:
+        """Search once; the view's generator goes on where it was."""
         here = view.alive.nonzero()[:, 0]
         index = view.output.index[here]
         Z = view.value(view.output, "input_samples")[: self.n_samples]
@@ -183,6 +218,10 @@ class MutualInformation:
             raise ConfigError(
                 "method.floor_deviations", None, "a number with method.search=random_pairs", hint
             )
+        if self.n_seeds > 1 and (self.search, self.select) != ("random_pairs", "kl"):
+            hint = "Other searches find the same every time, and one run has to be chosen."
+            allowed = "1, or method.search=random_pairs with method.select=kl"
+            raise ConfigError("method.n_seeds", self.n_seeds, allowed, hint)
         if self.estimator == "gaussian" and self.victim == "lower_entropy":
             allowed = "another rule with method.estimator=gaussian, which knows no entropy"
             raise ConfigError("method.victim", self.victim, allowed)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, cast
 
@@ -32,7 +32,7 @@ from prunelab.models.decoder import Decoder
 from prunelab.models.memory import release_host_memory
 from prunelab.models.stream import open_stream
 from prunelab.passes.arguments import Spread, check_run
-from prunelab.passes.chooser import Choice, Chooser, Part, Pruned, Tables, joined
+from prunelab.passes.chooser import Choice, Chooser, Part, Pruned, Tables, Weighing, joined
 from prunelab.passes.choosers import chooser_of
 from prunelab.passes.collect import (
     BlockValues,
@@ -43,6 +43,7 @@ from prunelab.passes.collect import (
 )
 from prunelab.passes.compared import compared
 from prunelab.passes.elements import states
+from prunelab.passes.judge import Texts, WholeModel, texts_of
 from prunelab.passes.source import Given, Live, Source, Stored
 from prunelab.pattern.base import UNIFORM, Pattern, Propagation
 from prunelab.sparsity.mask import Mask
@@ -111,7 +112,10 @@ def prune(
     allocation = pattern.default_allocation if allocation is None else allocation
     check_run(decoder, method, pattern, schedule, allocation, propagation, tokens, stored, domains)
     chooser = chooser_of(pattern, decoder)
-    whole = chooser.is_whole(allocation, len(schedule))
+    texts = texts_of(method, tokens, domains)
+    if texts is not None:
+        tokens, *domains = texts.seen
+    whole = texts is not None or chooser.is_whole(allocation, len(schedule))
     steps = len(schedule) if whole else len(decoder.blocks)
     if not 0 <= start_step <= steps:
         raise ConfigError("start_step", start_step, f"0 to {steps}, the number of steps")
@@ -130,6 +134,7 @@ def prune(
             on_step,
             pattern.needs,
             domains,
+            texts,
         )
         if whole:
             return walk.whole(tokens, schedule, cast(str, allocation), stored, start, start_step)
@@ -177,6 +182,7 @@ class Walk:
     on_step: OnStep | None
     also: tuple[str, ...] = ()
     domains: Sequence[Tensor] = ()
+    texts: Texts | None = None  # of a method that asks the whole model
 
     @cached_property
     def needs(self) -> Needs:
@@ -254,7 +260,15 @@ class Walk:
                 prices |= self.chooser.price(self.method, part, masks)
                 release_host_memory()
             self.say("costs", index + 1, blocks)
+        told: Tables = {}
+        if self.texts is not None:
+            judging = partial(
+                WholeModel, self.decoder, self.texts, self.batch_size, self.shelf, self.group, self.seed, shot, self.say
+            )  # fmt: skip
+            weighing = cast(Weighing, self.chooser)
+            prices, told = weighing.weigh(self.method, prices, target, allocation, judging)
         choice = self.chooser.choose(prices, target, allocation)
+        choice = replace(choice, tables=joined([told, choice.tables]))
         pruned: dict[str, Mask] = {}
         for index in range(blocks):
             for site in self.decoder.sites(index):

@@ -30,7 +30,8 @@ ROUNDED = 1e-4  # 0.6667 means two thirds
 @dataclass(frozen=True)
 class MethodFacts:
     """What is known of a method without running it. ``functions``: names its class defines; ``reads``: what the
-    statistics in ``needs`` look at, as far as they are known; ``units``: kinds of units that it can decide about."""
+    statistics in ``needs`` look at, as far as they are known; ``units``: kinds of units that it can decide about;
+    ``judged``: allocations with which it can ask the whole model before units are chosen, () if it does not."""
 
     name: str
     scope: str
@@ -40,6 +41,7 @@ class MethodFacts:
     functions: frozenset[str]
     reads: frozenset[str] = frozenset()
     units: tuple[str, ...] = KINDS
+    judged: tuple[str, ...] = ()
 
     @property
     def scores(self) -> bool:
@@ -140,6 +142,10 @@ def check_method(pattern: Pattern, run: Run) -> Iterator[ConfigError]:
         if not class_of(need):
             allowed = f"{', '.join(CLASSES)}, or the dotted name of a statistic's class"
             yield ConfigError("method.needs", need, allowed, nearest(need, CLASSES))
+    if method.judged and pattern.name != UNITS:
+        yield ConfigError(
+            "sparsity.pattern", pattern.name, f"{UNITS} with these fields of method={method.name}"
+        )
     if method.step is not None and not pattern.several_shots:
         allowed = f"null with sparsity.pattern={pattern.name}"
         yield ConfigError("method.step", method.step, allowed, "Single weights are pruned in one shot.")
