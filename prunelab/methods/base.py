@@ -138,8 +138,8 @@ class WeighingMethod(Method, Protocol):
     """A unit method that asks the whole model, once all units have a price and before any goes.
 
     A literal ``judged`` in the class says when: rows of a field, its value, and the allocations that this value goes with,
-    such as ``(("shares", "learned", ("global",)),)``. Then statistics are of the model as each shot
-    finds it, and where there is a field ``held_out`` that share of every token set's windows, the last ones, is in none of them: for judging.
+    such as ``(("shares", "learned", ("global",)),)``. Then statistics are of the model as each shot finds it. Where there is
+    a field ``held_out``, that share of every token set's windows, the last ones, is in none of them: for judging.
     """
 
     def study(self, view: UnitView) -> tuple[Tensor, Any]:

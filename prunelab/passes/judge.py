@@ -220,7 +220,7 @@ class WholeModel:
             with torch.enable_grad():
                 leaf = hidden.detach().requires_grad_(back)
                 values = token_losses(self.decoder, leaf, tokens)
-            slope = torch.autograd.grad(values.sum(), leaf)[0] if back else hidden
+                slope = torch.autograd.grad(values.sum(), leaf)[0] if back else hidden
         else:
             last = opened.last[0].read(rows, stream.like)
             reverse = kind == PRUNED_TO_DENSE
