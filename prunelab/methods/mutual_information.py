@@ -124,10 +124,8 @@ class MutualInformation:
         """Return the importance (count,), and what is behind it: a study, or with ``select=kl`` all runs until
         :meth:`weigh` keeps one."""
         self._check()
-        if self.select == "first":
-            return self._run(view)
-        runs = [self._run(view) for _ in range(self.n_seeds)]
-        return runs[0][0], runs
+        runs = self._runs(view)
+        return runs[0] if self.select == "first" else (runs[0][0], runs)
 
     def weigh(self, priced: Sequence[Priced], judge: Judge) -> Weighed:
         """Keep the run with the smallest divergence on held-out windows; of equals the first."""
@@ -147,8 +145,8 @@ class MutualInformation:
         evidence = {one.name: one.evidence[best["run"]][1] for one in priced}
         return Weighed(importance, evidence, {"runs": rows})
 
-    def _run(self, view: UnitView) -> tuple[Tensor, Study]:
-        """Search once; the view's generator goes on where it was."""
+    def _runs(self, view: UnitView) -> list[tuple[Tensor, Study]]:
+        """Return the importance (count,) and what is behind it for every search."""
         here = view.alive.nonzero()[:, 0]
         index = view.output.index[here]
         Z = view.value(view.output, "input_samples")[: self.n_samples]
@@ -163,13 +161,16 @@ class MutualInformation:
         if self.victim == "lower_entropy" and width is not None:
             entropy = Renyi(width.sigma, self.alpha).entropies(samples.columns)
         neurons = Neurons(samples.columns, samples.dead, samples.rare, norm, entropy, self.victim)
-        removals, floor, nearest = self._search(estimator, neurons, view.generator)
-        named = _named(removals, here)
-        importance = torch.zeros(view.count, dtype=torch.float64)
-        importance[here] = _importance(removals, norm)
+        found, floor, nearest = self._search(estimator, neurons, view.generator)
         values = torch.full((view.count,), math.nan, dtype=torch.float64)
         values[here] = nearest
-        return importance, Study(named, width, floor, values, len(Z), len(here))
+        runs = []
+        for removals in found:
+            importance = torch.zeros(view.count, dtype=torch.float64)
+            importance[here] = _importance(removals, norm)
+            named = _named(removals, here)
+            runs.append((importance, Study(named, width, floor, values, len(Z), len(here))))
+        return runs
 
     def explain(self, evidence: Study, gone: Tensor) -> dict[str, list[dict[str, Any]]]:
         """Return ``removed``, a row per unit of ``gone`` (count,) bool, and ``redundancy``, one of the whole layer: how wide
@@ -253,8 +254,11 @@ class MutualInformation:
 
     def _search(
         self, estimator: Estimator, neurons: Neurons, generator: torch.Generator
-    ) -> tuple[Removals, float | None, Tensor]:
-        """Return all removals there could be, the floor, and every unit's value with its nearest partner."""
+    ) -> tuple[list[Removals], float | None, Tensor]:
+        """Return all removals there could be, of every search, the floor, and every unit's value with its nearest partner.
+
+        Searches of random pairs share all they compute but the draws.
+        """
         Z, m = neurons.columns, len(neurons.norm)
         count = min(math.ceil(self.most * m), m - 1)
         nearest = torch.full((m,), math.nan, dtype=torch.float64)
@@ -270,7 +274,7 @@ class MutualInformation:
             removals = clustered(
                 estimator, neurons, count, generator, n_clusters=self.n_clusters, floor=least, threshold=level
             )
-            return removals, floor, nearest
+            return [removals] * self.n_seeds, floor, nearest
         if self.search == "random_pairs" and self.estimator == "renyi_matrix" and self.alpha != 2:
             values = remembered(estimator.values(Z), m)  # an eigenvalue problem a pair: only those drawn
         else:
@@ -280,14 +284,18 @@ class MutualInformation:
                 level = self._threshold(lookup(matrix), neurons, generator) if self._counts(neurons) else None
                 least = -1.0 if floor is None else floor
                 removals = all_pairs_greedy(matrix, neurons, count, generator, floor=least, threshold=level)
-                return removals, floor, nearest
+                return [removals], floor, nearest
             values = lookup(matrix)
         assert floor is not None
-        removals = random_pairs(
-            values, neurons, count, generator, threshold=self._threshold(values, neurons, generator), floor=floor,
-            decay=self.threshold_decay, max_trials=self.max_trials,
-        )  # fmt: skip
-        return removals, floor, nearest
+        threshold = self._threshold(values, neurons, generator)
+        found = [
+            random_pairs(
+                values, neurons, count, generator, threshold=threshold, floor=floor, decay=self.threshold_decay,
+                max_trials=self.max_trials,
+            )
+            for _ in range(self.n_seeds)
+        ]  # fmt: skip
+        return found, floor, nearest
 
     def _counts(self, neurons: Neurons) -> bool:
         """Whether partners above a threshold are counted."""
