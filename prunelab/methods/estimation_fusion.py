@@ -14,9 +14,10 @@ equally scaled scores would, makes heads two orders cheaper than neurons, and al
 Two modes fit the blend to measured losses (prunelab.importance.probe): probes leave a few random units of one block and
 kind out of the whole model. ``learned``: attention with learned maps, a weight per unit; unless it ranks probes that were held
 out better than ``attention`` does, that is used, with scales fitted to the same probes. ``uncertainty`` (SAAP,
-arXiv:2412.15127): two noises per block and kind. Both give every block and kind a scale, in nats, by which importance is
-multiplied: it orders nothing inside a block and kind and counts where they are compared. Being nats, it may be divided by a
-unit's parameters there (``per_parameter``).
+arXiv:2412.15127): two noises per block and kind. Both give every block and kind a scale of the loss, by which importance is
+multiplied, in nats (``learned``) or in standard deviations of the probes' changes (``uncertainty``): it orders nothing inside
+a block and kind and counts where they are compared. Since it is what a unit adds to the loss wherever it is, it may be
+divided by the unit's parameters there (``per_parameter``).
 """
 
 from __future__ import annotations
