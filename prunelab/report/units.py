@@ -53,8 +53,8 @@ NOTES = {
         "loss, on probes that were held out."
     ),
     "blend": (
-        "Weight: mean weight of the coarse estimate; scale: what one mean unit of this block and kind adds to the loss, in nats or, of "
-        "uncertainty, in standard deviations of the measured changes."
+        "Weight: mean weight of the coarse estimate; scale: what one mean unit of this block and kind adds to the loss, in "
+        "nats; of uncertainty in standard deviations of the measured changes."
     ),
     "runs": "kl: how far the whole model's predictions move, in nats a token on windows that are held out, before any repair.",
 }
