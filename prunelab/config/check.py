@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prunelab.config.compose import Composer, Config, missing_keys
-from prunelab.config.contract import check_method, method_facts
+from prunelab.config.contract import check_method, check_windows, method_facts
 from prunelab.config.corpora import check_own_files, check_roles, specs_of, with_paths
 from prunelab.config.data import SAME, check_parts
 from prunelab.config.domain import check_domains
@@ -352,3 +352,4 @@ def _about_sparsity(config: Config) -> Iterator[ConfigError]:
     widths = [(str(model["name"]), width) for width in input_widths(model)]
     name, propagation = config["allocation"]["name"], sparsity.get("propagation", "pruned")
     yield from pattern.check(Run(facts, sparsity["ratio"], name, propagation, widths, n_blocks(model)))
+    yield from check_windows(config, method_source(method))

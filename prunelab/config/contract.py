@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from prunelab.config.domain import KEY
 from prunelab.config.field import ClassSource, read_class
 from prunelab.errors import ConfigError
 from prunelab.pattern.base import KINDS, UNITS, MethodFacts
+from prunelab.pattern.judged import HELD_OUT, JUDGED, judged_with, windows_error
 from prunelab.statistic import READS, class_of
 
 _LITERALS = {
@@ -29,7 +31,19 @@ def method_facts(method: Mapping[str, Any], source: ClassSource) -> MethodFacts:
     return MethodFacts(
         str(method["name"]), str(source.literals["scope"]), tuple(source.literals["supports"]), needs,
         method["step"], source.names, frozenset(reads), tuple(source.literals.get(UNITS, KINDS)),
+        judged_with(method, source.literals.get(JUDGED, ())),
     )  # fmt: skip
+
+
+def check_windows(config: Mapping[str, Any], source: ClassSource) -> Iterator[ConfigError]:
+    """Yield what is wrong with the number of windows where a method keeps some for judging; ``source``: of its class."""
+    method = config["method"]
+    if not judged_with(method, source.literals.get(JUDGED, ())):
+        return
+    n, least = config["calibration"]["n_samples"], 2 if KEY in source.literals else 1
+    error = windows_error(n, method.get(HELD_OUT), least, str(method["name"]))
+    if error is not None:
+        yield error
 
 
 def check_method(method: Mapping[str, Any], source: ClassSource) -> Iterator[ConfigError]:

@@ -38,9 +38,7 @@ class Modules:
         slack = (-1e-9 if open_ends else 1e-9) * total
         if not ends[0] - slack <= budget <= ends[1] + slack:
             allowed = f"{ends[0]:.6g} to {ends[1]:.6g} of the {total:.6g} parameters that modules hold"
-            raise ConfigError(
-                "budget", budget, allowed, "Change sparsity.ratio, method.s_min or method.s_max."
-            )
+            raise ConfigError("budget", budget, allowed, "Change sparsity.ratio or method.s_max.")
 
 
 def uniform(modules: Modules, budget: float) -> Tensor:

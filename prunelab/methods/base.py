@@ -19,6 +19,7 @@ from torch import Tensor
 from prunelab.pattern.base import Within
 from prunelab.sparsity.element import Budget
 from prunelab.stats.base import Values
+from prunelab.stats.judge import Judge, Priced, Weighed
 from prunelab.stats.unit_view import Member, UnitView
 from prunelab.stats.view import View
 
@@ -147,6 +148,25 @@ class ExplainingMethod(Method, Protocol):
         ``input_samples`` with spaces between, gets a column ``<name>_tokens`` with those tokens' ids and, where the model's
         tokenizer made them, ``<name>_text`` beside it.
         """
+        ...
+
+
+class WeighingMethod(Method, Protocol):
+    """A unit method that asks the whole model, once all units have a price and before any goes.
+
+    A literal ``judged`` in the class says when: rows of a field, its value, and the allocations that this value goes with,
+    such as ``(("shares", "learned", ("global",)),)``. Then statistics are of the model as each shot finds it. Where there is
+    a field ``held_out``, that share of every token set's windows, the last ones, is in none of them: for judging.
+    """
+
+    def study(self, view: UnitView) -> tuple[Tensor, Any]:
+        """Return the importance, and evidence that :meth:`weigh` gets back, on the CPU: that of all blocks is held at once."""
+        ...
+
+    def weigh(self, priced: Sequence[Priced], judge: Judge) -> Weighed:
+        """Return the final importance, compared as any other; with evidence for ``explain`` and ``merge``, and tables of the
+        whole model, which the record has as ``units/<name>``. Must depend on nothing but its arguments: after a kill it is
+        asked again."""
         ...
 
 

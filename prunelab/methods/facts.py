@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from prunelab.pattern.base import KINDS, UNITS, UPDATE, MethodFacts
+from prunelab.pattern.judged import JUDGED, judged_with
 from prunelab.stats.base import load_statistic
 
 
@@ -12,7 +13,7 @@ def facts_of(method: Any) -> MethodFacts:
     """Return the facts of a built method; ConfigError for a statistic that does not exist."""
     functions = (
         name
-        for name in ("score", "prune", "costs", "update", "importance", "study", "merge", UPDATE)
+        for name in ("score", "prune", "costs", "update", "importance", "study", "merge", "weigh", UPDATE)
         if hasattr(method, name)
     )
     return MethodFacts(
@@ -20,4 +21,5 @@ def facts_of(method: Any) -> MethodFacts:
         step=method.step, functions=frozenset(functions),
         reads=frozenset(load_statistic(need).reads for need in method.needs),
         units=tuple(getattr(method, UNITS, KINDS)),
+        judged=judged_with(vars(method), getattr(method, JUDGED, ())),
     )  # fmt: skip

@@ -6,17 +6,19 @@ their module alone. (2) A module that is sensitive and weak is ranked by a metri
 module loses a share of its own under one budget.
 
 No code is public, and the abstract gives no formula: all of them are reconstructed, each with a parameter, and the third
-step is not the paper's, which learns the shares through soft masks. Here ``shares`` are ``uniform`` (the same for all:
-the first two steps alone), ``proportional`` (``s_c = b + slope V_c``, b for the budget) or ``curves`` (what hurts
+step has four forms. Its ``shares`` are ``learned``, the paper's idea: soft masks under an exact budget, by how far the
+whole model's predictions move on every text (prunelab.generalization.learned); or without gradients ``uniform`` (the same
+for all: the first two steps alone), ``proportional`` (``s_c = b + slope V_c``, b for the budget) or ``curves`` (what hurts
 the block's output least, per parameter, on all texts pooled). What the pass asks for is an importance that one
-ranking over all blocks turns into these shares: the percentile inside the module, less ``slope V_c``, or the price of
-a unit on its module's convex error curve. ``allocation=uniform`` instead gives each block the same share.
+ranking over all blocks turns into these shares: the percentile inside the module, less ``slope V_c`` or the learned share,
+or the price of a unit on its module's convex error curve. ``allocation=uniform`` instead gives each block the same share.
 A unit that scores 0 on every text goes before all others: in a module of rarely firing units, the metric of the weights
 would rescue it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -24,12 +26,15 @@ import torch
 from torch import Tensor
 
 from prunelab.generalization.curve import GRID, drop_curve, output_power, prices
+from prunelab.generalization.judged import Ranked, learned_importance
+from prunelab.generalization.learned import Schedule, mixed
 from prunelab.generalization.module import Partition, means, partition
 from prunelab.generalization.reliability import module_percentiles, module_scores, unreliable
 from prunelab.generalization.sensitivity import Sensitivity, dead, measure
 from prunelab.generalization.weight_metric import unit_squares, weight_metric
 from prunelab.pattern.base import HEADS
 from prunelab.stats.domain import DOMAINS, Domain
+from prunelab.stats.judge import CROSS_ENTROPY, DENSE_TO_PRUNED, Judge, Priced, Weighed
 from prunelab.stats.unit_view import UnitView
 
 # what goes before all others, and after: percentiles, less a slope, and prices lie between
@@ -40,19 +45,25 @@ FIRST, LAST = -2.0, 1e6
 class Modules:
     """What units were divided into. ``labels`` (count,) int64: the module, -1 for a unit that scores 0 on every text,
     -2 for one that was gone before; of each module ``v`` and ``a`` (K,), its mean sensitivity and percentile on the main
-    text, and ``switched`` (K,) bool: ranked without activations."""
+    text, and ``switched`` (K,) bool: ranked without activations. ``q`` (count,) float64: the percentile in the module, 0
+    without one."""
 
     labels: Tensor
     v: Tensor
     a: Tensor
     switched: Tensor
+    q: Tensor
 
 
 @dataclass(frozen=True)
 class GPrune:
     """``base``: the metric on activations. ``pseudo_domains``: into how many sets the calibration text is divided where no
     other text is named (prunelab.generalization.pseudo); None = others have to be. The other fields are those of
-    prunelab.generalization."""
+    prunelab.generalization.
+
+    With ``shares=learned``: ``loss`` of the masked model, its divergence from the model as it is or its cross-entropy;
+    ``mixture`` and ``eta`` make one of those on all texts; ``batch``: windows of each text per step, in rotation.
+    """
 
     name: str
     revision: int
@@ -75,16 +86,28 @@ class GPrune:
     use_gate: bool
     use_qk: bool
     rank_from: Annotated[str, "main | pooled"]
-    shares: Annotated[str, "uniform | proportional | curves"]
+    shares: Annotated[str, "uniform | proportional | curves | learned"]
     slope: Annotated[float, "-1 <= x <= 1"]
     s_max: Annotated[float, "0 < x <= 1"]
     curve_bias: bool
+    loss: Annotated[str, "kl | ce"]
+    mixture: Annotated[str, "mean | worst | mean_plus_std"]
+    eta: Annotated[float, "x >= 0"]
+    steps: Annotated[int, "x >= 1"]
+    batch: Annotated[int, "x >= 1"]
+    lr: Annotated[float, "x > 0"]
+    tau_start: Annotated[float, "x > 0"]
+    tau_end: Annotated[float, "x > 0"]
+    every: Annotated[int, "x >= 1"]
+    patience: Annotated[int, "x >= 1"]
+    held_out: Annotated[float, "0 < x < 1"]
 
     scope = "unit"
     needs = ("input_moments", "input_gram")
     supports = ("units",)
     allocation = "global"
     domains = 2
+    judged = (("shares", "learned", ("global",)),)
 
     def importance(self, view: UnitView) -> Tensor:
         """Return the importance (count,) of every unit, float64, comparable over all blocks and kinds."""
@@ -112,12 +135,55 @@ class GPrune:
             q = module_percentiles(self._ranked(view, found, labels, switched, living), labels)
             shared = self._shared(view, domains, q, labels, found, living.nonzero()[:, 0])
             result[living] = torch.where(q > self.s_max, LAST + q, shared)
-            modules.labels[living.cpu()] = labels.cpu()
-            modules = Modules(
-                modules.labels,
-                *(one.cpu() for one in (means(found.v, labels), means(found.a, labels), switched)),
-            )
+            modules.labels[living.cpu()], modules.q[living.cpu()] = labels.cpu(), q.cpu()
+            own = (one.cpu() for one in (means(found.v, labels), means(found.a, labels), switched))
+            modules = Modules(modules.labels, *own, q=modules.q)
         return result, modules
+
+    def weigh(self, priced: Sequence[Priced], judge: Judge) -> Weighed:
+        """Learn the modules' shares of the budget on the whole model; masks and weights of units are nobody's but its own."""
+        learning = [one for one in priced if one.open]
+        ranked = [Ranked(one.evidence.labels, one.evidence.q, one.price) for one in learning]
+        orders = []
+        for text in range(judge.n_texts):
+            windows = judge.windows(text, held_out=False)
+            order = torch.randperm(len(windows), generator=judge.generator(f"windows of text {text}"))
+            orders.append([windows[place] for place in order.tolist()])
+
+        def loss(factors: list[Tensor], windows: Sequence[Sequence[int]]) -> Tensor:
+            masks = {one.name: mask for one, mask in zip(learning, factors, strict=True)}
+            kind = DENSE_TO_PRUNED if self.loss == "kl" else CROSS_ENTROPY
+            each = [judge.loss(masks, rows, text=text, kind=kind) for text, rows in enumerate(windows)]
+            return mixed(torch.stack(each), self.mixture, self.eta)
+
+        def objective(factors: list[Tensor], step: int) -> Tensor:
+            judge.say("learning", step + 1, self.steps)
+            turns = [
+                [order[(step * self.batch + i) % len(order)] for i in range(min(self.batch, len(order)))]
+                for order in orders
+            ]
+            return loss(factors, turns)
+
+        judged: list[float] = []
+
+        def hard(keep: list[Tensor]) -> float:
+            held = [judge.windows(text, held_out=True) for text in range(judge.n_texts)]
+            judged.append(float(loss([one.double() for one in keep], held)))
+            return judged[-1]
+
+        schedule = Schedule(self.steps, self.lr, self.tau_start, self.tau_end, self.every, self.patience)
+        spent = learned_importance(
+            ranked, judge.budget, self.s_max, judge.min_units, schedule, FIRST, objective, hard
+        )
+        found = spent.shares
+        row = {"modules": 0, "steps": 0, "uniform": None, "learned": None, "from_step": None}
+        if found is not None:
+            row = {
+                "modules": len(found.shares), "steps": len(found.losses), "uniform": judged[0],
+                "learned": found.loss, "from_step": found.step,
+            }  # fmt: skip
+        names = (one.name for one in learning)
+        return Weighed(dict(zip(names, spent.importance, strict=True)), tables={"learning": [row]})
 
     def explain(self, evidence: Modules, gone: Tensor) -> dict[str, list[dict[str, Any]]]:
         """Return ``modules``, a row for each: units, mean sensitivity V and percentile A, what ranked them, and how many of
@@ -197,7 +263,7 @@ class GPrune:
         self, view: UnitView, domains: tuple[Domain, ...], q: Tensor, labels: Tensor, found: Sensitivity, units: Tensor
     ) -> Tensor:  # fmt: skip
         """The importance of the living ``units`` from their percentiles ``q`` in their modules."""
-        if self.shares == "uniform":
+        if self.shares in ("uniform", "learned"):  # what is learned comes in weigh
             return q
         if self.shares == "proportional":
             return q - self.slope * means(found.v, labels)[labels]
@@ -218,7 +284,8 @@ def _no_modules(view: UnitView, living: Tensor) -> Modules:
     """Of units none of which is in a module yet."""
     labels = torch.full((view.count,), -2, dtype=torch.int64)
     labels[view.alive.cpu() & ~living.cpu()] = -1
-    return Modules(labels, torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.bool))
+    none, q = torch.zeros(0), torch.zeros(view.count, dtype=torch.float64)
+    return Modules(labels, none, none, none.bool(), q)
 
 
 @dataclass(frozen=True, eq=False)

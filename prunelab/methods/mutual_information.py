@@ -22,13 +22,14 @@ come before all others. Units that no partner is left for, or whose value chance
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from prunelab.errors import ConfigError
+from prunelab.errors import ConfigError, ModelError
 from prunelab.information.bandwidth import Width, choose_width
 from prunelab.information.cluster import clustered
 from prunelab.information.explain import known, removed_rows, spectrum
@@ -41,6 +42,7 @@ from prunelab.information.renyi import Renyi
 from prunelab.information.samples import Samples, standardised
 from prunelab.information.search import Neurons, Removals, all_pairs_greedy, quantile_of, random_pairs
 from prunelab.stats.base import Values as Statistics
+from prunelab.stats.judge import Judge, Priced, Weighed
 from prunelab.stats.unit_view import Member, UnitView
 
 DEAD = -1e6  # importance: below minus any information
@@ -77,6 +79,8 @@ class MutualInformation:
     ``floor_deviations``: above the mean of shuffled pairs; null = no floor. ``n_clusters``: null = one per 64
     units. ``min_active``: a neuron that is not 0 in fewer samples is compared by norm. ``merging``, ``min_r2``
     and ``unmerged``: see prunelab.information.merge.
+    ``n_seeds``: searches of every block; with ``select=kl`` that of which the whole model, pruned so and not yet made up for,
+    is nearest to what it was on ``held_out`` of the windows.
     """
 
     name: str
@@ -107,6 +111,10 @@ class MutualInformation:
     merging: Annotated[str, "pairwise | joint"]
     min_r2: Annotated[float, "0 <= x <= 1"]
     unmerged: Annotated[str, "mean | nothing"]
+    n_seeds: Annotated[int, "x >= 1"]
+    select: Annotated[str, "first | kl"]
+    kl_direction: Annotated[str, "dense_to_pruned | pruned_to_dense"]
+    held_out: Annotated[float, "0 < x < 1"]
 
     scope = "unit"
     needs = ("input_samples", "input_moments", "input_gram")
@@ -114,14 +122,39 @@ class MutualInformation:
     compensation = "merge"
     kinds = ("neurons",)  # the paper's; attention is an extension
     tells_tokens = True  # in explain, by the number of a sample
+    judged = (("select", "kl", ("uniform", "global", "by_kind")),)
 
     def importance(self, view: UnitView) -> Tensor:
         """Return the importance (count,) of every unit, float64."""
         return self.study(view)[0]
 
-    def study(self, view: UnitView) -> tuple[Tensor, Study]:
-        """Return the importance (count,), and what is behind it."""
+    def study(self, view: UnitView) -> tuple[Tensor, Any]:
+        """Return the importance (count,), and what is behind it: a study, or with ``select=kl`` all runs until
+        :meth:`weigh` keeps one."""
         self._check()
+        runs = self._runs(view)
+        return runs[0] if self.select == "first" else (runs[0][0], runs)
+
+    def weigh(self, priced: Sequence[Priced], judge: Judge) -> Weighed:
+        """Keep the run with the smallest divergence on held-out windows; of equals the first."""
+        rows: list[dict[str, Any]] = []
+        windows = judge.windows(0, held_out=True)
+        for run in range(self.n_seeds):
+            keep = judge.keep({one.name: one.evidence[run][0] for one in priced})
+            masks = {name: kept.double() for name, kept in keep.items()}
+            found = float(judge.loss(masks, windows, kind=self.kl_direction))
+            if not math.isfinite(found):
+                raise ModelError(f"run {run} diverges by {found}; use model.dtype=float32.")
+            rows.append({"run": run, "kl": found, "kept": False})
+            judge.say("runs", run + 1, self.n_seeds)
+        best = min(rows, key=lambda row: row["kl"])
+        best["kept"] = True
+        importance = {one.name: one.evidence[best["run"]][0] for one in priced}
+        evidence = {one.name: one.evidence[best["run"]][1] for one in priced}
+        return Weighed(importance, evidence, {"runs": rows})
+
+    def _runs(self, view: UnitView) -> list[tuple[Tensor, Study]]:
+        """Return the importance (count,) and what is behind it for every search."""
         here = view.alive.nonzero()[:, 0]
         index = view.output.index[here]
         Z = view.value(view.output, "input_samples")[: self.n_samples]
@@ -136,15 +169,18 @@ class MutualInformation:
         if self.victim == "lower_entropy" and width is not None:
             entropy = Renyi(width.sigma, self.alpha).entropies(samples.columns)
         neurons = Neurons(samples.columns, samples.dead, samples.rare, norm, entropy, self.victim)
-        removals, floor, seen = self._search(estimator, neurons, view.generator)
-        named = _named(removals, here)
-        importance = torch.zeros(view.count, dtype=torch.float64)
-        importance[here] = _importance(removals, norm)
+        found, floor, seen = self._search(estimator, neurons, view.generator)
         values = torch.full((view.count,), math.nan, dtype=torch.float64)
         if seen is not None:
             values[here] = seen.nearest
         top = strongest(Z, view.output.index)
-        return importance, Study(named, width, floor, values, len(Z), here, seen, top)
+        runs = []
+        for removals in found:
+            importance = torch.zeros(view.count, dtype=torch.float64)
+            importance[here] = _importance(removals, norm)
+            named = _named(removals, here)
+            runs.append((importance, Study(named, width, floor, values, len(Z), here, seen, top)))
+        return runs
 
     def explain(self, evidence: Study, gone: Tensor) -> dict[str, list[dict[str, Any]]]:
         """Return ``removed``, a row per unit of ``gone`` (count,) bool; ``redundancy``, one of the whole layer: settings,
@@ -203,6 +239,10 @@ class MutualInformation:
             raise ConfigError(
                 "method.floor_deviations", None, "a number with method.search=random_pairs", hint
             )
+        if self.n_seeds > 1 and (self.search, self.select) != ("random_pairs", "kl"):
+            hint = "Other searches find the same every time, and one run has to be chosen."
+            allowed = "1, or method.search=random_pairs with method.select=kl"
+            raise ConfigError("method.n_seeds", self.n_seeds, allowed, hint)
         if self.estimator == "gaussian" and self.victim == "lower_entropy":
             allowed = "another rule with method.estimator=gaussian, which knows no entropy"
             raise ConfigError("method.victim", self.victim, allowed)
@@ -234,8 +274,11 @@ class MutualInformation:
 
     def _search(
         self, estimator: Estimator, neurons: Neurons, generator: torch.Generator
-    ) -> tuple[Removals, float | None, Seen | None]:
-        """Return all removals there could be, the floor, and what all pairs say, where all were looked at."""
+    ) -> tuple[list[Removals], float | None, Seen | None]:
+        """Return all removals there could be, of every search, the floor, and what all pairs say, where all were looked at.
+
+        Searches of random pairs share all they compute but the draws.
+        """
         Z, m = neurons.columns, len(neurons.norm)
         count = min(math.ceil(self.most * m), m - 1)
         floor, seen = None, None
@@ -250,7 +293,7 @@ class MutualInformation:
             removals = clustered(
                 estimator, neurons, count, generator, n_clusters=self.n_clusters, floor=least, threshold=level
             )
-            return removals, floor, seen
+            return [removals] * self.n_seeds, floor, seen
         if self.search == "random_pairs" and self.estimator == "renyi_matrix" and self.alpha != 2:
             values = remembered(estimator.values(Z), m)  # an eigenvalue problem a pair: only those drawn
         else:
@@ -260,14 +303,18 @@ class MutualInformation:
                 level = self._threshold(lookup(matrix), neurons, generator) if self._counts(neurons) else None
                 least = -1.0 if floor is None else floor
                 removals = all_pairs_greedy(matrix, neurons, count, generator, floor=least, threshold=level)
-                return removals, floor, seen
+                return [removals], floor, seen
             values = lookup(matrix)
         assert floor is not None
-        removals = random_pairs(
-            values, neurons, count, generator, threshold=self._threshold(values, neurons, generator), floor=floor,
-            decay=self.threshold_decay, max_trials=self.max_trials,
-        )  # fmt: skip
-        return removals, floor, seen
+        threshold = self._threshold(values, neurons, generator)
+        found = [
+            random_pairs(
+                values, neurons, count, generator, threshold=threshold, floor=floor, decay=self.threshold_decay,
+                max_trials=self.max_trials,
+            )
+            for _ in range(self.n_seeds)
+        ]  # fmt: skip
+        return found, floor, seen
 
     def _counts(self, neurons: Neurons) -> bool:
         """Whether partners above a threshold are counted."""

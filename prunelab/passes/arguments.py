@@ -43,6 +43,9 @@ def check_run(
     if (1 + len(domains) < least and not own) or (domains and not least):
         allowed = f"{least - 1} or more token sets of other text" if least else "none"
         raise ConfigError(DOMAINS, f"{len(domains)} token sets", f"{allowed} with method={method.name}")
+    if facts.judged and (tokens is None or stored is not None):
+        allowed = f"None, and tokens instead, with method={method.name}"
+        raise ConfigError("stored", "statistics of the dense model", allowed, "It asks the whole model.")
     if tokens is None and domains:
         raise ConfigError("calibration", None, "a token set, to compare others with")
     if stored is None and tokens is None and needs:

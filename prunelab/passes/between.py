@@ -26,7 +26,7 @@ from prunelab.models.activation import Shelf
 from prunelab.models.decoder import Decoder
 from prunelab.passes.arguments import Spread, check_run
 from prunelab.passes.choosers import chooser_of
-from prunelab.passes.pseudo import texts_of
+from prunelab.passes.pseudo import divided
 from prunelab.passes.shots import OnStep, Walk
 from prunelab.passes.source import Source
 from prunelab.pattern.base import Pattern, between_error
@@ -75,7 +75,7 @@ class Between:
         walk = Walk(
             decoder, self.method, chooser_of(self.pattern, decoder), self.seed, self.batch_size, shelf, ALONE, self.progress,
             self.on_step, self.pattern.needs,
-            texts_of(decoder, self.method, self.tokens, self.domains, self.batch_size, shelf),
+            divided(decoder, self.method, self.tokens, self.domains, self.batch_size, shelf),
         )  # fmt: skip
         source, ratios = walk.begin(self.tokens, None, allocation, self.ratio)
         return BlockPruner(walk, source, ratios)

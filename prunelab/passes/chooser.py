@@ -114,6 +114,16 @@ class Chooser(Protocol):
         ...
 
 
+class Weighing(Protocol):
+    """A chooser of a pattern whose methods may ask the whole model between prices and choice."""
+
+    def weigh(
+        self, method: Any, prices: Mapping[str, Any], target: float, allocation: str, judging: Callable[..., Any]
+    ) -> tuple[dict[str, Any], Tables]:  # fmt: skip
+        """Return the prices once a method has asked the whole model, and what it says of that; ``judging`` makes a judge."""
+        ...
+
+
 def joined(tables: Iterable[Tables], **where: Any) -> dict[str, list[dict[str, Any]]]:
     """Return tables of the same names as one each, in order; every row begins with ``where``."""
     found: dict[str, list[dict[str, Any]]] = {}

@@ -17,7 +17,7 @@ PSEUDO = "pseudo_domains"  # the field of a method: into how many sets; None = n
 
 
 @torch.no_grad()
-def texts_of(
+def divided(
     decoder: Decoder, method: Any, tokens: Tensor | None, domains: Sequence[Tensor], batch_size: int, shelf: Shelf
 ) -> Sequence[Tensor]:  # fmt: skip
     """Return ``domains``, or where there are none the sets that ``tokens`` (n, seq_len) fall into; ``decoder`` is dense.

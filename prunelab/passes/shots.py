@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, cast
 
@@ -32,7 +32,7 @@ from prunelab.models.decoder import Decoder
 from prunelab.models.memory import release_host_memory
 from prunelab.models.stream import open_stream
 from prunelab.passes.arguments import Spread, check_run
-from prunelab.passes.chooser import Choice, Chooser, Part, Pruned, Tables, joined
+from prunelab.passes.chooser import Choice, Chooser, Part, Pruned, Tables, Weighing, joined
 from prunelab.passes.choosers import chooser_of
 from prunelab.passes.collect import (
     BlockValues,
@@ -43,7 +43,8 @@ from prunelab.passes.collect import (
 )
 from prunelab.passes.compared import compared
 from prunelab.passes.elements import states
-from prunelab.passes.pseudo import texts_of
+from prunelab.passes.judge import Texts, WholeModel, asks, texts_of
+from prunelab.passes.pseudo import divided
 from prunelab.passes.source import Given, Live, Source, Stored
 from prunelab.pattern.base import UNIFORM, UPDATE, Pattern, Propagation
 from prunelab.sparsity.mask import Mask
@@ -112,14 +113,17 @@ def prune(
     allocation = pattern.default_allocation if allocation is None else allocation
     check_run(decoder, method, pattern, schedule, allocation, propagation, tokens, stored, domains)
     chooser = chooser_of(pattern, decoder)
-    whole = chooser.is_whole(method, allocation, len(schedule))
+    whole = asks(method) or chooser.is_whole(method, allocation, len(schedule))
     steps = len(schedule) if whole else len(decoder.blocks)
     if not 0 <= start_step <= steps:
         raise ConfigError("start_step", start_step, f"0 to {steps}, the number of steps")
     if start_step and start is None:
         raise ConfigError("start", None, f"the state after step {start_step}", "Or start_step=0.")
     with open_shelf(placement or Placement("device"), decoder.dtype, decoder.device) as shelf:
-        domains = texts_of(decoder, method, tokens, domains, batch_size, shelf)
+        domains = divided(decoder, method, tokens, domains, batch_size, shelf)
+        texts = texts_of(method, tokens, domains)
+        if texts is not None:
+            tokens, *domains = texts.seen
         walk = Walk(
             decoder,
             method,
@@ -132,6 +136,7 @@ def prune(
             on_step,
             pattern.needs,
             domains,
+            texts,
         )
         if whole:
             return walk.whole(tokens, schedule, cast(str, allocation), stored, start, start_step)
@@ -181,6 +186,7 @@ class Walk:
     on_step: OnStep | None
     also: tuple[str, ...] = ()
     domains: Sequence[Tensor] = ()
+    texts: Texts | None = None  # of a method that asks the whole model
 
     @cached_property
     def needs(self) -> Needs:
@@ -260,7 +266,15 @@ class Walk:
                 prices |= self.chooser.price(self.method, part, masks)
                 release_host_memory()
             self.say("costs", index + 1, blocks)
+        told: Tables = {}
+        if self.texts is not None:
+            judging = partial(
+                WholeModel, self.decoder, self.texts, self.batch_size, self.shelf, self.group, self.seed, shot, self.say
+            )  # fmt: skip
+            weighing = cast(Weighing, self.chooser)
+            prices, told = weighing.weigh(self.method, prices, target, allocation, judging)
         choice = self.chooser.choose(prices, target, allocation)
+        choice = replace(choice, tables=joined([told, choice.tables]))
         pruned: dict[str, Mask] = {}
         for index in range(blocks):
             for site in self.decoder.sites(index):

@@ -9,7 +9,7 @@ made where the layer has none (arXiv:2312.11983, section 3.4).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,13 +21,15 @@ from prunelab.models.block import LinearSite
 from prunelab.models.decoder import Decoder
 from prunelab.passes.chooser import Choice, Decision, Generators, Part, Pruned, Tables, check_values, joined
 from prunelab.passes.collect import BlockValues, Needs
+from prunelab.passes.judge import WholeModel
 from prunelab.pattern.base import BLOCKS, UNIFORM
 from prunelab.pattern.units import Units
 from prunelab.sparsity import mask as masking
 from prunelab.sparsity.compensation import least_squares, mean_into_bias
 from prunelab.sparsity.mask import Mask, Structured
-from prunelab.sparsity.units import Population, Total, equal_shares, lowest, select
+from prunelab.sparsity.units import Population, Total, budget, equal_shares, lowest, select, unit_price
 from prunelab.stats.base import Values
+from prunelab.stats.judge import Priced, Weighed
 from prunelab.stats.unit_view import Member, UnitView
 from prunelab.structures.blocks import check_passing
 from prunelab.structures.units import Members, alive_units, trace_units
@@ -123,6 +125,51 @@ class UnitGroups:
         members = tuple(zip(part.sites, view.members, strict=True))
         explain = getattr(method, "explain", None)
         return {population.name: _Price(population, members, importance.cpu(), evidence, explain)}
+
+    def weigh(
+        self, method: Any, prices: Mapping[str, _Price], target: float, allocation: str,
+        judging: Callable[..., WholeModel],
+    ) -> tuple[dict[str, _Price], Tables]:  # fmt: skip
+        """Let the method ask the whole model; return its final prices, and what it says of how it came to them.
+
+        ``judging``: makes a judge of what of it depends on the pattern.
+        """
+        populations = [price.population for price in prices.values()]
+        priced = [self._priced(name, price) for name, price in prices.items()]
+
+        def keep(importance: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return select(populations, importance, target, allocation, self.pattern, self.total)
+
+        judge = judging(
+            members={
+                name: (price.members[0][0].block, tuple(member for _, member in price.members))
+                for name, price in prices.items()
+            },
+            chosen=keep,
+            budget=budget(populations, target, self.pattern, self.total),
+            min_units=self.pattern.min_units,
+        )
+        try:
+            found: Weighed = method.weigh(priced, judge)
+        finally:
+            judge.close()
+        final = {
+            name: replace(
+                price,
+                importance=found.importance.get(name, price.importance).cpu(),
+                evidence=found.evidence.get(name, price.evidence),
+            )
+            for name, price in prices.items()
+        }
+        return final, {f"{UNITS}/{name}": rows for name, rows in found.tables.items()}
+
+    def _priced(self, name: str, price: _Price) -> Priced:
+        population, block = price.population, price.members[0][0].block
+        depth = block / max(1, len(self._decoder.blocks) - 1)
+        return Priced(
+            name, block, population.kind, depth, float(unit_price(population, self.pattern)), ~population.gone,
+            population.open, price.importance, price.evidence,
+        )  # fmt: skip
 
     def choose(self, prices: Mapping[str, _Price], target: float, allocation: str) -> Choice:
         """One ranking, one per kind, or equal shares."""

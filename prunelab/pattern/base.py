@@ -31,7 +31,8 @@ ROUNDED = 1e-4  # 0.6667 means two thirds
 @dataclass(frozen=True)
 class MethodFacts:
     """What is known of a method without running it. ``functions``: names its class defines; ``reads``: what the
-    statistics in ``needs`` look at, as far as they are known; ``units``: kinds of units that it can decide about."""
+    statistics in ``needs`` look at, as far as they are known; ``units``: kinds of units that it can decide about;
+    ``judged``: allocations with which it can ask the whole model before units are chosen, () if it does not."""
 
     name: str
     scope: str
@@ -41,6 +42,7 @@ class MethodFacts:
     functions: frozenset[str]
     reads: frozenset[str] = frozenset()
     units: tuple[str, ...] = KINDS
+    judged: tuple[str, ...] = ()
 
     @property
     def scores(self) -> bool:
@@ -154,6 +156,10 @@ def check_method(pattern: Pattern, run: Run) -> Iterator[ConfigError]:
         if not class_of(need):
             allowed = f"{', '.join(CLASSES)}, or the dotted name of a statistic's class"
             yield ConfigError("method.needs", need, allowed, nearest(need, CLASSES))
+    if method.judged and pattern.name != UNITS:
+        yield ConfigError(
+            "sparsity.pattern", pattern.name, f"{UNITS} with these fields of method={method.name}"
+        )
     fixed, ratio = pattern.fixed_ratio, run.ratio
     if ratio is None or not 0 <= ratio < 1:
         yield ConfigError("sparsity.ratio", ratio, "a number, 0 <= x < 1", "It is the removed fraction.")

@@ -18,6 +18,7 @@ from prunelab.pattern.base import (
     check_method,
     check_stream,
 )
+from prunelab.statistic import BACKWARD
 
 Counts = Literal["units", "decoder", "model"]
 COMPENSATION: Mapping[
@@ -87,6 +88,7 @@ class Units:
         if self.name not in run.method.supports:
             return  # the rest would be about a pattern that cannot be
         yield from check_stream(run, self.needs)
+        yield from _check_judged(run)
         protected = (self.protect_first, self.protect_last)
         if run.blocks is not None and sum(protected) >= run.blocks:
             allowed = f"fewer than the model's {run.blocks} blocks together"
@@ -108,6 +110,21 @@ class Units:
             others = " | ".join(kind for kind in COMPENSATION if kind != "merge")
             hint = f"method={run.method.name} does not say which unit stands in for which."
             yield ConfigError("sparsity.compensation", "merge", others, hint)
+
+
+def _check_judged(run: Run) -> Iterator[ConfigError]:
+    """Rules of a method that asks the whole model: all prices come first, so all statistics are of the model as it is."""
+    method = run.method
+    if not method.judged:
+        return
+    if "weigh" not in method.functions:
+        yield ConfigError("method", method.name, "a class with weigh", "See prunelab/methods/base.py.")
+    if run.allocation in (UNIFORM, GLOBAL, BY_KIND) and run.allocation not in method.judged:
+        allowed = f"{' | '.join(method.judged)} with these fields of method={method.name}"
+        yield ConfigError("allocation", run.allocation, allowed, "It decides how much each block loses.")
+    if run.propagation == "pruned" and run.allocation == UNIFORM and method.reads.isdisjoint(BACKWARD):
+        hint = "It asks the whole model's loss before any block is pruned."
+        yield ConfigError("sparsity.propagation", "pruned", f"dense with method={method.name}", hint)
 
 
 def build_units(rounding: str, values: Mapping[str, Any]) -> Units:

@@ -18,6 +18,7 @@ from prunelab.config.repair import is_whole
 from prunelab.config.schema import Calibration, Model, Trial
 from prunelab.config.trial import plain
 from prunelab.pattern.base import BETWEEN, UPDATE
+from prunelab.pattern.judged import JUDGED, judged_with
 from prunelab.pattern.table import pattern_of, times_speed
 from prunelab.plan.schedule import schedule
 from prunelab.plan.stage import Stage
@@ -228,6 +229,12 @@ def _needs(config: Trial) -> set[str]:
     return needs | ({"input_norm"} if config.allocation.target is not None else set())
 
 
+def _judged(config: Trial) -> bool:
+    """Whether a method asks the whole model before it chooses."""
+    fields = config.method.fields
+    return bool(judged_with(fields, method_source(fields).literals.get(JUDGED, ())))
+
+
 def _sources(needs: Collection[str]) -> dict[str, Any]:
     """Return the digests of the code of statistics from outside the package; nothing without one."""
     digests = {need: source_digest(need) for need in sorted(needs) if "." in need}
@@ -244,6 +251,8 @@ def _statistics(config: Trial, calibrate: Stage) -> dict[str, Stage]:
     if UPDATE in method_source(config.method.fields).names:  # the input of its biases counts, for nobody else
         return {}
     if least_domains(config.method.fields):  # it looks at every text by halves, which nobody else does
+        return {}
+    if _judged(config):  # it needs the tokens themselves, and keeps some of them from its statistics
         return {}
     identity = (
         {"model": model_identity(config.model), "statistics": needs} | _stored(config) | _sources(needs)
@@ -268,7 +277,7 @@ def _prune(config: Trial, stages: Mapping[str, Stage]) -> Stage:
         identity |= _stored(config) if _needs(config) else {}
     identity |= _sources(_needs(config))
     source = "statistics" if "statistics" in stages else "calibrate"
-    inputs = {source: stages[source].key} if _needs(config) else {}
+    inputs = {source: stages[source].key} if _needs(config) or _judged(config) else {}
     if method_source(method.fields).literals.get("tells_tokens") and inputs:
         inputs["calibrate"] = stages["calibrate"].key  # which text its samples are
     inputs |= {role: stage.key for role, stage in stages.items() if role.startswith(f"{DOMAIN}/")}

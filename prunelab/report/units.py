@@ -29,6 +29,10 @@ _TITLES = {
     "tokens": "Tokens that move the most redundant pairs most",
     "groups": "Groups of units that say the same",
     "modules": "Modules",
+    "learning": "Learned shares",
+    "fit": "Probes of the whole model",
+    "blend": "Blend fitted to probes",
+    "runs": "Searches compared",
 }
 NOTES = {
     "removed": (
@@ -57,6 +61,18 @@ NOTES = {
         "Units of like sensitivity (V: mean spread of a unit's rank over texts) and magnitude (A: mean percentile on the main "
         "text); metric: what ranked them inside the module; share: of them that went. Module -1: scores are 0 on every text."
     ),
+    "learning": (
+        "Uniform and learned: the objective of hard masks on windows that nothing else saw, at the start and at the best step."
+    ),
+    "fit": (
+        "Used: the blend that importance comes from; rho: rank correlation of what it predicts with the measured change of the "
+        "loss, on probes that were held out."
+    ),
+    "blend": (
+        "Weight: mean weight of the coarse estimate; scale: what one mean unit of this block and kind adds to the loss, in "
+        "nats; of uncertainty in standard deviations of the measured changes."
+    ),
+    "runs": "kl: how far the whole model's predictions move, in nats a token on windows that are held out, before any repair.",
 }
 
 
@@ -100,6 +116,8 @@ _ORDER = (
     "r2", "sign", "reason", "estimator", "alpha", "normalize", "search", "victim", "rule",
     "sigma", "samples", "floor", "threshold", "level", "q0", "q5", "q25", "q50", "q75", "q95",
     "q100",
+    "run", "kl", "kept", "probes", "used", "rho_learned", "rho_attention", "weight", "scale", "modules", "steps",
+    "from_step", "uniform", "learned",
 )  # fmt: skip
 
 
@@ -110,7 +128,9 @@ def _columns(table: pd.DataFrame) -> list[str]:
 
 
 def _first(own: pd.DataFrame) -> pd.DataFrame:
-    rank = own.groupby(["shot", "block", "kind"], sort=False).cumcount()
+    # what a method says of the whole model has no block
+    whose = [name for name in ("shot", "block", "kind") if name in own]
+    rank = own.groupby(whose, sort=False).cumcount()
     return own.loc[rank.sort_values(kind="stable").index[:MOST_ROWS].sort_values()]
 
 

@@ -71,7 +71,7 @@ def equal_shares(
         populations, ratio, pattern, total
     ):  # the dearest first: the others even it out
         found = _spread(group, amount + left, pattern)
-        left += amount - sum(_price(one, pattern) * found[one.name] for one in group)
+        left += amount - sum(unit_price(one, pattern) * found[one.name] for one in group)
         counts |= found
     return {one.name: counts.get(one.name, 0) for one in populations}
 
@@ -117,7 +117,8 @@ def _key(population: Population, importance: Tensor) -> Tensor:
     return importance.to("cpu", torch.float64).masked_fill(population.gone, float("-inf"))
 
 
-def _price(population: Population, pattern: Units) -> int:
+def unit_price(population: Population, pattern: Units) -> int:
+    """Return what one unit counts in a budget of the pattern: 1, or its parameters."""
     return 1 if pattern.counts == "units" else population.cost
 
 
@@ -160,33 +161,33 @@ def _by_budget(
     if pattern.head_ratio is not None:
         heads = [one for one in groups[0] if one.kind == HEADS]
         others = [one for one in groups[0] if one.kind != HEADS]
-        of_heads = pattern.head_ratio * sum(_price(one, pattern) * one.count for one in heads)
+        of_heads = pattern.head_ratio * sum(unit_price(one, pattern) * one.count for one in heads)
         groups, spend = [heads, others], [of_heads, spend[0] - of_heads]
     else:  # the same share of every kind; apart, since a ranking by kind compares each on its own
         kinds = list(dict.fromkeys(one.kind for one in groups[0]))
-        whole = sum(_price(one, pattern) * one.count for one in groups[0])
+        whole = sum(unit_price(one, pattern) * one.count for one in groups[0])
         groups = [[one for one in groups[0] if one.kind == kind] for kind in kinds]
-        costs = [sum(_price(one, pattern) * one.count for one in group) for group in groups]
+        costs = [sum(unit_price(one, pattern) * one.count for one in group) for group in groups]
         spend = [spend[0] * cost / max(1, whole) for cost in costs]
     found = []
     for group, amount in zip(groups, spend, strict=True):
-        most = sum(_price(one, pattern) * _most(one, pattern) for one in group)
-        if amount < -ROUNDING or amount > most + max((_price(one, pattern) for one in group), default=0):
+        most = sum(unit_price(one, pattern) * _most(one, pattern) for one in group)
+        if amount < -ROUNDING or amount > most + max((unit_price(one, pattern) for one in group), default=0):
             raise _too_much(ratio, pattern, amount, most)
         found.append((group, amount))
-    return sorted(found, key=lambda item: -max((_price(one, pattern) for one in item[0]), default=0))
+    return sorted(found, key=lambda item: -max((unit_price(one, pattern) for one in item[0]), default=0))
 
 
 def _spread(group: Sequence[Population], amount: float, pattern: Units) -> dict[str, int]:
     """Whole units of the same share of each population, the largest remainders rounded up until the cost is met."""
-    have = sum(_price(one, pattern) * one.count for one in group)
+    have = sum(unit_price(one, pattern) * one.count for one in group)
     share = min(1.0, max(0.0, amount / max(1, have)))
     counts = {one.name: min(int(share * one.count + ROUNDING), _most(one, pattern)) for one in group}
-    short = amount - sum(_price(one, pattern) * counts[one.name] for one in group)
+    short = amount - sum(unit_price(one, pattern) * counts[one.name] for one in group)
     for one in sorted(group, key=lambda one: int(share * one.count + ROUNDING) - share * one.count):
-        if short >= _price(one, pattern) / 2 and counts[one.name] < _most(one, pattern):
+        if short >= unit_price(one, pattern) / 2 and counts[one.name] < _most(one, pattern):
             counts[one.name] += 1
-            short -= _price(one, pattern)
+            short -= unit_price(one, pattern)
     return counts
 
 
@@ -204,12 +205,12 @@ def _cheapest(
         stays = order.numel() - _most(one, pattern)  # the most important of each population are not at choice
         chosen = order[: order.numel() - stays]
         keys.append(key[: chosen.numel()])
-        costs.append(torch.full((chosen.numel(),), _price(one, pattern), dtype=torch.float64))
+        costs.append(torch.full((chosen.numel(),), unit_price(one, pattern), dtype=torch.float64))
         places.append(chosen)
     key, cost = torch.cat(keys), torch.cat(costs)
     order = key.sort(stable=True).indices
     sums = torch.cat([cost.new_zeros(1), cost[order].cumsum(0)])
-    if spend > float(sums[-1]) + max(_price(one, pattern) for one in group):
+    if spend > float(sums[-1]) + max(unit_price(one, pattern) for one in group):
         raise _too_much(spend / max(1.0, float(sums[-1])), pattern, spend, int(sums[-1]))
     length = max(int((sums - spend).abs().argmin()), int((key == float("-inf")).sum()))
     taken = torch.zeros(key.numel(), dtype=torch.bool)

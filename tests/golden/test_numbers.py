@@ -34,6 +34,7 @@ PRUNED = {
         "flap", "wanda_sp", "magnitude_sp", "random", "llm_pruner", "estimation_fusion", "mutual_information", "mi_fast",
     ),
     "sparsity=units sparsity.ratio=0.3 method.n_samples=16 method.max_trials=200": ("mi_paper",),
+    "sparsity=units sparsity.ratio=0.3 allocation=global method.probes=16": ("fusion_learned", "fusion_uncertainty"),
     "sparsity=units sparsity.ratio=0.5 sparsity.counts=units": ("shortgpt",),
     "sparsity=units sparsity.ratio=0.3 sparsity.compensation=least_squares method.step=0.15": ("flap", "llm_pruner"),
     "sparsity=units sparsity.ratio=0.3 sparsity.propagation=dense allocation=by_kind": ("flap", "wanda_sp"),
@@ -60,7 +61,10 @@ TEXTS = [  # a method that compares kinds of text needs a tokenizer, which rando
     "evaluation.error_samples=2", "calibration.split={mask:validation,held_out:train,test:test}",
     "runtime.device=cpu", "evaluation.speed=false", "runtime.workers=1", "runtime.threads=1",
 ]  # fmt: skip
-COMPARED = "method=gprune domains=[kjv] sparsity=units sparsity.ratio=0.3"
+COMPARED = (
+    "method=gprune domains=[kjv] sparsity=units sparsity.ratio=0.3",
+    "method=gprune_learned method.steps=10 domains=[kjv] sparsity=units sparsity.ratio=0.3",
+)
 KEPT = ("repair/lm_loss", "ppl/", "error/", "mse/", "ratio/", "integrity/masked", "parameters/compact")
 
 
@@ -81,7 +85,7 @@ def jobs(tokens: Path, root: Path) -> dict[str, list[str]]:
         for words in RECOVERED:
             own = [f"model.id={family}", *words.split(), *LORA]
             found[" ".join(own)] = [*common, *own]
-    return found | {COMPARED: [*TEXTS, f"paths.root={root}", *COMPARED.split()]}
+    return found | {words: [*TEXTS, f"paths.root={root}", *words.split()] for words in COMPARED}
 
 
 def test_numbers_of_every_method_and_repair_stay(tmp_path: Path, golden) -> None:

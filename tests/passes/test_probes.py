@@ -24,6 +24,8 @@ from prunelab.structures.units import trace_units
 FUSION = EstimationFusion(
     "estimation_fusion", 1, None, mode="attention", fixed_weight=0.5, fine_order="mixed", coarse_slice="row",
     members="all", bias=True, norm="mean", temperature=0.5, query_mix=0.5,
+    probes=64, probe_fraction=0.05, probes_held_out=0.25, width=8, steps=200, rate=0.01, decay=0.001,
+    log_term=False, per_parameter=True,
 )  # fmt: skip
 
 

@@ -92,6 +92,7 @@ def test_only_the_dense_stream_is_shared(composer: Composer) -> None:
 
 def test_global_needs_the_dense_stream(composer: Composer) -> None:
     words = ["sparsity=unstructured", "allocation=global"]
-    problems = checked_trials(composer, [["method=wanda", *words]])[2]
+    assert stages(composer, "method=wanda", *words)["prune"].identity["propagation"] == "dense"  # by_method
+    problems = checked_trials(composer, [["method=wanda", *words, "sparsity.propagation=pruned"]])[2]
     assert "sparsity.propagation='pruned': allowed is dense with allocation=global" in str(problems[0].error)
     assert not checked_trials(composer, [["method=magnitude", *words], ["method=wanda", *words, *DENSE]])[2]

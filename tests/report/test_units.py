@@ -130,3 +130,16 @@ def test_the_folder_has_the_files(folder: Path) -> None:
     assert (made / "units_removed.csv").is_file()
     assert (made / "spectrum.png").is_file()
     assert (made / "results.csv").read_text().splitlines()[0].endswith("speedup/prefill")
+
+
+def test_what_is_said_of_the_whole_model_needs_no_block(fabricate) -> None:
+    def compared(name: str, record: dict[str, Any]) -> None:
+        record["tables"]["units/runs"] = [
+            {"shot": 1, "run": r, "kl": 0.5 - r, "kept": r == 1} for r in (0, 1)
+        ]
+
+    place = fabricate(methods=("surgeon",), ratios=(0.5,), sources=("austen",), seeds=(0,), change=compared)
+    (table,) = told(collect(place), 0.5)
+    assert table.title == "Searches compared"
+    assert table.header == ("shot", "run", "kl", "kept")
+    assert [row[2] for row in table.rows] == ["0.5", "-0.5"]
