@@ -20,6 +20,7 @@ from prunelab.config.files import (
     input_widths,
     model_name,
     n_blocks,
+    neurons,
     positions,
 )
 from prunelab.config.outside import OWN_METRICS, STAGES, outside_source
@@ -343,7 +344,8 @@ def _about_sparsity(config: Config) -> Iterator[ConfigError]:
     facts = method_facts(method, method_source(method))
     widths = [(str(model["name"]), width) for width in input_widths(model)]
     name, propagation = config["allocation"]["name"], sparsity.get("propagation", "pruned")
-    yield from pattern.check(Run(facts, sparsity["ratio"], name, propagation, widths, n_blocks(model)))
+    run = Run(facts, sparsity["ratio"], name, propagation, widths, n_blocks(model), neurons(model))
+    yield from pattern.check(run)
 
 
 def _about_repair(config: Config) -> Iterator[ConfigError]:

@@ -14,7 +14,7 @@ from typing import Any
 import platformdirs
 
 from prunelab.errors import ConfigError, ModelError, StoreError, nearest
-from prunelab.family import POSITIONS, load_families, read_family_file
+from prunelab.family import POSITIONS, family_named, load_families, read_family_file
 from prunelab.files import replace_file, sha256
 from prunelab.model_files import deciding_files
 from prunelab.text_row import wrong_row
@@ -209,6 +209,16 @@ def input_widths(model: Mapping[str, Any]) -> list[int]:
     return sorted(width for width in widths if isinstance(width, int))
 
 
+def neurons(model: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return how many neurons each width of block that ``model`` has holds, by its config.json; () where none says it."""
+    with suppress(KeyError, OSError, ValueError, TypeError, AttributeError):
+        found = _text_config(model)
+        blocks = (found.get("pruned") or {}).get("blocks") or [{}]
+        widths = {block["ffn"] if block.get("ffn") else _first(found, _INNER) for block in blocks}
+        return tuple(sorted(width for width in widths if isinstance(width, int)))
+    return ()
+
+
 def n_blocks(model: Mapping[str, Any]) -> int | None:
     """Return how many blocks ``model`` has, by its config.json; None where none is at hand."""
     with suppress(KeyError, OSError, ValueError, TypeError, AttributeError):
@@ -218,7 +228,9 @@ def n_blocks(model: Mapping[str, Any]) -> int | None:
 
 
 def _text_config(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config.json of an embedded or local model, of its text part where it has several."""
+    """Return the config.json of an embedded or local model, of its text part where it has several; a random model's config."""
+    if model["source"] == "random":
+        return dict(family_named(str(model["id"])).random)
     folders = {"embedded": _EMBEDDED / str(model["id"]), "local": Path(str(model["id"])).expanduser()}
     found = json.loads((folders[model["source"]] / "config.json").read_text(encoding="utf-8"))
     return found.get("text_config") or found

@@ -11,6 +11,7 @@ from prunelab.allocation.base import Allocation
 from prunelab.errors import ConfigError
 from prunelab.methods.facts import facts_of
 from prunelab.models.decoder import Decoder
+from prunelab.models.shape import units_of
 from prunelab.passes.source import Stored
 from prunelab.pattern.base import BY_KIND, GLOBAL, UNIFORM, Pattern, Run
 from prunelab.stats.domain import DOMAINS
@@ -35,7 +36,8 @@ def check_run(
     widths = [(site.name, site.linear.in_features) for site in decoder.sites()]
     name = allocation if isinstance(allocation, str) else allocation.name
     facts = facts_of(method)
-    for error in pattern.check(Run(facts, ratio, name, propagation, widths, len(decoder.blocks))):
+    neurons = tuple({width for index in range(len(decoder.blocks)) if (width := units_of(decoder, index))})
+    for error in pattern.check(Run(facts, ratio, name, propagation, widths, len(decoder.blocks), neurons)):
         if error.key != "method.step" or len(schedule) > 1:  # the schedule says how many shots there are
             raise error
     needs = {*method.needs, *pattern.needs} | (set() if isinstance(allocation, str) else {"input_norm"})

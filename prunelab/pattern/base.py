@@ -51,7 +51,8 @@ class MethodFacts:
 class Run:
     """The choices beside the pattern. ``allocation``: its name; ``widths``: (whose, number of inputs) of linear layers.
 
-    ``blocks``: how many the model has, None where that is not known yet.
+    ``blocks``: how many the model has, None where that is not known yet. ``neurons``: how many each block has, as far as
+    known.
     """
 
     method: MethodFacts
@@ -60,6 +61,7 @@ class Run:
     propagation: str
     widths: Iterable[tuple[str, int]] = field(default=())
     blocks: int | None = None
+    neurons: tuple[int, ...] = ()
 
 
 class Pattern(Protocol):

@@ -12,6 +12,7 @@ from prunelab.pattern.base import (
     BY_KIND,
     GLOBAL,
     KINDS,
+    NEURONS,
     UNIFORM,
     Rounding,
     Run,
@@ -40,7 +41,8 @@ class Units:
     ``protect_first``, ``protect_last``: blocks that lose nothing. ``min_units``: of each kind stay in every block; of
     blocks, in the model.
     ``rounding``: of shares of units: ``exact`` = down, ``published`` = neurons up, heads as many as whole ones are in their
-    lines rounded up, as arXiv:2305.11627's code.
+    lines rounded up, as arXiv:2305.11627's code. ``round_to``: neurons that stay in a block which loses some are a multiple
+    of it, as kernels like it; None: any number.
     ``compensation``: of ``COMPENSATION``.
     """
 
@@ -52,6 +54,7 @@ class Units:
     min_units: int = 1
     rounding: Rounding = "exact"
     compensation: str = "none"
+    round_to: int | None = None
 
     name: ClassVar[str] = "units"
     functions: ClassVar[tuple[tuple[str, ...], ...]] = (("importance",), ("study",))
@@ -77,9 +80,10 @@ class Units:
 
     def identity(self) -> dict[str, Any]:
         """Return what of the pattern decides a result."""
-        return {"pattern": self.name} | {
-            key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()
-        }
+        found = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+        if self.round_to is None:  # results from before there was the field keep their keys
+            del found["round_to"]
+        return {"pattern": self.name} | found
 
     def check(self, run: Run) -> Iterator[ConfigError]:
         """Yield every mistake of a run with this pattern."""
@@ -91,6 +95,10 @@ class Units:
         if run.blocks is not None and sum(protected) >= run.blocks:
             allowed = f"fewer than the model's {run.blocks} blocks together"
             yield ConfigError("sparsity.protect_first, sparsity.protect_last", protected, allowed)
+        if self.round_to is not None and run.neurons and self.round_to >= min(run.neurons):
+            hint = "A block without neurons, or with all of them, is all that would be left to choose."
+            allowed = f"less than the model's {min(run.neurons)} neurons in a block"
+            yield ConfigError("sparsity.round_to", self.round_to, allowed, hint)
         unfit = [kind for kind in self.kinds if kind not in run.method.units]
         if unfit:
             allowed = f"of what method={run.method.name} can decide about: {', '.join(run.method.units)}"
@@ -130,6 +138,11 @@ def build_units(rounding: str, values: Mapping[str, Any]) -> Units:
         hint = "Nothing of a block is left that could make up for it."
         raise ConfigError(
             "sparsity.compensation", pattern.compensation, f"none with sparsity.kinds=[{BLOCKS}]", hint
+        )
+    if pattern.round_to is not None and NEURONS not in kinds:
+        hint = "It counts neurons; heads and blocks go as wholes."
+        raise ConfigError(
+            "sparsity.round_to", pattern.round_to, f"null without {NEURONS} in sparsity.kinds", hint
         )
     if pattern.head_ratio is not None and set(kinds) != set(KINDS):
         hint = "There is one kind only, and the ratio is its own."
