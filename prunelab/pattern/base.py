@@ -17,7 +17,9 @@ UNIFORM, GLOBAL, BY_KIND = "uniform", "global", "by_kind"
 BY_CLASS = ("allocation", "propagation", "compensation", "kinds")  # literals that a method's class may have
 UNITS = "units"  # and one more: kinds of units that it can decide about, neurons and heads without it
 BY_METHOD = "by_method"  # what the method's class says of itself, see :func:`settle`
-NEURONS, HEADS, BLOCKS = "neurons", "heads", "blocks"
+NEURONS, HEADS, BLOCKS, ATTENTION, FFN = "neurons", "heads", "blocks", "attention", "ffn"
+SUBLAYERS = (ATTENTION, FFN)  # of a block: all of its attention, all of its MLP
+WHOLE = (BLOCKS, *SUBLAYERS)  # one to a block at most: compared with those of other blocks
 KINDS = (NEURONS, HEADS)  # parts of a block; what is removed unless a method or a trial says otherwise
 BEFORE, BETWEEN, BY_PATTERN = (
     "before",

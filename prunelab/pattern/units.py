@@ -1,4 +1,4 @@
-"""The pattern of whole units: FFN neurons, attention heads, decoder blocks."""
+"""The pattern of whole units: FFN neurons, attention heads, sub-layers, decoder blocks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from prunelab.pattern.base import (
     GLOBAL,
     KINDS,
     NEURONS,
+    SUBLAYERS,
     UNIFORM,
+    WHOLE,
     Rounding,
     Run,
     check_method,
@@ -33,13 +35,14 @@ COMPENSATION: Mapping[
 
 @dataclass(frozen=True)
 class Units:
-    """Whole FFN neurons and attention heads (KV groups), or whole decoder blocks, with all weights that belong to each.
+    """Whole FFN neurons and attention heads (KV groups), whole attentions and MLPs, or whole decoder blocks, with all weights
+    that belong to each.
 
     ``counts``: what the ratio is a share of: ``units`` (of each kind in each unprotected block, as arXiv:2305.11627),
     ``decoder`` (weights of the blocks' linear maps, as arXiv:2312.11983) or ``model`` (all parameters). ``head_ratio``:
     heads lose this share whatever the scores, neurons the rest; None = scores or equal shares decide.
     ``protect_first``, ``protect_last``: blocks that lose nothing. ``min_units``: of each kind stay in every block; of
-    blocks, in the model.
+    blocks and sub-layers, in the model.
     ``rounding``: of shares of units: ``exact`` = down, ``published`` = neurons up, heads as many as whole ones are in their
     lines rounded up, as arXiv:2305.11627's code. ``round_to``: neurons that stay in a block which loses some are a multiple
     of it, as kernels like it; None: any number.
@@ -103,7 +106,11 @@ class Units:
         if unfit:
             allowed = f"of what method={run.method.name} can decide about: {', '.join(run.method.units)}"
             yield ConfigError("sparsity.kinds", list(self.kinds), allowed)
-        if self.kinds == (BLOCKS,) and run.allocation != GLOBAL:
+        if set(self.kinds) <= set(SUBLAYERS) and run.allocation not in (GLOBAL, BY_KIND):
+            hint = "Sub-layers are compared with each other; a share of one is no sub-layer."
+            allowed = f"{GLOBAL} | {BY_KIND} with sparsity.kinds=[{','.join(self.kinds)}]"
+            yield ConfigError("allocation", run.allocation, allowed, hint)
+        elif self.kinds == (BLOCKS,) and run.allocation != GLOBAL:
             hint = "Blocks are compared with each other; a share of every block is no block."
             yield ConfigError("allocation", run.allocation, f"{GLOBAL} with sparsity.kinds=[{BLOCKS}]", hint)
         elif run.allocation not in (UNIFORM, GLOBAL, BY_KIND):
@@ -123,9 +130,13 @@ class Units:
 
 def build_units(rounding: str, values: Mapping[str, Any]) -> Units:
     """Return the checked pattern of its fields; ConfigError for what none of them can be."""
-    kinds = tuple(kind for kind in (*KINDS, BLOCKS) if kind in values.get("kinds", KINDS))
-    if not kinds or len(kinds) != len(values.get("kinds", KINDS)) or (BLOCKS in kinds and len(kinds) > 1):
-        allowed = f"one or more of {', '.join(KINDS)}, each once; or {BLOCKS} alone"
+    kinds = tuple(kind for kind in (*KINDS, *WHOLE) if kind in values.get("kinds", KINDS))
+    together = (KINDS, SUBLAYERS, (BLOCKS,))
+    fits = any(set(kinds) <= set(group) for group in together)
+    if not kinds or len(kinds) != len(values.get("kinds", KINDS)) or not fits:
+        allowed = (
+            f"one or more of {', '.join(KINDS)}, each once; or of {', '.join(SUBLAYERS)}; or {BLOCKS} alone"
+        )
         raise ConfigError("sparsity.kinds", values["kinds"], allowed)
     pattern = Units(**{**values, "kinds": kinds, "rounding": rounding})
     if pattern.counts not in ("units", "decoder", "model"):
@@ -134,13 +145,12 @@ def build_units(rounding: str, values: Mapping[str, Any]) -> Units:
         known = " | ".join(COMPENSATION)
         hint = nearest(pattern.compensation, COMPENSATION)
         raise ConfigError("sparsity.compensation", pattern.compensation, known, hint)
-    if kinds == (BLOCKS,) and pattern.compensation != "none":
-        hint = "Nothing of a block is left that could make up for it."
-        raise ConfigError(
-            "sparsity.compensation", pattern.compensation, f"none with sparsity.kinds=[{BLOCKS}]", hint
-        )
+    if kinds[0] in WHOLE and pattern.compensation != "none":
+        hint = "Nothing of what goes as a whole is left that could make up for it."
+        allowed = f"none with sparsity.kinds=[{','.join(kinds)}]"
+        raise ConfigError("sparsity.compensation", pattern.compensation, allowed, hint)
     if pattern.round_to is not None and NEURONS not in kinds:
-        hint = "It counts neurons; heads and blocks go as wholes."
+        hint = "It counts neurons; all else goes as wholes."
         raise ConfigError(
             "sparsity.round_to", pattern.round_to, f"null without {NEURONS} in sparsity.kinds", hint
         )

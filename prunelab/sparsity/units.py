@@ -4,8 +4,8 @@ A population is the units of one kind in one block; they cost the same. A budget
 linear maps, or parameters of the model. Equal shares are spread by largest remainder; a ranking removes the prefix of
 the cheapest whose costs come closest to the budget. Ties fall to the earlier population and the lower index; units
 removed by earlier shots stay so and count. With ``round_to`` the numbers of neurons so found move to the nearest that leave
-a multiple of it, more in some blocks and fewer in others, so that their cost stays within half a multiple's of what it was. The published code keeps scores *above* a threshold, which removes more than
-asked where scores are equal.
+a multiple of it, more in some blocks and fewer in others, so that their cost stays within half a multiple's of what it was.
+The published code keeps scores *above* a threshold, which removes more than asked where scores are equal.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from prunelab.errors import ConfigError, ModelError
-from prunelab.pattern.base import BLOCKS, BY_KIND, GLOBAL, HEADS, NEURONS, UNIFORM
+from prunelab.pattern.base import BY_KIND, GLOBAL, HEADS, NEURONS, UNIFORM, WHOLE
 from prunelab.pattern.units import Units
 
 ROUNDING = 1e-6  # units; 0.3 x 10 is 2.9999999999999996 in binary and must mean 3
@@ -99,12 +99,12 @@ def select(
         raise ConfigError("allocation.name", allocation, f"{UNIFORM} | {GLOBAL} | {BY_KIND}")
     keep = {one.name: ~one.gone for one in populations}
     if allocation == GLOBAL:
-        group = [one for one in _all_but_last(populations, importance, pattern) if one.open]
-        parts = [(group, budget(populations, ratio, pattern, total))]
+        parts = [(list(populations), budget(populations, ratio, pattern, total))]
     else:
         parts = _by_budget(populations, ratio, pattern, total)
+    may_go = {one.name for one in _all_but_last(populations, importance, pattern) if one.open}
     for group, spend in parts:
-        keep |= _cheapest(group, importance, spend, pattern)
+        keep |= _cheapest([one for one in group if one.name in may_go], importance, spend, pattern)
     if pattern.round_to is None:
         return keep
     found = {name: int((~stays).sum()) for name, stays in keep.items()}
@@ -142,8 +142,8 @@ def _share(population: Population, ratio: float, pattern: Units) -> int:
 def _most(population: Population, pattern: Units) -> int:
     if not population.open:
         return 0
-    # of blocks some stay in the model, see _all_but_last
-    return population.count if population.kind == BLOCKS else max(0, population.count - pattern.min_units)
+    # of what goes as a whole some stay in the model, see _all_but_last
+    return population.count if population.kind in WHOLE else max(0, population.count - pattern.min_units)
 
 
 def _rounded(
@@ -195,12 +195,15 @@ def _multiples(population: Population, pattern: Units) -> list[int]:
 def _all_but_last(
     populations: Sequence[Population], importance: Mapping[str, Tensor], pattern: Units
 ) -> list[Population]:
-    """Return the populations with as many of the most important blocks closed as have to stay in the model."""
-    blocks = [one for one in populations if one.kind == BLOCKS]
-    may_go = [one for one in blocks if one.open]
-    n_stay = max(0, pattern.min_units - (len(blocks) - len(may_go)))
-    dearest = sorted(may_go, key=lambda one: -float(_key(one, importance[one.name]).max()))
-    stay = {one.name for one in dearest[:n_stay]}
+    """Return the populations with as many of the most important blocks, or sub-layers of a kind, closed as have to stay in
+    the model."""
+    stay: set[str] = set()
+    for kind in WHOLE:
+        own = [one for one in populations if one.kind == kind]
+        may_go = [one for one in own if one.open]
+        n_stay = max(0, pattern.min_units - (len(own) - len(may_go))) if own else 0
+        dearest = sorted(may_go, key=lambda one: -float(_key(one, importance[one.name]).max()))
+        stay |= {one.name for one in dearest[:n_stay]}
     return [replace(one, open=one.open and one.name not in stay) for one in populations]
 
 

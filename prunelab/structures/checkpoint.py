@@ -24,7 +24,7 @@ import prunelab.models.narrow as narrow_file
 from prunelab.errors import ModelError
 from prunelab.files import replace_file
 from prunelab.models.decoder import Decoder
-from prunelab.models.narrow import parent
+from prunelab.models.narrow import is_gone, parent
 from prunelab.models.shape import (
     ENTRY,
     UNBUILDABLE,
@@ -34,6 +34,7 @@ from prunelab.models.shape import (
     dense_twin,
     heads_of,
     names_of,
+    units_of,
 )
 from prunelab.models.transposed import hold_as_linear
 from prunelab.structures.surgery import is_compact
@@ -93,7 +94,7 @@ def _uniform(
 ) -> dict[str, Any] | None:
     """The config's values for widths that are the same in every block; None where they differ or no key says them."""
     first, config = shapes[0], decoder.model.config
-    if len(set(shapes)) > 1 or first.added_biases or first.removed_biases:
+    if len(set(shapes)) > 1 or 0 in (first.heads, first.ffn) or first.added_biases or first.removed_biases:
         return None
     changes: dict[str, Any] = {}
     if first.ffn != dense[0].ffn:
@@ -143,8 +144,8 @@ def _constants(decoder: Decoder) -> list[dict[str, object]]:
 
 def _check_describable(decoder: Decoder, shapes: Sequence[BlockShape]) -> None:
     instead = "Save it before compact(): the checkpoint then holds the same function, with zeros."
-    for index, shape in enumerate(shapes):
-        if shape.ffn == 0:
+    for index in range(len(shapes)):
+        if units_of(decoder, index) == 0 and not is_gone(decoder.blocks[index], decoder.family.mlp[1]):  # type: ignore[index]
             raise ModelError(
                 f"{decoder.name}: block {index} has no hidden unit left; a checkpoint of its own widths needs one in "
                 f"every block. {instead}"
