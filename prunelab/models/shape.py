@@ -186,12 +186,8 @@ def _read_block(block: object, index: int, dense: Decoder, where: str) -> BlockS
     else:
         of_query = _count(block["heads"], heads and heads.heads, f"{at}.heads", where)
         of_value = _count(block["kv_heads"], heads and heads.kv_heads, f"{at}.kv_heads", where)
-    if heads is not None and of_query and of_value:
-        most = heads.heads // heads.kv_heads
-        if of_query % of_value or of_query // of_value > most:
-            raise _wrong(
-                where, f"{at}.heads", of_query, f"kv_heads ({of_value}) times a whole number up to {most}"
-            )
+    if heads is not None and of_query and of_value and of_query % of_value:
+        raise _wrong(where, f"{at}.heads", of_query, f"kv_heads ({of_value}) times a whole number")
     had = {site.path: site.linear.bias is not None for site in dense.sites(index)}
     addable = [path for path in had if not had[path] and may_add(dense.family, path)]
     return BlockShape(
