@@ -44,7 +44,7 @@ PATTERNS = {
     "random": "2:4", "wanda": "2:4", "sparsegpt": "unstructured", "magnitude_sp": "units", "wanda_sp": "units",
     "flap": "units", "llm_pruner": "units", "estimation_fusion": "units", "mutual_information": "units",
     "mi_paper": "units", "mi_fast": "units", "gprune": "units", "gprune_modules": "units", "gprune_switch": "units",
-    "shortgpt": "units",
+    "shortgpt": "units", "sublayer_influence": "units",
 }  # fmt: skip
 
 
