@@ -25,6 +25,7 @@ from prunelab.config.files import (
 )
 from prunelab.config.outside import OWN_METRICS, STAGES, outside_source
 from prunelab.config.schema import Evaluation
+from prunelab.config.supply import supplies
 from prunelab.config.tasks import check_tasks
 from prunelab.config.tracking import tracking_errors
 from prunelab.errors import ConfigError, PrunelabError, nearest
@@ -344,7 +345,8 @@ def _about_sparsity(config: Config) -> Iterator[ConfigError]:
     facts = method_facts(method, method_source(method))
     widths = [(str(model["name"]), width) for width in input_widths(model)]
     name, propagation = config["allocation"]["name"], sparsity.get("propagation", "pruned")
-    run = Run(facts, sparsity["ratio"], name, propagation, widths, n_blocks(model), neurons(model))
+    supply = supplies(model) if sparsity["pattern"] == Units.name else ()
+    run = Run(facts, sparsity["ratio"], name, propagation, widths, n_blocks(model), neurons(model), supply)
     yield from pattern.check(run)
 
 

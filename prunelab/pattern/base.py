@@ -50,11 +50,21 @@ class MethodFacts:
 
 
 @dataclass(frozen=True)
+class Supply:
+    """``count`` units of ``kind`` in block ``block``, of ``cost`` parameters each."""
+
+    kind: str
+    block: int
+    count: int
+    cost: int
+
+
+@dataclass(frozen=True)
 class Run:
     """The choices beside the pattern. ``allocation``: its name; ``widths``: (whose, number of inputs) of linear layers.
 
     ``blocks``: how many the model has, None where that is not known yet. ``neurons``: how many each block has, as far as
-    known.
+    known. ``supply``: units of every kind of every block, as far as known.
     """
 
     method: MethodFacts
@@ -64,6 +74,7 @@ class Run:
     widths: Iterable[tuple[str, int]] = field(default=())
     blocks: int | None = None
     neurons: tuple[int, ...] = ()
+    supply: tuple[Supply, ...] = ()
 
 
 class Pattern(Protocol):

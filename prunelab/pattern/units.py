@@ -119,6 +119,7 @@ class Units:
         if self.head_ratio is not None and run.allocation == GLOBAL:
             hint = "One ranking decides how many heads go."
             yield ConfigError("sparsity.head_ratio", self.head_ratio, f"null with allocation={GLOBAL}", hint)
+        yield from self._too_much(run)
         if self.compensation == "merge" and "merge" not in run.method.functions:
             others = " | ".join(kind for kind in COMPENSATION if kind != "merge")
             hint = f"method={run.method.name} does not say which unit stands in for which."
@@ -126,6 +127,36 @@ class Units:
         if run.propagation == "pruned" and run.method.step is not None:
             hint = "Each shot looks at the model as the shots before have left it."
             yield ConfigError("sparsity.propagation", "pruned", "dense with method.step", hint)
+
+    def _too_much(self, run: Run) -> Iterator[ConfigError]:
+        """What all open units together cannot give, where the model's are known. Equal shares of units stop at what there
+        is; what a ratio of all parameters is a share of, headers do not say; limits of single kinds the job tells."""
+        capped = self.counts == "units" and self.head_ratio is None and run.allocation == UNIFORM
+        if not run.supply or run.ratio is None or capped or self.counts == "model":
+            return
+        last = max(one.block for one in run.supply) - self.protect_last
+        own = [one for one in run.supply if one.kind in self.kinds]
+        may_go = [one for one in own if self.protect_first <= one.block <= last]
+        by_units = self.counts == "units"
+        whole = sum(one.cost for one in run.supply if one.kind == BLOCKS)
+        asked = run.ratio * (sum(one.count for one in may_go) if by_units else whole)
+        most, dearest = 0, max((1 if by_units else one.cost for one in may_go), default=0)
+        for kind in self.kinds:
+            gives = [one for one in may_go if one.kind == kind]
+            if kind in WHOLE:
+                closed = sum(one.kind == kind for one in own) - len(gives)
+                gives = sorted(gives, key=lambda one: -one.cost)[
+                    : max(0, len(gives) + min(0, closed - self.min_units))
+                ]
+            spare = 0 if kind in WHOLE else self.min_units
+            most += sum(max(0, one.count - spare) * (1 if by_units else one.cost) for one in gives)
+        if asked > most + dearest:
+            what = "units" if by_units else "parameters"
+            hint = (
+                f"{asked:,.0f} {what} are asked for; {most:,} can go. See sparsity.kinds, counts, protect_first, "
+                "protect_last and min_units."
+            )
+            yield ConfigError("sparsity.ratio", run.ratio, "a share that the open units can give", hint)
 
 
 def build_units(rounding: str, values: Mapping[str, Any]) -> Units:
