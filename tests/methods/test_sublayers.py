@@ -120,7 +120,8 @@ def promises(family: str, order: tuple[str, ...], tokens: Tensor, folder: Path) 
     assert shapes(loaded) == shapes(decoder)
     parts = ("neurons",) if family == "bloom" else ("neurons", "heads")
     for kinds in (parts, ("attention", "ffn")):  # parts of what is left, and then all of some of it
-        again = remove(loaded, Random("random", 2, None), tokens, 0.3, kinds=kinds, counts="decoder")
+        ratio = 0.0 if kinds[0] == "attention" and len(order) == 4 else 0.3  # one of each is left, and stays
+        again = remove(loaded, Random("random", 2, None), tokens, ratio, kinds=kinds, counts="decoder")
         expected = logits(loaded, tokens)
         compact(loaded, again)
         torch.testing.assert_close(logits(loaded, tokens), expected, rtol=1e-5, atol=1e-5)
