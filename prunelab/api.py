@@ -31,6 +31,7 @@ from prunelab.errors import ConfigError, nearest
 from prunelab.evaluation import perplexity as evaluate_perplexity
 from prunelab.evaluation.ratios import ratios as evaluate_ratios
 from prunelab.methods.facts import facts_of
+from prunelab.model_files import FORMS, OWN
 from prunelab.models.decoder import Decoder
 from prunelab.models.load import load_decoder, load_tokenizer, restore
 from prunelab.passes import shots as passes
@@ -52,7 +53,7 @@ from prunelab.plan.schedule import schedule
 from prunelab.reconstruction.base import is_whole
 from prunelab.reconstruction.walk import reconstruct, split_stopping
 from prunelab.reconstruction.whole import repair_whole
-from prunelab.structures.checkpoint import origin_of, save_checkpoint
+from prunelab.structures.checkpoint import origin_of, save_form
 from prunelab.structures.state import State, open_state, save_state
 from prunelab.structures.surgery import compact as compact_decoder
 
@@ -262,15 +263,18 @@ def compact(model: Model, state: State) -> None:
     compact_decoder(model.decoder, state)
 
 
-def save(model: Model, folder: str | Path) -> Path:
+def save(model: Model, folder: str | Path, form: str = OWN) -> Path:
     """Write a checkpoint (safetensors, config, tokenizer) that plain transformers loads; zeros stay zeros.
 
     A model that :func:`compact` made smaller is written as it is. Where no config.json can say its widths, a modelling
     file lies beside the weights: ``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)``; see
-    ``structures/checkpoint.py``. Raises ModelError for one that lost single rows and columns, which nothing describes.
+    ``structures/checkpoint.py``. ``form`` "padded" fills it up with zeros to an ordinary checkpoint, "decilm" writes a Llama
+    as ``DeciLMForCausalLM``. Raises ModelError for one that lost single rows and columns, which nothing describes.
     """
+    if form not in FORMS:
+        raise ConfigError("form", form, " | ".join(FORMS), nearest(form, FORMS))
     place = Path(folder)
-    save_checkpoint(model.decoder, place, origin_of(model.spec))
+    save_form(model.decoder, place, origin_of(model.spec), form)
     model.tokenizer.save_pretrained(place)
     return place
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from prunelab.config.place import settle_home
 from prunelab.errors import LaunchError, PrunelabError, StoreError, nearest
 from prunelab.files import file_name
+from prunelab.model_files import FORMS, OWN
 from prunelab.terminal import write_what_can_be_shown
 
 if TYPE_CHECKING:
@@ -100,6 +101,11 @@ def _options(name: str, command: argparse.ArgumentParser) -> None:
             action="store_true",
             help="without the removed heads and hidden units, instead of with zeros in their place",
         )
+        command.add_argument(
+            "--form", choices=FORMS, default=OWN,
+            help="of --compact: own widths in every block (default); padded with zeros to an ordinary checkpoint of the same "
+            "architecture; or decilm, of a Llama, which vLLM reads",
+        )  # fmt: skip
     elif name == "sync":
         command.add_argument(
             "--timeout", type=float, default=None, metavar="SECONDS",
@@ -236,7 +242,7 @@ def _export(arguments: argparse.Namespace) -> int:
     from prunelab.launch.command.export import export
 
     folder = arguments.folder.expanduser().absolute()
-    options = {"force": arguments.force, "compact": arguments.compact}
+    options = {"force": arguments.force, "compact": arguments.compact, "form": arguments.form}
     print(export(_plan(arguments), arguments.trial, folder, **options))
     return 0
 

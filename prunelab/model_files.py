@@ -37,3 +37,8 @@ def deciding_files(folder: Path) -> Iterator[Path]:
 
 def _is_of(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+# what a compacted checkpoint may look like: its own widths; filled up with zeros to what its architecture's config can say;
+# or, of a Llama, as DeciLMForCausalLM, which vLLM reads
+FORMS = (OWN, PADDED, DECILM_FORM) = ("own", "padded", "decilm")

@@ -6,11 +6,11 @@ A name of the package's own is short; any other statistic goes by the dotted nam
 
 from __future__ import annotations
 
-INPUT, OUTPUT, BLOCK = "input", "output", "block"
+INPUT, OUTPUT, BLOCK, PARTS = "input", "output", "block", "parts"
 OUTPUT_GRADIENT, WEIGHT_GRADIENT = "output_gradient", "weight_gradient"
 BACKWARD = (OUTPUT_GRADIENT, WEIGHT_GRADIENT)  # these need a walk back through the model
-READS = (INPUT, OUTPUT, BLOCK, *BACKWARD)  # of a linear layer, or of the block that it is in
-ENTERING = (INPUT, BLOCK)  # values of these are shared by all layers with one input
+READS = (INPUT, OUTPUT, BLOCK, PARTS, *BACKWARD)  # of a linear layer, or of the block that it is in
+ENTERING = (INPUT, BLOCK, PARTS)  # values of these are shared by all layers with one input
 
 CLASSES = {
     "input_norm": "prunelab.stats.input_norm.InputNorm",
@@ -20,6 +20,7 @@ CLASSES = {
     "taylor": "prunelab.stats.taylor.Taylor",
     "input_samples": "prunelab.stats.input_samples.InputSamples",
     "block_influence": "prunelab.stats.block_influence.BlockInfluence",
+    "sublayer_influence": "prunelab.stats.sublayer_influence.SublayerInfluence",
 }
 
 

@@ -45,7 +45,8 @@ PATTERNS = {
     "random": "2:4", "wanda": "2:4", "sparsegpt": "unstructured", "magnitude_sp": "units", "wanda_sp": "units",
     "flap": "units", "llm_pruner": "units", "estimation_fusion": "units", "mutual_information": "units",
     "mi_paper": "units", "mi_fast": "units", "gprune": "units", "gprune_modules": "units", "gprune_switch": "units",
-    "shortgpt": "units",
+    "shortgpt": "units", "sublayer_influence": "units", "surgeon_elements": "2:4", "gprune_learned": "units",
+    "fusion_learned": "units", "fusion_uncertainty": "units",
 }  # fmt: skip
 
 
@@ -59,8 +60,13 @@ def test_every_method_of_the_command_line_prunes_here(tokens: torch.Tensor) -> N
         if method == "mi_paper":  # an eigenvalue problem a pair
             step |= {"max_trials": 500}
         if method.startswith("gprune"):  # it compares texts
-            step = {"domains": [tokens[2:]]}
-        state = prunelab.prune(model, tokens[:2], method=method, pattern=pattern, ratio=0.5, **step)
+            step = {"domains": [tokens.flip(0)]}
+        if method == "gprune_learned":
+            step |= {"steps": 2}
+        if method.startswith("fusion"):
+            step = {"probes": 8}
+        few = tokens[:2] if "learned" not in method and method not in ("mi_paper", "fusion_uncertainty") else tokens
+        state = prunelab.prune(model, few, method=method, pattern=pattern, ratio=0.5, **step)
         assert prunelab.ratios(model, state)["ratio/weights"] == pytest.approx(
             0.5,
             abs=1e-2 if pattern == "units" else 2e-3,  # a head is 2 % of this model

@@ -16,6 +16,9 @@ WANDA = {
 }  # fmt: skip
 SPARSEGPT = WANDA | {"name": "sparsegpt", "needs": ("input_gram",), "functions": frozenset({"prune"})}
 UPDATES = WANDA | {"functions": frozenset({"score", "update_kept"})}
+UNITS = WANDA | {
+    "name": "flap", "scope": "unit", "supports": ("units",), "functions": frozenset({"importance"}),
+}  # fmt: skip
 SURGEON = WANDA | {
     "name": "surgeon", "supports": ("rows_columns",), "needs": ("input_gram", "output_gram"), "step": 0.1,
     "functions": frozenset({"costs", "update"}), "reads": frozenset({"input", "output_gradient"}),
@@ -100,15 +103,23 @@ def test_every_rule_says_what_is_wrong_once(pattern: str, method: Any, choices: 
 
 
 def test_protecting_every_block_is_told_where_their_number_is_known() -> None:
-    flap = WANDA | {
-        "name": "flap",
-        "scope": "unit",
-        "supports": ("units",),
-        "functions": frozenset({"importance"}),
-    }
     pattern = build_pattern("units", protect_first=3, protect_last=1)
     for blocks, said in ((4, "fewer than the model's 4 blocks together"), (5, ""), (None, "")):
-        run = Run(MethodFacts(**flap), 0.2, "uniform", "dense", (), blocks)
+        run = Run(MethodFacts(**UNITS), 0.2, "uniform", "dense", (), blocks)
         assert [str(error).partition("allowed is ")[2] for error in pattern.check(run)] == (
             [f"{said}."] if said else []
         )
+
+
+def test_multiples_of_neurons_that_no_block_has_are_told_where_the_width_is_known() -> None:
+    pattern = build_pattern("units", round_to=64)
+    assert pattern_of(pattern.identity()) == pattern
+    assert "round_to" not in build_pattern("units").identity()  # keys from before it stay
+    for neurons, wrong in (((64,), True), ((65, 640), False), ((48, 640), True), ((), False)):
+        run = Run(MethodFacts(**UNITS), 0.2, "uniform", "dense", neurons=neurons)
+        said = [str(error) for error in pattern.check(run)]
+        assert len(said) == wrong
+        assert all("less than the model's" in one for one in said)
+    for kinds in (["heads"], ["blocks"]):
+        with pytest.raises(ConfigError, match="null without neurons"):
+            build_pattern("units", kinds=kinds, round_to=64)

@@ -20,11 +20,13 @@ from prunelab.config.files import (
     input_widths,
     model_name,
     n_blocks,
+    neurons,
     positions,
 )
 from prunelab.config.outside import OWN_METRICS, STAGES, outside_source
 from prunelab.config.repair import about_repair, is_whole
 from prunelab.config.schema import Evaluation
+from prunelab.config.supply import supplies
 from prunelab.config.tasks import check_tasks
 from prunelab.config.tracking import tracking_errors
 from prunelab.errors import ConfigError, PrunelabError, nearest
@@ -351,5 +353,7 @@ def _about_sparsity(config: Config) -> Iterator[ConfigError]:
     facts = method_facts(method, method_source(method))
     widths = [(str(model["name"]), width) for width in input_widths(model)]
     name, propagation = config["allocation"]["name"], sparsity.get("propagation", "pruned")
-    yield from pattern.check(Run(facts, sparsity["ratio"], name, propagation, widths, n_blocks(model)))
+    supply = supplies(model) if sparsity["pattern"] == Units.name else ()
+    run = Run(facts, sparsity["ratio"], name, propagation, widths, n_blocks(model), neurons(model), supply)
+    yield from pattern.check(run)
     yield from check_windows(config, method_source(method))

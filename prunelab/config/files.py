@@ -14,7 +14,7 @@ from typing import Any
 import platformdirs
 
 from prunelab.errors import ConfigError, ModelError, StoreError, nearest
-from prunelab.family import POSITIONS, load_families, read_family_file
+from prunelab.family import POSITIONS, family_named, load_families, read_family_file
 from prunelab.files import replace_file, sha256
 from prunelab.model_files import deciding_files
 from prunelab.text_row import wrong_row
@@ -200,16 +200,16 @@ def input_widths(model: Mapping[str, Any]) -> list[int]:
     """Return the numbers of inputs that linear layers of ``model`` have, by its config.json; [] where none is at hand."""
     widths: set[int] = set()
     with suppress(KeyError, OSError, ValueError, TypeError, ZeroDivisionError, AttributeError):
-        found = _text_config(model)
-        width, heads = (_first(found, keys) for keys in (_WIDTH, _HEADS))
+        found = text_config(model)
+        width, heads = (first_of(found, keys) for keys in (WIDTH_KEYS, HEADS_KEYS))
         of_head = found.get("head_dim") or width // heads
         widths.add(width)
         # of a model with other widths in every block, the entry "pruned" says which (models/shape.py)
         blocks = (found.get(_PRUNED) or {}).get("blocks") or [{}]
         widths |= {block.get("heads", heads) * of_head for block in blocks}
         # where none says, it is four times the width, which divides no worse
-        widths |= {block["ffn"] if block.get("ffn") else _first(found, _INNER) for block in blocks}
-    return sorted(width for width in widths if isinstance(width, int))
+        widths |= {block["ffn"] if block.get("ffn") else first_of(found, _INNER) for block in blocks}
+    return sorted(width for width in widths if isinstance(width, int) and width)
 
 
 def widths(model: Mapping[str, Any]) -> list[int]:
@@ -217,39 +217,56 @@ def widths(model: Mapping[str, Any]) -> list[int]:
     of a joint map; [] where no config is at hand."""
     found = set(input_widths(model))
     with suppress(KeyError, OSError, ValueError, TypeError, ZeroDivisionError, AttributeError):
-        config = _text_config(model)
-        heads = _first(config, _HEADS)
-        of_head = config.get("head_dim") or _first(config, _WIDTH) // heads
+        config = text_config(model)
+        heads = first_of(config, HEADS_KEYS)
+        of_head = config.get("head_dim") or first_of(config, WIDTH_KEYS) // heads
         blocks = (config.get(_PRUNED) or {}).get("blocks") or [{}]
         found |= {
             block.get("kv_heads", config.get("num_key_value_heads") or heads) * of_head for block in blocks
         }
-    return sorted(width for width in found if isinstance(width, int))
+    return sorted(width for width in found if isinstance(width, int) and width)
+
+
+def neurons(model: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return how many neurons each width of block that ``model`` has holds, by its config.json; () where none says it."""
+    with suppress(KeyError, OSError, ValueError, TypeError, AttributeError):
+        found = text_config(model)
+        blocks = (found.get(_PRUNED) or {}).get("blocks") or [{}]
+        widths = {block["ffn"] if block.get("ffn") else first_of(found, _INNER) for block in blocks}
+        return tuple(sorted(width for width in widths if isinstance(width, int)))
+    return ()
 
 
 def n_blocks(model: Mapping[str, Any]) -> int | None:
     """Return how many blocks ``model`` has, by its config.json; None where none is at hand."""
     with suppress(KeyError, OSError, ValueError, TypeError, AttributeError):
-        found = _first(_text_config(model), _BLOCKS)
+        found = first_of(text_config(model), _BLOCKS)
         return found if isinstance(found, int) else None
     return None
 
 
-def _text_config(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config.json of an embedded or local model, of its text part where it has several."""
+def model_folder(model: Mapping[str, Any]) -> Path:
+    """Return the folder of an embedded or local model; KeyError for another source."""
     folders = {"embedded": _EMBEDDED / str(model["id"]), "local": Path(str(model["id"])).expanduser()}
-    found = json.loads((folders[model["source"]] / "config.json").read_text(encoding="utf-8"))
+    return folders[model["source"]]
+
+
+def text_config(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config.json of an embedded or local model, of its text part where it has several; a random model's config."""
+    if model["source"] == "random":
+        return dict(family_named(str(model["id"])).random)
+    found = json.loads((model_folder(model) / "config.json").read_text(encoding="utf-8"))
     return found.get("text_config") or found
 
 
 # what architectures call their number of blocks, the width of the hidden states, their heads, and the width inside the MLP
 _BLOCKS = ("num_hidden_layers", "n_layer", "num_layers")
-_WIDTH = ("hidden_size", "n_embd", "n_embed")
-_HEADS = ("num_attention_heads", "n_head")
+WIDTH_KEYS = ("hidden_size", "n_embd", "n_embed")
+HEADS_KEYS = ("num_attention_heads", "n_head")
 _INNER = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")
 
 
-def _first(config: Mapping[str, Any], keys: tuple[str, ...]) -> int:
+def first_of(config: Mapping[str, Any], keys: tuple[str, ...]) -> int:
     """Return the first of ``keys`` that ``config`` gives a value; KeyError if there is none."""
     for key in keys:
         if config.get(key) is not None:

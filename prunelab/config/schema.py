@@ -107,6 +107,7 @@ class Sparsity(Group):
     protect_last: Annotated[int | None, "x >= 0"] = None
     min_units: Annotated[int | None, "x >= 1"] = None
     compensation: Annotated[str | None, "none | bias | least_squares | merge | by_method"] = None
+    round_to: Annotated[int | None, "x >= 2"] = None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 """Random: every row and column, every weight, or every unit draws its cost uniformly from [0, 1). The floor that any
-method must beat, of whole blocks too (``sparsity.kinds=[blocks] allocation=global``)."""
+method must beat, of whole blocks and sub-layers too (``sparsity.kinds=[blocks] allocation=global``)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Random:
     scope = "linear"
     needs = ()
     supports = ("rows_columns", "unstructured", "n:m", "units")
-    units = ("neurons", "heads", "blocks")
+    units = ("neurons", "heads", "blocks", "attention", "ffn")
     within = "row"
 
     def score(self, view: View) -> Tensor:

@@ -30,6 +30,9 @@ from prunelab.models.wheel import wheel_folder
 
 SOURCES = ("embedded", "wheel", "hub", "local", "random")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Llama with other widths in every block, see models/decilm.py: its model_type, and where config.json says the widths
+DECILM, DECILM_BLOCKS = "nemotron-nas", "block_configs"
+DECILM_NORMS = {"attention": "input_layernorm", "ffn": "post_attention_layernorm"}
 CONVERT = (
     'Convert it once, on a machine where you trust the file: python -c "from transformers import '
     "AutoModelForCausalLM as M; M.from_pretrained('OLD').save_pretrained('NEW')\", and load NEW "
@@ -172,11 +175,29 @@ def open_folder(folder: Path, family: Family, dtype: torch.dtype) -> Weights:
             raise ModelError(f"{folder} has no tensor {name!r}. {nearest(name, keys)}".rstrip())
         return keys[name]
 
-    return Weights(
+    weights = Weights(
         names=frozenset(keys),
         read=lambda name: _read_tensor(files[key(name)], keys[name], dtype, is_transposed(family, name)),
         shape=lambda name: _read_shape(files[key(name)], keys[name], is_transposed(family, name)),
         where=str(folder),
+    )
+    config = read_config(folder) if (folder / "config.json").is_file() else {}
+    return _with_norms(weights, config, family, dtype) if config.get("model_type") == DECILM else weights
+
+
+def _with_norms(weights: Weights, config: Mapping[str, Any], family: Family, dtype: torch.dtype) -> Weights:
+    """Return ``weights`` with ones for the norms (d,) before parts that have no_op: nothing reads what they give."""
+    width, found = int(config["hidden_size"]), set[str]()
+    for index, block in enumerate(config.get(DECILM_BLOCKS) or []):
+        for part, norm in DECILM_NORMS.items():
+            if isinstance(block, Mapping) and (block.get(part) or {}).get("no_op"):
+                found.add(f"{family.blocks}.{index}.{norm}.weight")
+    made = found - weights.names
+    return Weights(
+        names=weights.names | made,
+        read=lambda name: torch.ones(width, dtype=dtype) if name in made else weights.read(name),
+        shape=lambda name: (width,) if name in made else weights.shape(name),
+        where=weights.where,
     )
 
 

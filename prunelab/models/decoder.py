@@ -12,6 +12,7 @@ from torch import nn
 from prunelab.errors import ModelError, nearest
 from prunelab.family import Family
 from prunelab.models.block import LinearSite
+from prunelab.models.narrow import is_gone
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +43,7 @@ class Decoder:
         return next(self.model.parameters()).dtype
 
     def sites(self, block: int | None = None) -> tuple[LinearSite, ...]:
-        """The linear maps of one block, or of all, in forward order."""
+        """The linear maps of one block, or of all, in forward order; a block without attention or MLP lacks theirs."""
         chosen = range(len(self.blocks)) if block is None else (block,)
         return tuple(site for index in chosen for site in self._block_sites(index))
 
@@ -51,6 +52,8 @@ class Decoder:
         for shared, paths in enumerate(self.family.inputs):
             for path in paths:
                 name = f"{self.family.blocks}.{index}.{path}"
+                if is_gone(module, path):
+                    continue
                 try:
                     linear = module.get_submodule(path)
                 except AttributeError:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +20,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from prunelab.errors import ModelError
-from prunelab.family import POSITIONS
+from prunelab.family import POSITIONS, Family
 from prunelab.models import bias
 from prunelab.models.checkpoint import (
+    DECILM,
     Weights,
     checkpoint_folder,
     dtype_of,
@@ -31,9 +33,11 @@ from prunelab.models.checkpoint import (
     read_family,
     weights_digest,
 )
+from prunelab.models.decilm import read_decilm
 from prunelab.models.decoder import Decoder, freeze
+from prunelab.models.narrow import narrow
 from prunelab.models.random import random_decoder
-from prunelab.models.shape import ENTRY, UNBUILDABLE, narrow_as
+from prunelab.models.shape import ENTRY, UNBUILDABLE, names_of, narrow_as
 from prunelab.models.transposed import hold_as_linear
 
 __all__ = ["checkpoint_folder", "load_decoder", "load_tokenizer", "open_weights", "weights_digest"]
@@ -53,6 +57,8 @@ def load_decoder(spec: Mapping[str, Any], *, device: str | torch.device = "cpu")
     pruned = read_config(folder).get(ENTRY)
     # a pruned model is built from the entry's numbers: the modelling file beside it is for those without prunelab
     trust = bool(spec["trust_remote_code"]) and pruned is None
+    if read_config(folder).get("model_type") == DECILM:
+        return _load_decilm(spec, folder, family, device)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
         with torch.device("meta"):
@@ -67,7 +73,25 @@ def load_decoder(spec: Mapping[str, Any], *, device: str | torch.device = "cpu")
     hold_as_linear(model, family)
     if pruned is not None:
         narrow_as(model, family, pruned, str(folder / "config.json"))
-    _fill(model, open_folder(folder, family, dtype), device)
+    fill(model, open_folder(folder, family, dtype), device)
+    _compute_buffers(model, device)
+    freeze(model)
+    return Decoder(model, family, str(spec["name"]), _max_len(spec, _positions(config)))
+
+
+def _load_decilm(spec: Mapping[str, Any], folder: Path, family: Family, device: torch.device) -> Decoder:
+    """Load a Llama with widths by block, whose config has a class of its own: without running the code beside it."""
+    dtype, where = dtype_of(spec), str(folder / "config.json")
+    config, entries = read_decilm(read_config(folder), where)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except UNBUILDABLE as error:
+        raise ModelError(f"{where} does not describe a model that can be built: {error}") from None
+    with suppress(OSError, ValueError):
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    narrow(model, names_of(family), entries)
+    fill(model, open_folder(folder, family, dtype), device)
     _compute_buffers(model, device)
     freeze(model)
     return Decoder(model, family, str(spec["name"]), _max_len(spec, _positions(config)))
@@ -148,9 +172,9 @@ def _max_len(spec: Mapping[str, Any], built: int | None) -> int:
     return built if asked is None else int(asked)
 
 
-def _fill(model: Any, weights: Weights, device: torch.device) -> None:
-    """Put every parameter and persistent buffer in place, one tensor at a time; tied names share one
-    parameter.
+def fill(model: Any, weights: Weights, device: torch.device) -> None:
+    """Put every parameter and persistent buffer of ``model``, on the meta device, in place, one tensor at a time; tied names
+    share one parameter. Raises ModelError for a tensor that is missing, left over or of another shape.
     """
     tied: dict[str, str] = dict(model.all_tied_weights_keys)
     expected = [name for name in model.state_dict() if name not in tied]

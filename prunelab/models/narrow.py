@@ -5,7 +5,7 @@ The text of this file is also the first part of the modelling file that is writt
 
 Query head q is served by key-value head ``q // (heads / kv_heads)``, the order of transformers' ``repeat_kv``. The width
 of a head stays, and with it what is per channel of a head: rotary tables, norms of query and key, the scale of the
-scores.
+scores. A block that has no attention, or no hidden units, has modules in their place that pass nothing on.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 QUERY_COUNTS = ("num_heads", "num_attention_heads", "n_heads")
 KEY_VALUE_COUNTS = ("num_key_value_heads", "num_kv_heads")
@@ -21,6 +21,7 @@ HEAD_WIDTHS = ("head_dim", "head_size")
 QUERY_WIDTHS = ("split_size",)
 RATIOS = ("num_key_value_groups",)
 WIDTHS = ("intermediate_size",)
+CACHES = ("cache", "past_key_values", "past_key_value", "layer_past")
 
 
 def narrow(model: nn.Module, names: Mapping[str, Any], blocks: Sequence[Mapping[str, Any]]) -> None:
@@ -29,11 +30,14 @@ def narrow(model: nn.Module, names: Mapping[str, Any], blocks: Sequence[Mapping[
     ``names``: "blocks" (path of the block list), "attention" (paths of query, key, value and output map inside a block,
     or None; one map under three names is all of them), "mlp" (paths of its maps, the last one reads the hidden units, or
     None), "halves" (whether its one writer holds gate and up). An entry of ``blocks``: "heads",
-    "kv_heads", "ffn" (numbers that stay; None where there is no such part), "added_biases" and "removed_biases" (paths).
+    "kv_heads", "ffn" (numbers that stay; None where there is no such part, 0 where it is gone as a whole), "added_biases"
+    and "removed_biases" (paths).
     """
     for block, shape in zip(model.get_submodule(names["blocks"]).children(), blocks, strict=True):
         rows, columns = {}, {}
-        if names["attention"] is not None and shape["heads"] is not None:
+        if names["attention"] is not None and shape["heads"] == 0:
+            drop_attention(block, names["attention"][3])
+        elif names["attention"] is not None and shape["heads"] is not None:
             query, key, value, output = names["attention"]
             attention = parent(block, output)
             width = next(getattr(attention, name) for name in HEAD_WIDTHS if hasattr(attention, name))
@@ -43,7 +47,9 @@ def narrow(model: nn.Module, names: Mapping[str, Any], blocks: Sequence[Mapping[
                 rows[query] = of_query + 2 * of_value
             columns[output] = of_query
             count_heads(attention, shape["heads"], shape["kv_heads"], query == key)
-        if names["mlp"] is not None and shape["ffn"] is not None:
+        if names["mlp"] is not None and shape["ffn"] == 0:
+            drop_mlp(block, names["mlp"])
+        elif names["mlp"] is not None and shape["ffn"] is not None:
             *writers, reader = names["mlp"]
             rows |= dict.fromkeys(writers, shape["ffn"] * (1 + names["halves"]))
             columns[reader] = shape["ffn"]
@@ -62,6 +68,65 @@ def narrow(model: nn.Module, names: Mapping[str, Any], blocks: Sequence[Mapping[
             if not bias:
                 new.bias = None
             place(block, path, new.to(**like))
+
+
+class NoAttention(nn.Module):
+    """Stands where a block's attention was: adds nothing to the residual stream.
+
+    The cache is told how many tokens went by, one number each: models ask its first layer for their place in the text.
+    """
+
+    def __init__(self, layer_idx: int | None) -> None:
+        super().__init__()
+        self.layer_idx = layer_idx
+
+    def forward(self, hidden_states: Tensor, *rest: Any, **named: Any) -> tuple[Tensor, None]:
+        """Return zeros like ``hidden_states`` (batch, tokens, d), or the residual that BLOOM hands over to be added to."""
+        cache = next((named[name] for name in CACHES if named.get(name) is not None), None)
+        if cache is not None and self.layer_idx is not None:
+            seen = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
+            cache.update(seen, seen, self.layer_idx)
+        residual = next((one for one in rest if isinstance(one, Tensor)), named.get("residual"))
+        return hidden_states.new_zeros(hidden_states.shape) if residual is None else residual, None
+
+
+class NoMap(nn.Module):
+    """Stands where a linear map of an MLP was: ``width`` zeros for any input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return zeros (..., width)."""
+        return x.new_zeros(*x.shape[:-1], self.width)
+
+
+def drop_attention(block: nn.Module, output: str) -> None:
+    """Put nothing in the place of the attention module whose output map is at ``output``, in place."""
+    path = output.rpartition(".")[0]
+    place(block, path, NoAttention(getattr(block.get_submodule(path), "layer_idx", None)))
+
+
+def drop_mlp(block: nn.Module, maps: Sequence[str]) -> None:
+    """Put nothing in the place of an MLP's ``maps``, of which the last writes to the residual stream, in place."""
+    *writers, reader = maps
+    width = block.get_submodule(reader).get_parameter("weight").shape[0]
+    if not isinstance(block.get_submodule(reader), nn.Linear):
+        width = block.get_submodule(reader).get_parameter("weight").shape[1]  # GPT-2's Conv1D
+    for path in writers:
+        place(block, path, NoMap(2))  # two, since Phi-3 halves what its one writer gives
+    place(block, reader, NoMap(width))
+
+
+def is_gone(block: nn.Module, path: str) -> bool:
+    """Whether the layer at ``path`` of ``block`` belonged to a part that is gone as a whole."""
+    module = block
+    for name in path.split("."):
+        module = getattr(module, name, None)
+        if module is None or isinstance(module, NoAttention | NoMap):
+            return module is not None
+    return False
 
 
 def count_heads(attention: Any, heads: int, kv_heads: int, fused: bool) -> None:

@@ -19,7 +19,7 @@ from prunelab.errors import ModelError, nearest
 from prunelab.family import Family
 from prunelab.models.bias import may_add
 from prunelab.models.decoder import Decoder
-from prunelab.models.narrow import HEAD_WIDTHS, narrow, parent
+from prunelab.models.narrow import HEAD_WIDTHS, is_gone, narrow, parent
 from prunelab.models.transposed import hold_as_linear, is_turned, turn
 
 ENTRY, VERSION = "pruned", 1
@@ -47,8 +47,9 @@ class Heads:
 
 @dataclass(frozen=True)
 class BlockShape:
-    """One block: how many query heads, key-value heads and hidden units it has (None: it has no such part), and which
-    linear maps (paths) have a bias that the dense model has not, or the reverse."""
+    """One block: how many query heads, key-value heads and hidden units it has (None: it has no such part, or its heads
+    cannot be counted; 0: the part is gone as a whole), and which linear maps (paths) have a bias that the dense model has
+    not, or the reverse."""
 
     heads: int | None
     kv_heads: int | None
@@ -65,7 +66,7 @@ class BlockShape:
 
 def head_width(decoder: Decoder, block: int) -> int | None:
     """Channels of a head as the attention module of ``block`` keeps them; None where it, or the family, names none."""
-    if decoder.family.attention is None:
+    if decoder.family.attention is None or is_gone(decoder.blocks[block], decoder.family.attention[3]):
         return None
     attention = parent(decoder.blocks[block], decoder.family.attention[3])
     widths = (getattr(attention, name, None) for name in HEAD_WIDTHS)
@@ -100,9 +101,11 @@ def _has_distance_biases(decoder: Decoder, block: int) -> bool:
 
 
 def units_of(decoder: Decoder, block: int) -> int | None:
-    """Count the hidden units of ``block``; None where the family names no MLP."""
+    """Count the hidden units of ``block``; None where the family names no MLP, 0 where it is gone."""
     if decoder.family.mlp is None:
         return None
+    if is_gone(decoder.blocks[block], decoder.family.mlp[1]):
+        return 0
     return decoder.blocks[block].get_submodule(decoder.family.mlp[1]).get_parameter("weight").shape[1]
 
 
@@ -124,10 +127,12 @@ def block_shapes(decoder: Decoder, dense: Decoder) -> tuple[BlockShape, ...]:
         has = {site.path: site.linear.bias is not None for site in decoder.sites(index)}
         had = {site.path: site.linear.bias is not None for site in dense.sites(index)}
         heads = heads_of(decoder, index)
+        attention = decoder.family.attention
+        none = 0 if attention is not None and is_gone(decoder.blocks[index], attention[3]) else None
         shapes.append(
             BlockShape(
-                None if heads is None else heads.heads,
-                None if heads is None else heads.kv_heads,
+                none if heads is None else heads.heads,
+                none if heads is None else heads.kv_heads,
                 units_of(decoder, index),
                 tuple(path for path in has if has[path] and not had[path]),
                 tuple(path for path in has if had[path] and not has[path]),
@@ -174,23 +179,28 @@ def _read_block(block: object, index: int, dense: Decoder, where: str) -> BlockS
     if not isinstance(block, Mapping) or set(block) != set(_FIELDS):
         raise _wrong(where, at, block, f"a mapping with exactly {', '.join(_FIELDS)}")
     heads, ffn = heads_of(dense, index), units_of(dense, index)
-    of_query = _count(block["heads"], heads and heads.heads, f"{at}.heads", where)
-    of_value = _count(block["kv_heads"], heads and heads.kv_heads, f"{at}.kv_heads", where)
-    if heads is not None and of_query is not None and of_value is not None:
-        most = heads.heads // heads.kv_heads
-        if of_query % of_value or of_query // of_value > most:
-            raise _wrong(
-                where, f"{at}.heads", of_query, f"kv_heads ({of_value}) times a whole number up to {most}"
-            )
+    if _is_zero(block["heads"]) and _is_zero(block["ffn"]):
+        raise _wrong(where, f"{at}.ffn", 0, "1 or more where heads is 0: a block without both is none")
+    if dense.family.attention is not None and _is_zero(block["heads"]) and _is_zero(block["kv_heads"]):
+        of_query = of_value = 0
+    else:
+        of_query = _count(block["heads"], heads and heads.heads, f"{at}.heads", where)
+        of_value = _count(block["kv_heads"], heads and heads.kv_heads, f"{at}.kv_heads", where)
+    if heads is not None and of_query and of_value and of_query % of_value:
+        raise _wrong(where, f"{at}.heads", of_query, f"kv_heads ({of_value}) times a whole number")
     had = {site.path: site.linear.bias is not None for site in dense.sites(index)}
     addable = [path for path in had if not had[path] and may_add(dense.family, path)]
     return BlockShape(
         of_query,
         of_value,
-        _count(block["ffn"], ffn, f"{at}.ffn", where),
+        0 if ffn is not None and _is_zero(block["ffn"]) else _count(block["ffn"], ffn, f"{at}.ffn", where),
         _paths(block["added_biases"], addable, f"{at}.added_biases", where),
         _paths(block["removed_biases"], [p for p in had if had[p]], f"{at}.removed_biases", where),
     )
+
+
+def _is_zero(value: object) -> bool:
+    return type(value) is int and value == 0
 
 
 def _count(value: object, dense: int | None, key: str, where: str) -> int | None:

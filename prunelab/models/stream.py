@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunelab.distributed.group import ALONE, Group
-from prunelab.errors import DataError
+from prunelab.errors import DataError, ModelError
 from prunelab.models.activation import Activations, Shelf, in_memory
 from prunelab.models.decoder import Decoder
 from prunelab.stats.base import Place
@@ -139,6 +139,25 @@ def run_block(decoder: Decoder, index: int, captured: Arguments, hidden: Tensor)
     else:
         output = block(*captured.args, **{captured.keyword: hidden}, **captured.kwargs)
     return output[0] if isinstance(output, tuple) else output
+
+
+@torch.no_grad()
+def without_mlp(decoder: Decoder, index: int, stream: Stream, hidden: Tensor) -> Tensor:
+    """Output (b, seq_len, d) of block ``index`` on ``hidden`` where its MLP adds nothing: the residual stream between the
+    attention and the MLP. ModelError for a family that names no MLP."""
+    family = decoder.family
+    if family.mlp is None:
+        raise ModelError(f"{decoder.name}: family {family.name!r} names no mlp; add it to the family.")
+    silent = decoder.blocks[index].get_submodule(family.mlp[1]).register_forward_hook(silence)
+    try:
+        return call_block(decoder, index, stream, hidden)
+    finally:
+        silent.remove()
+
+
+def silence(module: object, args: object, output: Tensor) -> Tensor:
+    """A forward hook of a layer: zeros in the place of its output."""
+    return torch.zeros_like(output)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from prunelab.allocation.base import Allocation
 from prunelab.errors import ConfigError
 from prunelab.methods.facts import facts_of
 from prunelab.models.decoder import Decoder
+from prunelab.models.shape import units_of
 from prunelab.passes.pseudo import PSEUDO
 from prunelab.passes.source import Stored
 from prunelab.pattern.base import BY_KIND, GLOBAL, UNIFORM, Pattern, Run
@@ -33,9 +34,10 @@ def check_run(
     ratio = schedule[-1] if schedule else 0.0
     widths = [(site.name, site.linear.in_features) for site in decoder.sites()]
     name = allocation if isinstance(allocation, str) else allocation.name
+    neurons = tuple({width for index in range(len(decoder.blocks)) if (width := units_of(decoder, index))})
     # the schedule says how many shots there are, whatever the method's own step
     facts = replace(facts_of(method), step=schedule[0] if len(schedule) > 1 else None)
-    for error in pattern.check(Run(facts, ratio, name, propagation, widths, len(decoder.blocks))):
+    for error in pattern.check(Run(facts, ratio, name, propagation, widths, len(decoder.blocks), neurons)):
         raise error
     needs = {*method.needs, *pattern.needs} | (set() if isinstance(allocation, str) else {"input_norm"})
     least = getattr(method, DOMAINS, 0)

@@ -18,7 +18,7 @@ from prunelab.models.block import LinearSite
 from prunelab.models.decoder import Decoder
 from prunelab.passes.collect import BlockValues, Needs
 from prunelab.sparsity.mask import Mask
-from prunelab.statistic import BLOCK, INPUT
+from prunelab.statistic import BLOCK, INPUT, PARTS
 
 Tables = Mapping[str, list[dict[str, Any]]]  # name -> rows of plain values
 Generators = Callable[[str], torch.Generator]  # by layer name
@@ -142,7 +142,8 @@ def check_values(name: str, values: Mapping[str, Any], needs: Needs) -> None:
     for need, value in values.items():
         if need in needs.statistics and not needs.statistics[need].is_finite(value):
             reads = needs.statistics[need].reads
-            what = {INPUT: "what enters", BLOCK: "what enters or leaves the block of"}.get(
+            of_block = "what enters or leaves the block of"
+            what = {INPUT: "what enters", BLOCK: of_block, PARTS: of_block}.get(
                 reads, "gradients or outputs at"
             )
             raise ModelError(

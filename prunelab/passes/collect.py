@@ -31,7 +31,7 @@ from prunelab.models.block import LinearSite
 from prunelab.models.decoder import Decoder
 from prunelab.models.inputs import Enough, catch_inputs, catch_outputs, groups
 from prunelab.models.memory import release_host_memory
-from prunelab.models.stream import Stream, call_block, open_stream, token_losses
+from prunelab.models.stream import Stream, call_block, open_stream, token_losses, without_mlp
 from prunelab.statistic import (
     BACKWARD,
     BLOCK,
@@ -39,6 +39,7 @@ from prunelab.statistic import (
     INPUT,
     OUTPUT,
     OUTPUT_GRADIENT,
+    PARTS,
     WEIGHT_GRADIENT,
 )
 from prunelab.stats.base import (
@@ -126,6 +127,12 @@ def collect_block(
     sites = decoder.sites(index)
     outputs = [_sums(needs.reading(OUTPUT), (site,), False, stream) for site in sites]
     whole = _sums(needs.reading(BLOCK), sites, False, stream)
+    between = _sums(needs.reading(PARTS), sites, False, stream)
+    if between:  # before anybody listens to the layers: it runs the block twice more
+        for rows in stream.batches():
+            entering = stream.read(rows)
+            middle = without_mlp(decoder, index, stream, entering)
+            _adding(between, stream)(entering, middle, call_block(decoder, index, stream, entering))
     early = not advancing and not any(outputs) and not whole
     with (
         catch_inputs(members, [_adding(sums, stream) for sums in inputs], stop=early),
@@ -138,7 +145,7 @@ def collect_block(
                 _adding(whole, stream)(entering, leaving)
                 if advancing:
                     stream.write(rows, leaving)
-    return _finished([one for sums in (*inputs, *outputs, whole) for one in sums], stream)
+    return _finished([one for sums in (*inputs, *outputs, whole, between) for one in sums], stream)
 
 
 def collect_model(

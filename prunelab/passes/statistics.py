@@ -24,7 +24,7 @@ from prunelab.models.decoder import Decoder
 from prunelab.models.inputs import groups
 from prunelab.models.stream import advance, open_stream
 from prunelab.passes.collect import BlockValues, Needs, Progress, collect_all, collect_block, load_needs
-from prunelab.statistic import BLOCK, ENTERING, INPUT
+from prunelab.statistic import BLOCK, ENTERING, INPUT, PARTS
 
 FORMAT, VERSION = "prunelab.statistics", 2
 
@@ -90,7 +90,7 @@ def block_path(folder: Path, index: int) -> Path:
 def _owners(decoder: Decoder, index: int, reads: str) -> dict[str, str]:
     """Return by layer under whose name its value is kept: layers with one input share the first one's, and all layers of
     a block what is the block's."""
-    if reads == BLOCK:
+    if reads in (BLOCK, PARTS):
         first, *_ = decoder.sites(index)
         return {site.name: first.name for site in decoder.sites(index)}
     if reads == INPUT:

@@ -19,10 +19,11 @@ from prunelab.errors import ConfigError
 from prunelab.models.bias import add
 from prunelab.models.block import LinearSite
 from prunelab.models.decoder import Decoder
+from prunelab.models.narrow import parent
 from prunelab.passes.chooser import Choice, Decision, Generators, Part, Pruned, Tables, check_values, joined
 from prunelab.passes.collect import BlockValues, Needs
 from prunelab.passes.judge import WholeModel
-from prunelab.pattern.base import BLOCKS, UNIFORM
+from prunelab.pattern.base import ATTENTION, BLOCKS, UNIFORM, WHOLE
 from prunelab.pattern.units import Units
 from prunelab.sparsity import mask as masking
 from prunelab.sparsity.compensation import least_squares, mean_into_bias
@@ -89,7 +90,7 @@ class UnitGroups:
         weights = (parameter.numel() for site in decoder.sites() for parameter in site.linear.parameters())
         self.total = Total(sum(weights), decoder.n_parameters())
         self._open = range(pattern.protect_first, n - pattern.protect_last)
-        if BLOCKS in pattern.kinds:
+        if not set(WHOLE).isdisjoint(pattern.kinds):
             check_passing(decoder)
 
     def is_whole(self, method: Any, allocation: object, shots: int) -> bool:
@@ -223,12 +224,22 @@ class UnitGroups:
     def _population(self, view: UnitView) -> Population:
         name = f"{view.kind} of block {view.block}"
         cost = view.cost
-        if (
-            view.kind == BLOCKS and self.pattern.counts == "model"
-        ):  # its norms go too, which are no linear maps
-            cost += sum(other.numel() for other in self._decoder.other_parameters(view.block).values())
+        if self.pattern.counts == "model" and view.kind in (
+            BLOCKS,
+            ATTENTION,
+        ):  # with what is no linear map, as norms
+            begin = self._decoder.blocks[view.block] if view.kind == BLOCKS else self._attention(view.block)
+            linear = {
+                id(parameter)
+                for site in self._decoder.sites(view.block)
+                for parameter in site.linear.parameters()
+            }
+            cost += sum(one.numel() for one in begin.parameters() if id(one) not in linear)
         lines = min(member.index.shape[1] for member in view.members)
         return Population(name, view.kind, cost, ~view.alive, view.block in self._open, lines)
+
+    def _attention(self, block: int) -> Any:
+        return parent(self._decoder.blocks[block], self._decoder.family.attention[3])  # type: ignore[index]
 
     def populations(self) -> list[Population]:
         """The units of each kind of each block, none of them gone."""

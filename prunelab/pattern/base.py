@@ -17,7 +17,9 @@ UNIFORM, GLOBAL, BY_KIND = "uniform", "global", "by_kind"
 BY_CLASS = ("allocation", "propagation", "compensation", "kinds")  # literals that a method's class may have
 UNITS = "units"  # and one more: kinds of units that it can decide about, neurons and heads without it
 BY_METHOD = "by_method"  # what the method's class says of itself, see :func:`settle`
-NEURONS, HEADS, BLOCKS = "neurons", "heads", "blocks"
+NEURONS, HEADS, BLOCKS, ATTENTION, FFN = "neurons", "heads", "blocks", "attention", "ffn"
+SUBLAYERS = (ATTENTION, FFN)  # of a block: all of its attention, all of its MLP
+WHOLE = (BLOCKS, *SUBLAYERS)  # one to a block at most: compared with those of other blocks
 KINDS = (NEURONS, HEADS)  # parts of a block; what is removed unless a method or a trial says otherwise
 BEFORE, BETWEEN, BY_PATTERN = (
     "before",
@@ -56,10 +58,21 @@ class MethodFacts:
 
 
 @dataclass(frozen=True)
+class Supply:
+    """``count`` units of ``kind`` in block ``block``, of ``cost`` parameters each."""
+
+    kind: str
+    block: int
+    count: int
+    cost: int
+
+
+@dataclass(frozen=True)
 class Run:
     """The choices beside the pattern. ``allocation``: its name; ``widths``: (whose, number of inputs) of linear layers.
 
-    ``blocks``: how many the model has, None where that is not known yet.
+    ``blocks``: how many the model has, None where that is not known yet. ``neurons``: how many each block has, as far as
+    known. ``supply``: units of every kind of every block, as far as known.
     """
 
     method: MethodFacts
@@ -68,6 +81,8 @@ class Run:
     propagation: str
     widths: Iterable[tuple[str, int]] = field(default=())
     blocks: int | None = None
+    neurons: tuple[int, ...] = ()
+    supply: tuple[Supply, ...] = ()
 
 
 class Pattern(Protocol):

@@ -3,8 +3,9 @@
 A population is the units of one kind in one block; they cost the same. A budget counts units, weights of the blocks'
 linear maps, or parameters of the model. Equal shares are spread by largest remainder; a ranking removes the prefix of
 the cheapest whose costs come closest to the budget. Ties fall to the earlier population and the lower index; units
-removed by earlier shots stay so and count. The published code keeps scores *above* a threshold, which removes more than
-asked where scores are equal.
+removed by earlier shots stay so and count. With ``round_to`` the numbers of neurons so found move to the nearest that leave
+a multiple of it, more in some blocks and fewer in others, so that their cost stays within half a multiple's of what it was.
+The published code keeps scores *above* a threshold, which removes more than asked where scores are equal.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from prunelab.errors import ConfigError, ModelError
-from prunelab.pattern.base import BLOCKS, BY_KIND, GLOBAL, HEADS, UNIFORM
+from prunelab.pattern.base import BY_KIND, GLOBAL, HEADS, NEURONS, UNIFORM, WHOLE
 from prunelab.pattern.units import Units
 
 ROUNDING = 1e-6  # units; 0.3 x 10 is 2.9999999999999996 in binary and must mean 3
@@ -65,7 +66,9 @@ def equal_shares(
     so that the budget is met to half the cheapest unit. Raises ConfigError where open units are not enough.
     """
     if pattern.counts == "units" and pattern.head_ratio is None:
-        return {one.name: _share(one, ratio, pattern) for one in populations}
+        return _rounded(
+            {one.name: _share(one, ratio, pattern) for one in populations}, populations, pattern, ratio
+        )
     counts, left = dict[str, int](), 0.0
     for group, amount in _by_budget(
         populations, ratio, pattern, total
@@ -73,7 +76,7 @@ def equal_shares(
         found = _spread(group, amount + left, pattern)
         left += amount - sum(unit_price(one, pattern) * found[one.name] for one in group)
         counts |= found
-    return {one.name: counts.get(one.name, 0) for one in populations}
+    return _rounded({one.name: counts.get(one.name, 0) for one in populations}, populations, pattern, ratio)
 
 
 def select(
@@ -96,13 +99,17 @@ def select(
         raise ConfigError("allocation.name", allocation, f"{UNIFORM} | {GLOBAL} | {BY_KIND}")
     keep = {one.name: ~one.gone for one in populations}
     if allocation == GLOBAL:
-        group = [one for one in _all_but_last(populations, importance, pattern) if one.open]
-        parts = [(group, budget(populations, ratio, pattern, total))]
+        parts = [(list(populations), budget(populations, ratio, pattern, total))]
     else:
         parts = _by_budget(populations, ratio, pattern, total)
+    may_go = {one.name for one in _all_but_last(populations, importance, pattern) if one.open}
     for group, spend in parts:
-        keep |= _cheapest(group, importance, spend, pattern)
-    return keep
+        keep |= _cheapest([one for one in group if one.name in may_go], importance, spend, pattern)
+    if pattern.round_to is None:
+        return keep
+    found = {name: int((~stays).sum()) for name, stays in keep.items()}
+    counts = _rounded(found, populations, pattern, ratio)
+    return {one.name: lowest(one, importance[one.name], counts[one.name]) for one in populations}
 
 
 def lowest(population: Population, importance: Tensor, count: int) -> Tensor:
@@ -136,19 +143,70 @@ def _share(population: Population, ratio: float, pattern: Units) -> int:
 def _most(population: Population, pattern: Units) -> int:
     if not population.open:
         return 0
-    # of blocks some stay in the model, see _all_but_last
-    return population.count if population.kind == BLOCKS else max(0, population.count - pattern.min_units)
+    # of what goes as a whole some stay in the model, see _all_but_last
+    return population.count if population.kind in WHOLE else max(0, population.count - pattern.min_units)
+
+
+def _rounded(
+    counts: Mapping[str, int], populations: Sequence[Population], pattern: Units, ratio: float
+) -> dict[str, int]:
+    """Return the numbers of units that are gone, those of neurons moved to what leaves a multiple of ``round_to``, or all.
+
+    The largest remainders go up, ties to earlier blocks, until the neurons' cost is that of ``counts`` to half a
+    multiple's. Raises ConfigError where blocks cannot lose as many and keep a multiple.
+    """
+    found = dict(counts)
+    if pattern.round_to is None:
+        return found
+    neurons = [one for one in populations if one.kind == NEURONS and one.open]
+    steps, remainders = {}, {}
+    for one in neurons:
+        may = _multiples(one, pattern)
+        below = max((n for n in may if n <= counts[one.name]), default=may[0])
+        steps[one.name] = [n for n in may if n > below]
+        width = steps[one.name][0] - below if steps[one.name] else 1
+        remainders[one.name] = (counts[one.name] - below) / width
+        found[one.name] = below
+    short = sum((counts[one.name] - found[one.name]) * unit_price(one, pattern) for one in neurons)
+    order = sorted(neurons, key=lambda one: -remainders[one.name])
+    while True:  # once, unless some blocks have nothing more to lose
+        before = short
+        for one in order:
+            more = (
+                (steps[one.name][0] - found[one.name]) * unit_price(one, pattern) if steps[one.name] else None
+            )
+            if more is not None and short >= more / 2:
+                found[one.name] = steps[one.name].pop(0)
+                short -= more
+        if short == before:
+            break
+    if neurons and short > pattern.round_to * max(unit_price(one, pattern) for one in neurons):
+        amount = sum(counts[one.name] * unit_price(one, pattern) for one in neurons)
+        raise _too_much(ratio, pattern, amount, int(amount - short))
+    return found
+
+
+def _multiples(population: Population, pattern: Units) -> list[int]:
+    """How many neurons of one block may be gone, ascending: as many as are, none more, or what leaves a multiple."""
+    assert pattern.round_to is not None
+    gone, stays = int(population.gone.sum()), range(0, population.count + 1, pattern.round_to)
+    most = _most(population, pattern)
+    left = [population.count - n for n in reversed(stays) if gone < population.count - n <= most]
+    return [gone, *left]
 
 
 def _all_but_last(
     populations: Sequence[Population], importance: Mapping[str, Tensor], pattern: Units
 ) -> list[Population]:
-    """Return the populations with as many of the most important blocks closed as have to stay in the model."""
-    blocks = [one for one in populations if one.kind == BLOCKS]
-    may_go = [one for one in blocks if one.open]
-    n_stay = max(0, pattern.min_units - (len(blocks) - len(may_go)))
-    dearest = sorted(may_go, key=lambda one: -float(_key(one, importance[one.name]).max()))
-    stay = {one.name for one in dearest[:n_stay]}
+    """Return the populations with as many of the most important blocks, or sub-layers of a kind, closed as have to stay in
+    the model."""
+    stay: set[str] = set()
+    for kind in WHOLE:
+        own = [one for one in populations if one.kind == kind]
+        may_go = [one for one in own if one.open]
+        n_stay = max(0, pattern.min_units - (len(own) - len(may_go))) if own else 0
+        dearest = sorted(may_go, key=lambda one: -float(_key(one, importance[one.name]).max()))
+        stay |= {one.name for one in dearest[:n_stay]}
     return [replace(one, open=one.open and one.name not in stay) for one in populations]
 
 

@@ -5,6 +5,8 @@ A statistic's class has two literals that planning reads from its source, ``name
 - ``input``: what enters the layer, (..., in_features); layers with one input share one sum;
 - ``output``: what leaves it, (..., out_features);
 - ``block``: what enters and leaves the block that the layer is in, side by side; its layers share one sum;
+- ``parts``: the same two, and between them what the block gives where its MLP adds nothing: the residual stream between
+  attention and MLP;
 - ``output_gradient``: the gradient of the summed token losses at its output, (..., out_features);
 - ``weight_gradient``: what enters and that gradient together, whose products are the gradient of the weight.
 

@@ -3,7 +3,8 @@
 A unit is the smallest set of slices that must vanish together so that shapes stay consistent (arXiv:2305.11627, section
 3.1): an FFN neuron, or a KV group, which is a key and value head with the query heads that it serves. A member is the
 unit's lines in one linear map. The last member is the output map, by columns: what a unit gives to the residual stream
-goes through it. A whole block is a unit too, alone in its view: all maps by rows, the last one in forward order.
+goes through it. A whole block is a unit too, alone in its view: all maps by rows, the last one in forward order; and so is
+a block's whole attention, or MLP.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from prunelab.stats.base import Values
 @dataclass(frozen=True, eq=False)
 class Member:
     """A unit's lines in one linear map. ``role``: ``gate``, ``up``, ``down``; or ``query``, ``key``, ``value``,
-    ``output``; of a block the maps' paths. ``site``: the layer's full name. ``W`` (R, C) and ``bias`` (R,) or None: all
-    of the layer, not its lines only. ``axis``: 0 = lines are rows, 1 = columns. ``index`` (count, lines) int64: the
-    lines of each unit.
+    ``output``; of a block or a sub-layer the maps' paths. ``site``: the layer's full name. ``W`` (R, C) and ``bias`` (R,) or
+    None: all of the layer, not its lines only. ``axis``: 0 = lines are rows, 1 = columns. ``index`` (count, lines) int64:
+    the lines of each unit.
     """
 
     role: str
@@ -52,7 +53,7 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class UnitView:
-    """The units of one kind (``neurons``, ``heads`` or ``blocks``) of block ``block``.
+    """The units of one kind (``neurons``, ``heads``, ``attention``, ``ffn`` or ``blocks``) of block ``block``.
 
     ``alive`` (count,) bool: not removed by an earlier shot. ``values``: by layer name, then by the names in the method's
     ``needs`` and its pattern's. ``generator``: seeded by (seed, output map, shot), on the CPU.
@@ -72,7 +73,7 @@ class UnitView:
 
     @property
     def output(self) -> Member:
-        """The map that brings units to the residual stream, by columns; of a block its last map, by rows."""
+        """The map that brings units to the residual stream, by columns; of what goes as a whole the last map, by rows."""
         return self.members[-1]
 
     @property

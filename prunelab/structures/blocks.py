@@ -1,4 +1,4 @@
-"""Whole decoder blocks: where one may go, which of a state are gone, and a model without them.
+"""Whole decoder blocks and sub-layers: where one may go, which of a state are gone, and a model without the blocks.
 
 In a block that adds to the residual stream and does nothing else to it, zero linear maps add nothing, so the block
 without weights is no block. Where a norm stands after the sum (OPT-350m) it would still change what passes.
@@ -14,7 +14,8 @@ from torch import nn
 
 from prunelab.errors import ModelError
 from prunelab.models.decoder import Decoder
-from prunelab.models.stream import call_block, open_stream
+from prunelab.models.stream import call_block, open_stream, silence
+from prunelab.pattern.base import ATTENTION, FFN
 from prunelab.sparsity.mask import Mask
 
 _BY_DEPTH = "scale_attn_by_inverse_layer_idx"  # GPT-2's: scores are divided by the block's number
@@ -26,32 +27,39 @@ def check_passing(decoder: Decoder) -> None:
     outputs at zero, it does not give back its input to the bit."""
     tokens = torch.full((1, 2), int(decoder.model.config.vocab_size) - 1, device=decoder.device)
     stream = open_stream(decoder, tokens, 1)
-    silent = [site.linear.register_forward_hook(_silence) for site in decoder.sites()]
+    silent = [site.linear.register_forward_hook(silence) for site in decoder.sites()]
     try:
         hidden = stream.read(slice(0, 1)).clone()
         for index in range(len(decoder.blocks)):
             if not torch.equal(call_block(decoder, index, stream, hidden), hidden):
                 raise ModelError(
                     f"{decoder.name}: block {index} changes what passes through it even where its linear maps give "
-                    "nothing, as one with a norm after the sum does, so no block can be removed. Use "
-                    "sparsity.kinds=[neurons,heads]."
+                    "nothing, as one with a norm after the sum does, so no block and no sub-layer can be "
+                    "removed. Use sparsity.kinds=[neurons,heads]."
                 )
     finally:
         for handle in silent:
             handle.remove()
 
 
-def _silence(module: object, args: object, output: torch.Tensor) -> torch.Tensor:
-    return torch.zeros_like(output)
-
-
 def is_removed(masks: Mapping[str, Mask]) -> bool:
-    """Whether the layers ``masks`` (those of a block, in forward order) went as one unit: one ends in the last layer and
-    is gone, and no row of any is left."""
+    """Whether the layers ``masks`` (those of a block or of a part of one, in forward order) went as one unit: one ends in the
+    last layer and is gone, and no row of any is left."""
     *_, last = masks.values()
     if (last.units, last.units_removed) != (1, 1):
         return False
     return not any(bool(mask.lines()[0].any()) for mask in masks.values())
+
+
+def removed_parts(decoder: Decoder, masks: Mapping[str, Mask]) -> frozenset[str]:
+    """Return which parts of a block went as wholes, of ``attention`` and ``ffn``; ``masks``: of its layers, by path."""
+    family = decoder.family
+    parts = {
+        ATTENTION: () if family.attention is None else family.attention,
+        FFN: () if family.mlp is None else (*family.mlp[0], family.mlp[1]),
+    }
+    own = {part: {path: masks[path] for path in paths if path in masks} for part, paths in parts.items()}
+    return frozenset(part for part, found in own.items() if found and is_removed(found))
 
 
 def drop_blocks(decoder: Decoder, gone: Collection[int]) -> None:

@@ -17,29 +17,40 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoConfig
-
 import prunelab.models.narrow as narrow_file
 from prunelab.errors import ModelError
 from prunelab.files import replace_file
+from prunelab.model_files import DECILM_FORM, PADDED
 from prunelab.models.decoder import Decoder
-from prunelab.models.narrow import parent
+from prunelab.models.narrow import is_gone
 from prunelab.models.shape import (
     ENTRY,
-    UNBUILDABLE,
     VERSION,
     BlockShape,
     block_shapes,
     dense_twin,
-    heads_of,
     names_of,
+    units_of,
 )
-from prunelab.models.transposed import hold_as_linear
+from prunelab.structures.decilm import save_decilm
+from prunelab.structures.padding import pad_to_uniform
 from prunelab.structures.surgery import is_compact
+from prunelab.structures.uniform import build_as, is_same, uniform_config
 
 MODULE, CLASS, AUTO = "modeling_pruned", "PrunedForCausalLM", "AutoModelForCausalLM"
-_FFN_KEYS = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")
+
+
+def save_form(decoder: Decoder, folder: Path, origin: Mapping[str, str | None], form: str) -> None:
+    """Write ``decoder`` to ``folder`` in one of the forms of prunelab.model_files.
+
+    With its own widths, see :func:`save_checkpoint`; filled up with zeros to what its architecture's config can say
+    (prunelab.structures.padding); or as ``DeciLMForCausalLM`` (prunelab.structures.decilm). Raises ModelError where it
+    cannot be that.
+    """
+    if form == DECILM_FORM:
+        save_decilm(decoder, folder)
+    else:
+        save_checkpoint(pad_to_uniform(decoder) if form == PADDED else decoder, folder, origin)
 
 
 def save_checkpoint(decoder: Decoder, folder: Path, origin: Mapping[str, str | None]) -> None:
@@ -74,11 +85,11 @@ def _config_changes(decoder: Decoder, origin: Mapping[str, str | None]) -> dict[
     """What config.json has to say besides; None where it already says it all."""
     dense = dense_twin(decoder)
     has_entry = getattr(decoder.model.config, ENTRY, None) is not None
-    if _same(decoder, dense):
+    if is_same(decoder, dense):
         return {} if has_entry else None
     shapes = block_shapes(decoder, dense)
-    uniform = _uniform(decoder, shapes, block_shapes(dense, dense))
-    if uniform is not None and _same(decoder, _built(decoder, uniform)):
+    uniform = uniform_config(decoder, shapes, dense)
+    if uniform is not None and is_same(decoder, build_as(decoder, uniform)):
         return uniform
     _check_describable(decoder, shapes)
     return {
@@ -88,63 +99,10 @@ def _config_changes(decoder: Decoder, origin: Mapping[str, str | None]) -> dict[
     }
 
 
-def _uniform(
-    decoder: Decoder, shapes: Sequence[BlockShape], dense: Sequence[BlockShape]
-) -> dict[str, Any] | None:
-    """The config's values for widths that are the same in every block; None where they differ or no key says them."""
-    first, config = shapes[0], decoder.model.config
-    if len(set(shapes)) > 1 or first.added_biases or first.removed_biases:
-        return None
-    changes: dict[str, Any] = {}
-    if first.ffn != dense[0].ffn:
-        keys = [key for key in _FFN_KEYS if isinstance(getattr(config, key, None), int)]
-        if len(keys) != 1:
-            return None
-        changes[keys[0]] = first.ffn
-    heads = heads_of(decoder, 0)
-    if heads is not None and (first.heads, first.kv_heads) != (dense[0].heads, dense[0].kv_heads):
-        if isinstance(getattr(type(config), "head_dim", None), property):
-            return None  # computed from the number of heads
-        changes |= {"num_attention_heads": heads.heads, "head_dim": heads.width}
-        if hasattr(config, "num_key_value_heads"):
-            changes["num_key_value_heads"] = heads.kv_heads
-    return changes
-
-
-def _built(decoder: Decoder, changes: Mapping[str, Any]) -> Decoder | None:
-    """The model of the changed config, without memory for weights; None where the architecture refuses it."""
-    config = decoder.model.config
-    values = {k: v for k, v in config.to_dict().items() if k not in (ENTRY, "auto_map", "model_type")}
-    try:
-        changed = AutoConfig.for_model(config.model_type, **{**values, **changes})
-        with torch.device("meta"):
-            model = type(decoder.model)._from_config(changed, dtype=decoder.dtype)
-        hold_as_linear(model, decoder.family)
-    except UNBUILDABLE:
-        return None
-    return Decoder(model, decoder.family, decoder.name, decoder.max_len)
-
-
-def _same(decoder: Decoder, other: Decoder | None) -> bool:
-    """Whether both have the same tensors by name and shape, and attention that reads them as the same heads."""
-    if other is None:
-        return False
-    shapes = [{k: v.shape for k, v in d.model.state_dict().items()} for d in (decoder, other)]
-    return shapes[0] == shapes[1] and _constants(decoder) == _constants(other)
-
-
-def _constants(decoder: Decoder) -> list[dict[str, object]]:
-    """The plain numbers that the attention modules keep, such as the width of a head and the scale of the scores."""
-    if decoder.family.attention is None:
-        return []
-    modules = [parent(block, decoder.family.attention[3]) for block in decoder.blocks]
-    return [{k: v for k, v in vars(m).items() if type(v) in (int, float)} for m in modules]
-
-
 def _check_describable(decoder: Decoder, shapes: Sequence[BlockShape]) -> None:
     instead = "Save it before compact(): the checkpoint then holds the same function, with zeros."
-    for index, shape in enumerate(shapes):
-        if shape.ffn == 0:
+    for index in range(len(shapes)):
+        if units_of(decoder, index) == 0 and not is_gone(decoder.blocks[index], decoder.family.mlp[1]):  # type: ignore[index]
             raise ModelError(
                 f"{decoder.name}: block {index} has no hidden unit left; a checkpoint of its own widths needs one in "
                 f"every block. {instead}"

@@ -10,7 +10,8 @@ own rows: rotary pairs and per-head norms couple them.
 
 Heads are gone as a whole where query, key and value lost their rows and the output map their columns, and every
 key-value head that stays serves equally many query heads, as transformers' ``repeat_kv`` has it (query head q reads
-key-value head q // (heads / kv_heads)). Blocks that went as a whole are taken out. A decoder that got plain layers only
+key-value head q // (heads / kv_heads)). Blocks that went as a whole are taken out; in the place of an attention or an MLP
+that did, its block has modules that pass nothing on, so that places in a cache stay. A decoder that got plain layers only
 is one like any other: it is walked, pruned, repaired and saved again.
 """
 
@@ -26,10 +27,11 @@ from transformers.activations import ACT2FN
 
 from prunelab.models import shape
 from prunelab.models.decoder import Decoder
-from prunelab.models.narrow import count_heads, count_units, parent, place
+from prunelab.models.narrow import count_heads, count_units, drop_attention, drop_mlp, parent, place
 from prunelab.models.shape import Heads
 from prunelab.models.transposed import is_turned, turn
-from prunelab.structures.blocks import drop_blocks, is_removed
+from prunelab.pattern.base import ATTENTION, FFN
+from prunelab.structures.blocks import drop_blocks, is_removed, removed_parts
 from prunelab.structures.layout import attention_rows, heads_of, mlp_rows
 from prunelab.structures.state import StateReader, apply_state
 
@@ -105,14 +107,19 @@ def compact(decoder: Decoder, state: StateReader) -> None:
         if found is None:
             gone.append(index)
             continue
-        plans, left = found
+        plans, left, parts = found
+        family = decoder.family
+        if ATTENTION in parts and family.attention is not None:
+            drop_attention(block, family.attention[3])
+        if FFN in parts and family.mlp is not None:
+            drop_mlp(block, [*family.mlp[0], family.mlp[1]])
         for path, plan in plans.items():
             linear = next(site.linear for site in sites if site.path == path)
             place(block, path, _smaller(linear, plan))
         if left is not None and decoder.family.attention is not None:
             query, key, _, output = decoder.family.attention
             count_heads(parent(block, output), left.heads, left.kv_heads, query == key)
-        if decoder.family.mlp is not None:
+        if decoder.family.mlp is not None and decoder.family.mlp[1] in plans:
             reader = decoder.family.mlp[1]
             count_units(parent(block, reader), block.get_submodule(reader).get_parameter("weight").shape[1])
     drop_blocks(decoder, gone)
@@ -132,15 +139,28 @@ def compact_parameters(state: StateReader, decoder: Decoder) -> int:
         if found is None:
             count -= sum(parameter.numel() for parameter in decoder.blocks[index].parameters())
             continue
+        block, attention = decoder.blocks[index], decoder.family.attention
+        if ATTENTION in found[2] and attention is not None:
+            count -= sum(parameter.numel() for parameter in parent(block, attention[3]).parameters())
         for site in decoder.sites(index):
+            if site.path not in found[0]:
+                in_mlp = decoder.family.mlp is not None and site.path in {
+                    *decoder.family.mlp[0],
+                    decoder.family.mlp[1],
+                }
+                count -= sum(parameter.numel() for parameter in site.linear.parameters()) if in_mlp else 0
+                continue
             now = sum(parameter.numel() for parameter in site.linear.parameters())
             count += found[0][site.path].n_parameters - now
     return count
 
 
-def _plans(decoder: Decoder, state: StateReader, index: int) -> tuple[dict[str, Plan], Heads | None] | None:
+def _plans(
+    decoder: Decoder, state: StateReader, index: int
+) -> tuple[dict[str, Plan], Heads | None, frozenset[str]] | None:
     """What is left of each linear layer of block ``index``, by path; and of its heads, None unless all that goes of the
-    attention is whole heads. None where the block itself is gone."""
+    attention is whole heads; and which parts (``attention``, ``ffn``) went as wholes, whose layers have no plan. None where
+    the block itself is gone."""
     rows, columns, biases, masks = {}, {}, {}, {}
     for site in decoder.sites(index):
         stored = state.site(site.name)
@@ -149,10 +169,11 @@ def _plans(decoder: Decoder, state: StateReader, index: int) -> tuple[dict[str, 
         biases[site.path] = stored.bias is not None and bias
     if is_removed(masks):
         return None
+    parts = removed_parts(decoder, masks)
     narrow_outputs: set[str] = set()
     narrow_inputs: set[str] = set()
     left = None
-    if decoder.family.mlp is not None:
+    if decoder.family.mlp is not None and FFN not in parts and decoder.family.mlp[1] in masks:
         writers, reader = decoder.family.mlp
         gate, up = mlp_rows(decoder.family.halves, columns[reader].numel())
         alive = _living_units(decoder, rows[writers[0]][gate], rows[writers[-1]][up], columns[reader])
@@ -161,7 +182,11 @@ def _plans(decoder: Decoder, state: StateReader, index: int) -> tuple[dict[str, 
         columns[reader] = alive
         narrow_outputs |= set(writers)
         narrow_inputs.add(reader)
-    if decoder.family.attention is not None:
+    if (
+        decoder.family.attention is not None
+        and ATTENTION not in parts
+        and decoder.family.attention[3] in masks
+    ):
         query, key, value, output = decoder.family.attention
         n_q, n_kv, d_h = heads_of(decoder, index)
         at = attention_rows(decoder.family.layout, n_q, n_kv, d_h)
@@ -174,10 +199,20 @@ def _plans(decoder: Decoder, state: StateReader, index: int) -> tuple[dict[str, 
         if left is not None:
             narrow_outputs |= {query, key, value}
             narrow_inputs.add(output)
-    return {
+    dropped = _paths(decoder, parts)
+    plans = {
         path: Plan(rows[path], columns[path], biases[path], path in narrow_outputs, path in narrow_inputs)
         for path in rows
-    }, left
+        if path not in dropped
+    }
+    return plans, left, parts
+
+
+def _paths(decoder: Decoder, parts: frozenset[str]) -> set[str]:
+    """The paths of the layers of ``parts``."""
+    attention = decoder.family.attention if ATTENTION in parts else None
+    mlp = decoder.family.mlp if FFN in parts else None
+    return {*(attention or ()), *((*mlp[0], mlp[1]) if mlp else ())}
 
 
 def _whole_heads(now: Heads, query: Tensor, key: Tensor, value: Tensor, output: Tensor) -> Heads | None:

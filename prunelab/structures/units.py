@@ -4,12 +4,12 @@ Gated FFN: row i of gate and up, column i of down; ungated: row i of up, column 
 of its key and value head, rows of the r query heads that it serves (query head q belongs to KV head q // r, the layout
 of ``repeat_kv``), and the output map's columns of those heads. The output map's bias belongs to no unit. A whole block is
 one unit of its own kind: all rows, biases with them, of all its linear maps, so that nothing is added to the residual
-stream (see prunelab.structures.blocks).
+stream (see prunelab.structures.blocks). So is a block's whole attention, and its whole MLP.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch import Tensor
 from prunelab.errors import ModelError
 from prunelab.models.block import LinearSite
 from prunelab.models.decoder import Decoder
-from prunelab.pattern.base import BLOCKS, HEADS, NEURONS
+from prunelab.pattern.base import ATTENTION, BLOCKS, FFN, HEADS, NEURONS
 from prunelab.sparsity.mask import Mask
 from prunelab.stats.unit_view import Member
 from prunelab.structures.layout import attention_rows, heads_of, mlp_rows
@@ -26,13 +26,15 @@ Members = tuple[tuple[LinearSite, Member], ...]
 
 
 def trace_units(decoder: Decoder, block: int, kinds: Collection[str]) -> dict[str, Members]:
-    """Return the members of the units of each kind in one block, with their layers.
+    """Return the members of the units of each kind in one block, with their layers; of a kind that the block has no more,
+    nothing.
 
     Raises ModelError for a kind that the decoder's family does not say how to find.
     """
     sites = {site.path: site for site in decoder.sites(block)}
-    trace = {NEURONS: _neurons, HEADS: _heads, BLOCKS: _block}
-    return {kind: tuple(trace[kind](decoder, block, sites)) for kind in kinds}
+    trace = {NEURONS: _neurons, HEADS: _heads, BLOCKS: _block, ATTENTION: _attention, FFN: _ffn}
+    found = {kind: tuple(trace[kind](decoder, block, sites)) for kind in kinds}
+    return {kind: members for kind, members in found.items() if members}
 
 
 def _neurons(
@@ -42,6 +44,8 @@ def _neurons(
     if family.mlp is None:
         raise _unknown(decoder, "mlp", NEURONS)
     writers, reader = family.mlp
+    if reader not in sites:
+        return
     width = sites[reader].linear.in_features
     gate, up = mlp_rows(family.halves, width)
     if family.halves or len(writers) == 2:
@@ -56,6 +60,8 @@ def _heads(
     family = decoder.family
     if family.attention is None:
         raise _unknown(decoder, "attention", HEADS)
+    if family.attention[3] not in sites:
+        return
     n_q, n_kv, d_h = heads_of(decoder, block)
     *writers, output = family.attention
     rows = attention_rows(family.layout, n_q, n_kv, d_h)
@@ -67,8 +73,39 @@ def _heads(
 def _block(
     decoder: Decoder, block: int, sites: Mapping[str, LinearSite]
 ) -> Iterator[tuple[LinearSite, Member]]:
+    yield from _block_of(sites)
+
+
+def _block_of(sites: Mapping[str, LinearSite]) -> Iterator[tuple[LinearSite, Member]]:
     for path, site in sites.items():
         yield _member(path, site, 0, torch.arange(site.linear.out_features)[None])
+
+
+def _attention(
+    decoder: Decoder, block: int, sites: Mapping[str, LinearSite]
+) -> Iterator[tuple[LinearSite, Member]]:
+    if decoder.family.attention is None:
+        raise _unknown(decoder, "attention", ATTENTION)
+    if "." not in decoder.family.attention[3]:
+        raise ModelError(
+            f"{decoder.name}: the attention's maps lie in the block itself, beside what is no attention, so it cannot go "
+            f"as a whole. Leave {ATTENTION!r} out of sparsity.kinds."
+        )
+    yield from _rows(decoder.family.attention, sites)
+
+
+def _ffn(
+    decoder: Decoder, block: int, sites: Mapping[str, LinearSite]
+) -> Iterator[tuple[LinearSite, Member]]:
+    if decoder.family.mlp is None:
+        raise _unknown(decoder, "mlp", FFN)
+    writers, reader = decoder.family.mlp
+    yield from _rows((*writers, reader), sites)
+
+
+def _rows(paths: Sequence[str], sites: Mapping[str, LinearSite]) -> Iterator[tuple[LinearSite, Member]]:
+    """All rows, biases with them, of the maps that are there; the map to the residual stream comes last."""
+    yield from _block_of({path: sites[path] for path in dict.fromkeys(paths) if path in sites})
 
 
 def _member(role: str, site: LinearSite, axis: int, index: Tensor) -> tuple[LinearSite, Member]:

@@ -44,6 +44,7 @@ WALKS = {
     "sparsity=units method=flap": "method",
     "sparsity=units method=magnitude_sp": "method",
     "sparsity=units method=shortgpt": "method",
+    "sparsity=units method=sublayer_influence": "method",
     f"{WANDA} allocation=owl": "allocation",
     f"{WANDA} reconstruction=layer": "reconstruction",
     f"{WANDA} reconstruction=block": "reconstruction",

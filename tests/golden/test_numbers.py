@@ -35,7 +35,7 @@ PRUNED = {
     ),
     "sparsity=units sparsity.ratio=0.3 method.n_samples=16 method.max_trials=200": ("mi_paper",),
     "sparsity=units sparsity.ratio=0.3 allocation=global method.probes=16": ("fusion_learned", "fusion_uncertainty"),
-    "sparsity=units sparsity.ratio=0.5 sparsity.counts=units": ("shortgpt",),
+    "sparsity=units sparsity.ratio=0.5 sparsity.counts=units": ("shortgpt", "sublayer_influence"),
     "sparsity=units sparsity.ratio=0.3 sparsity.compensation=least_squares method.step=0.15": ("flap", "llm_pruner"),
     "sparsity=units sparsity.ratio=0.3 sparsity.propagation=dense allocation=by_kind": ("flap", "wanda_sp"),
 }  # fmt: skip

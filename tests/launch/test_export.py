@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 from collections.abc import Callable
 from functools import cache
@@ -136,6 +137,15 @@ def test_compact_is_smaller_or_says_why_it_cannot_be(
     assert "export it without --compact" in refused.stderr
     assert not out.exists()
     (trial,) = plan_of("repaired").trials
+    words = ("export", "repaired", trial.name, str(out), "--form", "padded")
+    alone = run_in(folder, *words, module="prunelab.cli")
+    assert alone.returncode == 1
+    assert "--form padded is a shape of what is left: add --compact" in alone.stderr
+    assert run_in(folder, *words, "--compact", module="prunelab.cli").returncode == 0
+    assert "zeros that make all layers equally wide" in (out / "README.md").read_text()
+    facts = json.loads((out / "prunelab.json").read_text())
+    assert facts["checkpoint"]["form"] == "padded"
+    shutil.rmtree(out)
     done = run_in(folder, "export", "repaired", trial.name, str(out), "--compact", module="prunelab.cli")
     assert done.returncode == 0, done.stderr
     facts = json.loads((out / "prunelab.json").read_text())

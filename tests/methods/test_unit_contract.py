@@ -15,7 +15,7 @@ from prunelab.evaluation.ratios import ratios
 from prunelab.models.decoder import Decoder
 from prunelab.models.random import random_decoder
 from prunelab.passes.shots import StepReport, prune
-from prunelab.pattern.base import BLOCKS, GLOBAL, KINDS, UNIFORM, settle
+from prunelab.pattern.base import GLOBAL, KINDS, UNIFORM, WHOLE, settle
 from prunelab.pattern.units import Units
 from prunelab.structures.state import State, open_state, save_state, state_digest
 from prunelab.structures.surgery import compact, compact_parameters
@@ -28,8 +28,8 @@ METHODS = [
     if "units" in method.supports and type(method).__module__.endswith(f".{name}")  # once per class
 ]
 each_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-# methods of whole blocks have no equal shares and no walk block by block: tests/methods/test_shortgpt.py
-OF_PARTS = [method for method in METHODS if BLOCKS not in getattr(method, "kinds", KINDS)]
+# methods of wholes have no equal shares and no walk block by block: tests/methods/test_shortgpt.py, test_sublayers.py
+OF_PARTS = [method for method in METHODS if set(getattr(method, "kinds", KINDS)) <= set(KINDS)]
 each_of_parts = pytest.mark.parametrize("method", OF_PARTS, ids=lambda method: method.name)
 
 
@@ -92,7 +92,7 @@ def test_promises_on_every_family(
     for name, (cost, output) in units.items():
         stays = state.site(output.site).mask.lines()[output.axis][output.index]
         assert torch.equal(stays.any(1), stays.all(1))
-        assert stays.any() or kinds_of(method) == (BLOCKS,)
+        assert stays.any() or set(kinds_of(method)) <= set(WHOLE)
         some[name.partition("/")[0]] |= bool(stays.any())
         gone += cost * int((~stays.any(1)).sum())
     assert all(some.values())

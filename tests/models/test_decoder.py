@@ -91,7 +91,7 @@ def test_a_block_of_another_shape() -> None:
 def test_unknown_family() -> None:
     with pytest.raises(
         ModelError,
-        match=r"gemma3_text, gpt2, gpt_neox, llama, mistral, opt, phi3, qwen2, qwen3.*Did you mean 'llama'",
+        match=r"gemma3_text, gpt2, gpt_neox, llama, mistral, nemotron-nas, opt, phi3, qwen2, qwen3.*Did you mean 'llama'",
     ):
         family_of("llama4")
     with pytest.raises(ModelError, match="Did you mean 'mistral'"):

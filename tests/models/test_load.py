@@ -214,7 +214,9 @@ def test_config_that_cannot_be_built(tmp_path: Path) -> None:
 def test_unknown_model_type(tmp_path: Path) -> None:
     spec = saved(tmp_path, "llama")
     change_config(tmp_path, model_type="lama")
-    with pytest.raises(ModelError, match=r"model_type='lama' .* llama, mistral, opt.*Did you mean 'llama'"):
+    with pytest.raises(
+        ModelError, match=r"model_type='lama' .* llama, mistral, nemotron-nas, opt.*Did you mean 'llama'"
+    ):
         load_decoder(spec)
 
 

@@ -13,7 +13,7 @@ from prunelab.allocation.owl import OWL
 from prunelab.methods.facts import facts_of
 from prunelab.models.random import random_decoder
 from prunelab.passes.shots import prune
-from prunelab.pattern.base import Pattern, default_stream
+from prunelab.pattern.base import SUBLAYERS, Pattern, default_stream
 from prunelab.pattern.units import Units
 from prunelab.pattern.weights import NM, RowsColumns, Unstructured
 from prunelab.structures.state import state_digest
@@ -47,8 +47,8 @@ def test_one_three_or_sixteen_sequences_a_batch_are_the_same_bits(
         method = replace(method, n_samples=32, bw_neurons=4)
     if pattern.name == "units":  # shots look at the model anew
         more = {"propagation": "dense", "domains": [tokens.flip(0)] if hasattr(method, "domains") else []}
-        if getattr(method, "kinds", ()) == ("blocks",):
-            pattern, more = Units(kinds=("blocks",)), {**more, "allocation": "global"}
+        if getattr(method, "kinds", ()) in (("blocks",), SUBLAYERS):
+            pattern, more = Units(kinds=method.kinds), {**more, "allocation": "global"}
         elif hasattr(method, "kinds"):
             pattern = Units(kinds=method.kinds, compensation="least_squares")
     digests = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -126,6 +127,40 @@ def test_what_cannot_be_is_named() -> None:
     bad = scores(parts) | {"heads of block 1": torch.full((4,), torch.nan)}
     with pytest.raises(ModelError, match="heads of block 1"):
         select(parts, bad, 0.5, "global", Units(), total())
+
+
+@pytest.mark.parametrize("counts", ["units", "decoder"])
+@pytest.mark.parametrize("allocation", ["uniform", "global", "by_kind"])
+@pytest.mark.parametrize("n", [4, 8, 10])
+def test_neurons_stay_by_multiples_and_the_least_important_go(counts: str, allocation: str, n: int) -> None:
+    """30 neurons: a block keeps all, or a multiple of n; no other choice is nearer to the budget than half a multiple."""
+    parts, importance = populations(4, closed=(1,)), scores(populations(4))
+    for ratio in (0.0, 0.07, 0.15, 0.3):
+        plain = Units(counts=counts)  # type: ignore[arg-type]
+        free = select(parts, importance, ratio, allocation, plain, total(4))
+        keep = select(parts, importance, ratio, allocation, replace(plain, round_to=n), total(4))
+        for one in parts:
+            gone = ~keep[one.name]
+            if one.kind == "heads":
+                assert torch.equal(keep[one.name], free[one.name])
+                continue
+            left = int(keep[one.name].sum())
+            assert left == 30 or (left % n == 0 and left > 0 and one.open)
+            if left < 30:
+                assert importance[one.name][gone].max() < importance[one.name][~gone].min()
+        neurons = [one for one in parts if one.kind == "neurons"]
+        assert abs(removed(neurons, keep) - removed(neurons, free)) <= 7 * n / 2
+    first = select(parts, importance, 0.2, allocation, replace(plain, round_to=n), total(4))
+    later = [replace(one, gone=~first[one.name]) for one in parts]
+    second = select(later, scores(parts, 1), 0.3, allocation, replace(plain, round_to=n), total(4))
+    assert all(bool((~second[name])[~mask].all()) for name, mask in first.items())
+    assert {int(second[one.name].sum()) % n for one in neurons if int(second[one.name].sum()) < 30} <= {0}
+
+
+def test_what_multiples_cannot_give_is_named() -> None:
+    parts = populations(2)
+    with pytest.raises(ConfigError, match=r"sparsity\.ratio.*can go"):
+        select(parts, scores(parts), 0.9, "by_kind", Units(round_to=16), total(2))
 
 
 def test_as_many_blocks_stay_as_have_to_and_the_protected_are_among_them() -> None:

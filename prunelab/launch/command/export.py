@@ -14,6 +14,7 @@ from prunelab.config.trial import plain
 from prunelab.errors import StoreError, nearest
 from prunelab.files import replace_file
 from prunelab.metric import ACC, ACC_NORM, CHANGE, ERROR, OF_WEIGHTS, PARAMETERS, PPL, RATIO, metric_of
+from prunelab.model_files import DECILM_FORM, OWN, PADDED
 from prunelab.plan.kind import DENSE, kind_of
 from prunelab.plan.stage import Stage
 from prunelab.plan.study import Plan, Trial
@@ -26,14 +27,19 @@ _SHOWN = (PPL, CHANGE, ACC, ACC_NORM, ERROR, RATIO, PARAMETERS)  # on the card; 
 CARD, FACTS = "README.md", "prunelab.json"
 
 
-def export(plan: Plan, name: str, folder: Path, *, force: bool, compact: bool = False) -> Path:
+def export(
+    plan: Plan, name: str, folder: Path, *, force: bool, compact: bool = False, form: str = OWN
+) -> Path:
     """Write the model of the trial called ``name`` to ``folder``; return it.
 
-    Removed weights stay as zeros, or with ``compact`` are really gone. The folder appears when it is whole. Raises
+    Removed weights stay as zeros, or with ``compact`` are really gone; ``form`` is then what the checkpoint looks like, one
+    of ``FORMS`` of prunelab.model_files. The folder appears when it is whole. Raises
     StoreError for a trial that is unknown, unfinished or damaged, and for a folder that holds something, unless that is
     an earlier export and ``force`` says to replace it; ModelError where ``compact`` leaves layers that no checkpoint can
     say.
     """
+    if form != OWN and not compact:
+        raise StoreError(f"--form {form} is a shape of what is left: add --compact.")
     trial = _trial(plan, name)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
         raise StoreError(
@@ -56,8 +62,9 @@ def export(plan: Plan, name: str, folder: Path, *, force: bool, compact: bool = 
     try:
         partial.mkdir(parents=True)
         writer = importlib.import_module("prunelab.stages.export")
-        written = writer.write(plain(trial.config.model), state, partial, compact=compact)
-        facts = _facts(plan, trial, records) | {"checkpoint": {"compact": compact, **written}}
+        written = writer.write(plain(trial.config.model), state, partial, compact=compact, form=form)
+        shape = {"form": form} if compact else {}
+        facts = _facts(plan, trial, records) | {"checkpoint": {"compact": compact, **shape, **written}}
         replace_file(partial / FACTS, json.dumps(facts, indent=1, sort_keys=True).encode("utf-8"))
         replace_file(partial / CARD, card(trial.config, facts).encode("utf-8"))
         if folder.exists():
@@ -158,6 +165,15 @@ def card(config: schema.Trial, facts: Mapping[str, Any]) -> str:
 
 
 def _form(checkpoint: Mapping[str, Any]) -> str:
+    if checkpoint.get("form") == PADDED:
+        return (
+            "An ordinary checkpoint: removed units are gone, but for zeros that make all layers equally wide."
+        )
+    if checkpoint.get("form") == DECILM_FORM:
+        return (
+            "Its layers differ in width, as those of DeciLMForCausalLM do, by which name vLLM knows it. Of transformers: "
+            "`AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)`."
+        )
     if not checkpoint["own_code"]:
         return (
             "A smaller checkpoint: removed units are gone."
