@@ -65,7 +65,11 @@ def test_every_method_of_the_command_line_prunes_here(tokens: torch.Tensor) -> N
             step |= {"steps": 2}
         if method.startswith("fusion"):
             step = {"probes": 8}
-        few = tokens[:2] if "learned" not in method and method not in ("mi_paper", "fusion_uncertainty") else tokens
+        few = (
+            tokens[:2]
+            if "learned" not in method and method not in ("mi_paper", "fusion_uncertainty")
+            else tokens
+        )
         state = prunelab.prune(model, few, method=method, pattern=pattern, ratio=0.5, **step)
         assert prunelab.ratios(model, state)["ratio/weights"] == pytest.approx(
             0.5,

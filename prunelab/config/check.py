@@ -29,22 +29,19 @@ from prunelab.config.schema import Evaluation
 from prunelab.config.supply import supplies
 from prunelab.config.tasks import check_tasks
 from prunelab.config.tracking import tracking_errors
+from prunelab.config.vary import own_choices
 from prunelab.errors import ConfigError, PrunelabError, nearest
 from prunelab.pattern.base import (
     BEFORE,
     BETWEEN,
     BY_METHOD,
     BY_PATTERN,
-    KINDS,
     ROUNDED,
     UNIFORM,
-    MethodFacts,
     Run,
     between_error,
-    default_stream,
-    settle,
 )
-from prunelab.pattern.table import PATTERNS, pattern_of, times_speed
+from prunelab.pattern.table import pattern_of, times_speed
 from prunelab.pattern.units import Units
 
 _SCHEMA = "prunelab.config.schema"
@@ -138,26 +135,16 @@ def _settle(config: Config) -> None:
     sparsity, allocation = config.get("sparsity"), config.get("allocation")
     if not isinstance(sparsity, Mapping) or not isinstance(config.get("method"), Mapping):
         return
-    pattern = PATTERNS.get(str(sparsity.get("pattern")))
-    literals: Mapping[str, Any] = {}
-    facts: MethodFacts | None = None
-    with suppress(ConfigError, KeyError):  # told as what it is
-        source = method_source(config["method"])
-        literals = source.literals
-        facts = method_facts(config["method"], source)
+    own = own_choices(config)
     if isinstance(allocation, Mapping) and allocation.get("name") == "by_pattern":
-        default = pattern.default_allocation if pattern else UNIFORM
-        config["allocation"] = allocation = {"name": settle(None, literals, "allocation", default)}
-    spread = str(allocation.get("name")) if isinstance(allocation, Mapping) else None
-    stream = default_stream(pattern, facts, spread) if pattern and facts else "pruned"
-    defaults = {"propagation": stream, "compensation": "none"}
+        config["allocation"] = {"name": own.get("allocation.name", UNIFORM)}
     settled: Config = {
-        key: settle(BY_METHOD, literals, key, default)
-        for key, default in defaults.items()
+        key: own.get(f"sparsity.{key}", default)
+        for key, default in (("propagation", "pruned"), ("compensation", "none"))
         if sparsity.get(key) == BY_METHOD
     }
-    if sparsity.get("kinds") is None and pattern is Units:
-        settled["kinds"] = list(literals.get("kinds", KINDS))
+    if sparsity.get("kinds") is None and sparsity.get("pattern") == Units.name:
+        settled["kinds"] = own["sparsity.kinds"]
     config["sparsity"] = {**sparsity, **settled}
 
 

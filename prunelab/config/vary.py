@@ -9,8 +9,15 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from fnmatch import fnmatch
 from typing import Any
+
+from prunelab.config.contract import method_facts
+from prunelab.config.field import read_class
+from prunelab.errors import ConfigError
+from prunelab.pattern.base import KINDS, MethodFacts, default_stream, settle
+from prunelab.pattern.table import PATTERNS
 
 _PLACE = "says where and how fast, not what"
 _NAME = "a word for people; one thing under two names is one trial"
@@ -55,16 +62,45 @@ _LEFT = ("allocation.name", "sparsity.propagation", "sparsity.compensation", "sp
 def said_by_method(configs: Sequence[Mapping[str, Any]]) -> list[set[str]]:
     """Return for each config the dotted keys that trials leave to their method and that say no more than its name.
 
-    Those are the keys on which all trials with that method agree.
+    Those are the keys that have the values the method's class stands for, in all trials with that method.
     """
     seen: dict[tuple[str, str], set[str]] = {}
     for config in configs:
         for key, value in _left(config):
             seen.setdefault((str(config["method"].get("name")), key), set()).add(value)
     return [
-        {key for key, _ in _left(config) if len(seen[str(config["method"].get("name")), key]) == 1}
+        {
+            key
+            for key, value in _left(config)
+            if len(seen[str(config["method"].get("name")), key]) == 1
+            and value == _spelled(own_choices(config).get(key))
+        }
         for config in configs
     ]
+
+
+def own_choices(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a trial's method and pattern choose where the trial does not, by dotted key; a choice may lean on another
+    (a comparison of all layers on the dense stream), which is then the trial's own. {} where the class cannot be read."""
+    sparsity, method, allocation = (config.get(key) for key in ("sparsity", "method", "allocation"))
+    pattern = PATTERNS.get(str(sparsity.get("pattern"))) if isinstance(sparsity, Mapping) else None
+    literals: Mapping[str, Any] = {}
+    facts: MethodFacts | None = None
+    with suppress(ConfigError, KeyError, AttributeError):  # told as what it is by the checks
+        source = read_class(str(method["_target_"]), "method._target_")  # type: ignore[index]
+        literals, facts = source.literals, method_facts(method, source)  # type: ignore[arg-type]
+    if pattern is None:
+        return {}
+    spread = settle(None, literals, "allocation", pattern.default_allocation)
+    chosen = allocation.get("name") if isinstance(allocation, Mapping) else None
+    chosen = spread if chosen in (None, "by_pattern") else str(chosen)
+    stream = pattern.default_propagation if facts is None else default_stream(pattern, facts, chosen)
+    return {
+        "allocation.name": spread,
+        "sparsity.propagation": settle(None, literals, "propagation", stream),
+        "sparsity.compensation": settle(None, literals, "compensation", "none"),
+        "sparsity.kinds": list(literals.get("kinds", KINDS)),
+    }
 
 
 def _left(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

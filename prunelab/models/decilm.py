@@ -7,10 +7,10 @@ Every attention has ``num_attention_heads`` query heads, of which ``n_heads_in_g
 
     n = int(2 * ffn_mult * hidden_size / 3), rounded up to a multiple of 256,
 
-or else ``intermediate_size`` gives n itself. Verified by reading, at one commit each: the class of vLLM
-(vllm/model_executor/models/nemotron_nas.py at 00bd149, which also has ``intermediate_size``), that of SGLang, and that of
-TensorRT-LLM (``ffn_mult`` alone); NVIDIA's own config.json files as copied into tests of other projects. Not verified: a run
-of any of them on a checkpoint of ours; older versions of vLLM.
+or else ``intermediate_size`` gives n itself. Verified by reading one commit of vLLM's class
+(vllm/model_executor/models/nemotron_nas.py at 00bd149, which has both), and NVIDIA's own config.json files as copied into
+tests of other projects. Not verified: a run of a serving engine on a checkpoint of ours; older versions, which know
+``ffn_mult`` alone.
 """
 
 from __future__ import annotations

@@ -603,7 +603,7 @@ MISTAKES = [
     (PEAKS, "mine_linear.py", 'needs = ("mine_linear.Peak",)', 'needs = ("peak",)',
      "or the dotted name of a statistic's class"),
     (PEAKS, "mine_linear.py", 'reads = "input"', 'reads = "inputs"',
-     "a class with reads = one of input, output, block, output_gradient, weight_gradient"),
+     "a class with reads = one of input, output, block, parts, output_gradient, weight_gradient"),
     (PEAKS, "mine_linear.py", '    scope = "linear"\n', "", "method.scope='(nothing)'"),
     (PEAKS, "mine_linear.py", 'scope = "linear"', 'scope = "page"', "method.scope='page': allowed is linear"),
     (["method=swing", "sparsity=2of4"], "", "", "", "units"),

@@ -78,7 +78,7 @@ EARLY = [
     (["method.step=0"], ["method.step=0", "0 < x <= 1"]),
     (["+method.damp=1"], ["method.damp=1", "Did you mean 'damping_"]),
     (["method._target_=prunelab.methods.surgeon.Surgeo"], ["method._target_", "Surgeon"]),
-    (["sparsity=unstructured"], ["sparsity.pattern='unstructured'", "method=surgeon"]),
+    (["sparsity=unstructured", "method=flap"], ["sparsity.pattern='unstructured'", "method=flap"]),
     (["method=wanda"], ["sparsity.pattern='rows_columns'", "unstructured"]),
     (["sparsity=2of4", "method=wanda", "sparsity.ratio=0.4"], ["sparsity.ratio=0.4", "0.5, what 2:4 removes"]),
     (["sparsity=2of4", "method=wanda", "sparsity.n=4"], ["sparsity.n", "n < m"]),

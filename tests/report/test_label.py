@@ -1,3 +1,5 @@
+from by_conf import option
+
 from prunelab.report.label import brief, flatten, label_trials
 
 
@@ -84,9 +86,16 @@ def test_two_revisions_of_one_model_are_two_models():
 
 
 def test_what_units_leave_to_their_method_is_said_by_its_name_unless_it_varies():
+    own = {"flap": "dense"}
+
     def units(method: str, allocation: str, compensation: str, pattern: str = "units") -> dict:
-        sparsity = {"pattern": pattern, "ratio": 0.2, "compensation": compensation, "propagation": "dense"}
-        return {"method": {"name": method}, "sparsity": sparsity, "allocation": {"name": allocation}}
+        sparsity = {
+            "pattern": pattern,
+            "ratio": 0.2,
+            "compensation": compensation,
+            "propagation": own.get(method, "pruned"),
+        }
+        return {"method": option("method", method), "sparsity": sparsity, "allocation": {"name": allocation}}
 
     flap, wanda = units("flap", "global", "bias"), units("wanda_sp", "uniform", "none")
     assert [label.variant for label in label_trials([flap, wanda])] == ["flap", "wanda_sp"]
@@ -95,8 +104,9 @@ def test_what_units_leave_to_their_method_is_said_by_its_name_unless_it_varies()
     assert "compensation" not in said[0]
     assert "compensation=none" in said[1]
     assert "compensation=bias" in said[2]
-    mixed = [flap, units("wanda", "uniform", "none", "unstructured")]
-    assert "uniform" in label_trials(mixed)[1].variant
+    for allocation, shown in (("uniform", False), ("global", True)):  # wanda's own, and one by hand
+        mixed = [flap, units("wanda", allocation, "none", "unstructured")]
+        assert (allocation in label_trials(mixed)[1].variant) == shown
 
 
 def test_brief_facets_leave_out_what_all_share():

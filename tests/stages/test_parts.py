@@ -45,7 +45,7 @@ def units(method: str, allocation: str, schedule: list[float], compensation: str
 LORA = option(
     "reconstruction",
     "lora",
-    epochs=2,
+    epochs=4,
     batch=2,
     warmup=0,
     save_every=1,
