@@ -64,17 +64,16 @@ def said_by_method(configs: Sequence[Mapping[str, Any]]) -> list[set[str]]:
 
     Those are the keys that have the values the method's class stands for, in all trials with that method.
     """
-    seen: dict[tuple[str, str], set[str]] = {}
+    by_hand: set[tuple[str, str]] = set()
     for config in configs:
-        for key, value in _left(config):
-            seen.setdefault((str(config["method"].get("name")), key), set()).add(value)
-    return [
-        {
-            key
+        own = own_choices(config)
+        by_hand |= {
+            (str(config["method"].get("name")), key)
             for key, value in _left(config)
-            if len(seen[str(config["method"].get("name")), key]) == 1
-            and value == _spelled(own_choices(config).get(key))
+            if value != _spelled(own.get(key))
         }
+    return [
+        {key for key, _ in _left(config) if (str(config["method"].get("name")), key) not in by_hand}
         for config in configs
     ]
 
@@ -175,7 +174,11 @@ def _short(texts: Sequence[str]) -> dict[str, str]:
         words = [_word("-".join(text.split("/")[-_depth(texts) :])) for text in texts]
     count = Counter(words)
     return {
-        text: word if count[word] == 1 and word else f"{word}#{number}".lstrip("#")
+        text: word
+        if count[word] == 1 and word
+        else f"{word or 'none'}#{number}"
+        if count[word] > 1
+        else "none"
         for number, (text, word) in enumerate(zip(texts, words, strict=True), start=1)
     }
 

@@ -9,6 +9,11 @@ from prunelab.structures.state import StateReader
 from prunelab.structures.surgery import compact_parameters
 
 
+def added_parameters(decoder: Decoder) -> int:
+    """Return how many parameters the biases have that the dense model had not."""
+    return sum(site.linear.out_features for site in decoder.sites() if is_added(site.linear))
+
+
 def ratios(state: StateReader, decoder: Decoder) -> dict[str, float]:
     """Return removed fractions, 0 to 1, of a decoder that holds ``state`` and is not compacted yet.
 
@@ -20,7 +25,7 @@ def ratios(state: StateReader, decoder: Decoder) -> dict[str, float]:
     masks = [state.site(name).mask for name in state.names]
     units = sum(mask.units for mask in masks)
     removed_units = sum(mask.units_removed for mask in masks)
-    added = sum(site.linear.out_features for site in decoder.sites() if is_added(site.linear))
+    added = added_parameters(decoder)
     in_blocks = sum(parameter.numel() for parameter in decoder.blocks.parameters()) - added
     saved = decoder.n_parameters() - added - compact_parameters(state, decoder)
     return {

@@ -7,8 +7,8 @@ estimated by matrix-based Renyi entropy (prunelab.information.renyi); of redunda
 The paper publishes no code and leaves open how wide the kernels are, from which value on two units are redundant,
 which of the two goes, and whether survivors change: those are fields here, and their values reconstructions
 (prunelab.information says where). ``mutual_information.yaml`` is prunelab's setting for language models, deterministic;
-``mi_paper.yaml`` is as near as the paper lets one get (random pairs, alpha 1.01; of its several seeds, of which the one
-with the smallest divergence from the dense model is kept, it runs the trial's); ``mi_fast.yaml`` asks correlations only.
+``mi_paper.yaml`` is as near as the paper lets one get (random pairs, alpha 1.01, four seeds, of which the one with the
+smallest divergence from the dense model is kept); ``mi_fast.yaml`` asks correlations only.
 
 The paper prunes neurons (``sparsity.kinds=[neurons]``). Heads are an extension: a KV group's slice of the context is
 one variable, kernels take distances between vectors, their width is the median rule's, and merging gives their mean.

@@ -15,7 +15,8 @@ SPREAD = "/spread"
 
 def by_cell(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """Mean of ``columns`` over seeds for each (facet, variant, ratio); ``<column>/spread`` is the sample
-    standard deviation (NaN for one seed), ``n`` the number of seeds. Rows without any value are left out; groups
+    standard deviation (NaN for one seed), ``n`` the number of seeds, ``removed`` the share of weights that did go, which
+    whole units can miss. Rows without any value are left out; groups
     keep their order. A trial that stands in a plan twice counts once.
 
     Raises:
@@ -32,6 +33,9 @@ def by_cell(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     groups = data.groupby(["facet", "variant", "ratio"], sort=False, dropna=False)
     cells = groups[columns].mean().join(groups[columns].std(ddof=1).add_suffix(SPREAD))
     cells["n"] = groups.size()
+    removed = pd.to_numeric(frame[OF_WEIGHTS], errors="coerce") if OF_WEIGHTS in frame else data["ratio"]
+    data["removed"] = removed.reindex(data.index).fillna(data["ratio"])
+    cells["removed"] = data.groupby(["facet", "variant", "ratio"], sort=False, dropna=False)["removed"].mean()
     if "seed" in frame:
         seeds = groups["seed"].nunique(dropna=False)
         for cell in seeds[seeds < cells["n"]].index[:1]:
@@ -46,7 +50,8 @@ def pareto(cells: pd.DataFrame, error: str, perplexity: str) -> np.ndarray:
     """Which rows no other row beats: one that removes at least as much with no larger error and perplexity,
     and is better in one of the three. Boolean (rows,); rows with missing values are never on the front.
     """
-    points = np.column_stack([-cells["ratio"], cells[error], cells[perplexity]]).astype(float)
+    # a layer loses whole weights: what differs by less than a tenth of a percent is the same amount
+    points = np.column_stack([-cells["removed"].round(3), cells[error], cells[perplexity]]).astype(float)
     if not len(points):
         return np.zeros(0, dtype=bool)
     no_worse = (points[:, None, :] <= points[None, :, :]).all(axis=2)

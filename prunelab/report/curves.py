@@ -240,11 +240,11 @@ def _ratio_panel(axes: Axes, key: Key, cells: pd.DataFrame, column: str) -> None
     if column not in cells or cells[column].dropna().empty:
         return empty(axes, "no finished trial")
     for variant, look in key.looks.items():
-        own = cells[cells["variant"] == variant].sort_values("ratio")
-        axes.plot(own["ratio"], own[column], **look)
+        own = cells[cells["variant"] == variant].sort_values("removed")
+        axes.plot(own["removed"], own[column], **look)
         if own[column + SPREAD].notna().any():
             low, high = own[column] - own[column + SPREAD], own[column] + own[column + SPREAD]
-            axes.fill_between(own["ratio"], low, high, color=look["color"], alpha=0.15, linewidth=0)
+            axes.fill_between(own["removed"], low, high, color=look["color"], alpha=0.15, linewidth=0)
     percent_axis(axes)
 
 

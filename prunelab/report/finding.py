@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -21,6 +22,7 @@ from prunelab.report.collect import DONE, FAILED, UNFINISHED, Study
 from prunelab.report.label import heading, in_words
 from prunelab.report.protocol import unlike
 
+UNLIKE = 0.005  # removed shares of weights that differ by more are not the same
 QUESTION = (
     "At a given sparsity, which way of pruning this model keeps what it knows, "
     "and does fitting the calibration text better help or hurt outside it?"
@@ -54,7 +56,16 @@ def _facet(cells: pd.DataFrame, facet: str, ratio: float, corpora: int) -> list[
     text += number(ranked[0][MEAN_PPL.name])
     if len(ranked) > 1:
         text += f"; next is {ranked[1]['variant']} with {number(ranked[1][MEAN_PPL.name])}"
-    return [text + ".", *_fit(here, facet)]
+    return [text + ".", *_amounts(ranked), *_fit(here, facet)]
+
+
+def _amounts(ranked: Sequence[Mapping[Any, Any]]) -> list[str]:
+    """That not all removed the same: whole units can miss what was asked for, and the ranking is then of unlike amounts."""
+    removed = [float(row["removed"]) for row in ranked]
+    if max(removed) - min(removed) <= UNLIKE:
+        return []
+    told = ", ".join(f"{row['variant']} {row['removed']:.1%}" for row in ranked)
+    return [f"That is not one amount of removed weights: {told}."]
 
 
 def _fit(here: pd.DataFrame, facet: str) -> list[str]:

@@ -11,10 +11,11 @@ from prunelab.calibration.tokens import load_tokens
 from prunelab.config.build import build
 from prunelab.config.domain import PSEUDO
 from prunelab.config.domain import ROLE as DOMAIN
+from prunelab.errors import ConfigError
 from prunelab.evaluation.cost import metered
 from prunelab.evaluation.integrity import check
-from prunelab.evaluation.ratios import ratios
-from prunelab.metric import PARAMETERS, SHOTS
+from prunelab.evaluation.ratios import added_parameters, ratios
+from prunelab.metric import OF_WEIGHTS, PARAMETERS, SHOTS
 from prunelab.models.decoder import Decoder
 from prunelab.models.load import load_decoder, load_tokenizer
 from prunelab.passes.arguments import Spread
@@ -51,6 +52,13 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
         if not context.leads:
             return Result({})
         metrics = measure(decoder, state, identity["schedule"])
+        if (
+            identity["schedule"] and metrics[OF_WEIGHTS] == 0
+        ):  # a dense model under a method's name would win every table
+            hint = "Rounded to whole structures, nothing went."
+            raise ConfigError(
+                "sparsity.ratio", identity["schedule"][-1], "half of one structure at least", hint
+            )
         save_state(state, context.outputs / STATE)
         n_shots = len(parts.tables["shots"]) - before
         if "statistics" in context.inputs or tokens is None:  # nobody walks here
@@ -69,7 +77,7 @@ def measure(decoder: Decoder, state: State, schedule: Sequence[float]) -> dict[s
     """Return the metrics of a decoder that holds ``state``, pruned along ``schedule``; ModelError if it does not."""
     return {
         **ratios(state, decoder),
-        PARAMETERS.at("dense"): decoder.n_parameters(),
+        PARAMETERS.at("dense"): decoder.n_parameters() - added_parameters(decoder),
         PARAMETERS.at("compact"): compact_parameters(state, decoder),
         SHOTS.name: len(schedule),
         **check(decoder, state),

@@ -33,7 +33,7 @@ from prunelab.models.shape import (
     units_of,
 )
 from prunelab.structures.decilm import save_decilm
-from prunelab.structures.padding import pad_to_uniform
+from prunelab.structures.padding import gained_biases_alone, pad_to_uniform
 from prunelab.structures.surgery import is_compact
 from prunelab.structures.uniform import build_as, is_same, uniform_config
 
@@ -50,7 +50,8 @@ def save_form(decoder: Decoder, folder: Path, origin: Mapping[str, str | None], 
     if form == DECILM_FORM:
         save_decilm(decoder, folder)
     else:
-        save_checkpoint(pad_to_uniform(decoder) if form == PADDED else decoder, folder, origin)
+        filled = form == PADDED or gained_biases_alone(decoder)
+        save_checkpoint(pad_to_uniform(decoder) if filled else decoder, folder, origin)
 
 
 def save_checkpoint(decoder: Decoder, folder: Path, origin: Mapping[str, str | None]) -> None:

@@ -11,6 +11,7 @@ Padding gives back some of what compaction saved: it is for software that reads 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -51,6 +52,22 @@ def pad_to_uniform(decoder: Decoder) -> Decoder:
     raise ModelError(
         f"{decoder.name}: no config of {type(decoder.model).__name__} says these widths. {INSTEAD}"
     )
+
+
+def gained_biases_alone(decoder: Decoder) -> bool:
+    """Whether ``decoder`` is as wide as its dense model, with biases besides that the architecture's config can say.
+
+    Without their being said, transformers would load such a checkpoint and drop them.
+    """
+    if is_compact(decoder) or not type(decoder.model).__module__.startswith("transformers."):
+        return False
+    dense = dense_twin(decoder)
+    pairs = zip(block_shapes(decoder, dense), block_shapes(dense, dense), strict=False)
+    if len(decoder.blocks) != len(dense.blocks) or any(_widths(own) != _widths(one) for own, one in pairs):
+        return False
+    with suppress(ModelError):
+        return bool(bias_keys(decoder, dense))
+    return False
 
 
 def check_class(decoder: Decoder) -> None:

@@ -29,15 +29,22 @@ def test_achieved_ratio_stands_in_for_a_missing_one():
     assert by_cell(data, ["ppl"])["ratio"].tolist() == [0.5]
 
 
+def test_what_went_is_told_beside_what_was_asked_for():
+    data = frame([("f", "shortgpt", 0.1, 4.0), ("f", "flap", 0.1, 5.0)]).assign(**{"ratio/weights": [0.0, 0.1]})
+    cells = by_cell(data, ["ppl"]).assign(error=[1.0, 1.1])
+    assert cells["removed"].tolist() == [0.0, 0.1]
+    assert pareto(cells, "error", "ppl").tolist() == [True, True]  # a model that lost nothing beats nobody
+
+
 def test_pareto_front_counts_the_ratio_as_a_gain():
     points = [(0.5, 0.3, 90.0), (0.1, 0.1, 20.0), (0.1, 0.2, 20.0), (0.5, 0.2, 95.0), (0.4, 0.3, 90.0)]
-    cells = pd.DataFrame(points, columns=["ratio", "error", "ppl"])
+    cells = pd.DataFrame(points, columns=["removed", "error", "ppl"])
     assert pareto(cells, "error", "ppl").tolist() == [True, True, False, True, False]
 
 
 def test_equal_points_share_the_front_and_gaps_never_win():
     cells = pd.DataFrame(
-        [(0.1, 1.0, 1.0), (0.1, 1.0, 1.0), (0.9, np.nan, 1.0)], columns=["ratio", "error", "ppl"]
+        [(0.1, 1.0, 1.0), (0.1, 1.0, 1.0), (0.9, np.nan, 1.0)], columns=["removed", "error", "ppl"]
     )
     assert pareto(cells, "error", "ppl").tolist() == [True, True, False]
 

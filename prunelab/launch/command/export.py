@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prunelab.config import schema
+from prunelab.config.domain import least_domains
 from prunelab.config.trial import plain
 from prunelab.errors import StoreError, nearest
 from prunelab.files import replace_file
@@ -137,13 +138,20 @@ def card(config: schema.Trial, facts: Mapping[str, Any]) -> str:
     ]
     versions = next(iter(facts["provenance"].values()), {}).get("versions", {})
     fields = ", ".join(f"{k}={v}" for k, v in method.fields.items() if k not in ("_target_", "name"))
+    of_pattern = ", ".join(
+        f"{key}={value}"
+        for key, value in plain(sparsity).items()
+        if key not in ("pattern", "ratio") and value is not None
+    )
+    others = ", ".join(config.domains) if least_domains(method.fields) else ""
     rows = {
         "base model": f"{base}, revision {model.revision or 'none'}, {model.dtype}",
         "method": f"{method.name} ({fields})",
-        "sparsity": f"{sparsity.pattern}, asked {sparsity.ratio:.6g}, achieved {metrics[OF_WEIGHTS]:.6g}",
+        "sparsity": f"{sparsity.pattern}, asked {sparsity.ratio:.6g}, removed {metrics[OF_WEIGHTS]:.6g} of the weights",
+        "of the pattern": of_pattern or "nothing to choose",
         "allocation": config.allocation.name,
         "calibration": f"{calibration.name}, {calibration.n_samples} x {calibration.seq_len} tokens, "
-        f"seed {config.seed}",
+        f"seed {config.seed}" + (f"; compared with {others}" if others else ""),
         "repair": config.reconstruction.name,
         "perplexity": f"non-overlapping windows of {config.evaluation.seq_len} tokens of the test split, no special tokens",
         "checkpoint": f"{facts['checkpoint']['parameters']} parameters, {facts['checkpoint']['bytes']} bytes of weights",
@@ -180,7 +188,11 @@ def _form(checkpoint: Mapping[str, Any]) -> str:
             if checkpoint["compact"]
             else "An ordinary checkpoint: removed weights are zeros."
         )
-    return "Its layers differ in width: load it with `AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)`."
+    return (
+        "Its layers differ from those that its architecture's config can say, in width or in biases: load it with "
+        "`AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)`. Without that transformers refuses the widths, "
+        "but drops biases with no more than a note."
+    )
 
 
 def _table(left: str, right: str, rows: Mapping[str, str]) -> list[str]:
@@ -193,4 +205,4 @@ def _table(left: str, right: str, rows: Mapping[str, str]) -> list[str]:
 
 
 def _number(value: Any) -> str:
-    return f"{float(value):.6g}"
+    return f"{value:,}" if isinstance(value, int) or float(value).is_integer() else f"{float(value):.6g}"
