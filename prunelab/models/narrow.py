@@ -70,7 +70,8 @@ def narrow(model: nn.Module, names: Mapping[str, Any], blocks: Sequence[Mapping[
                 continue
             like = {"device": old.weight.device, "dtype": old.weight.dtype}
             of = picked.get(path, {"inputs": None, "outputs": None})
-            if of["inputs"] is not None or of["outputs"] is not None:
+            own = not linear and not (bias and all(after))  # Conv1D has to have a bias, and something to read
+            if of["inputs"] is not None or of["outputs"] is not None or own:
                 new: Any = _picking(after, of["inputs"], of["outputs"], bias, not linear, like)
             elif linear and all(after):
                 new = nn.Linear(after[1], after[0], bias=bias)
@@ -79,8 +80,6 @@ def narrow(model: nn.Module, names: Mapping[str, Any], blocks: Sequence[Mapping[
                 new = linear_of(*values)
             else:
                 new = type(old)(*after)
-                if not bias:
-                    new.bias = None
             place(block, path, new.to(**like).requires_grad_())
 
 
