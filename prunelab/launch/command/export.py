@@ -35,8 +35,8 @@ def export(
     Removed weights stay as zeros, or with ``compact`` are really gone; ``form`` is then what the checkpoint looks like, one
     of ``FORMS`` of prunelab.model_files. The folder appears when it is whole. Raises
     StoreError for a trial that is unknown, unfinished or damaged, and for a folder that holds something, unless that is
-    an earlier export and ``force`` says to replace it; ModelError where ``compact`` leaves layers that no checkpoint can
-    say.
+    an earlier export and ``force`` says to replace it; ModelError where ``compact`` leaves layers that a checkpoint of
+    ``form`` cannot say.
     """
     if form != OWN and not compact:
         raise StoreError(f"--form {form} is a shape of what is left: add --compact.")
@@ -180,7 +180,10 @@ def _form(checkpoint: Mapping[str, Any]) -> str:
             if checkpoint["compact"]
             else "An ordinary checkpoint: removed weights are zeros."
         )
-    return "Its layers differ in width: load it with `AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)`."
+    return (
+        "Its layers differ in width, or leave out single rows and columns: load it with "
+        "`AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)`."
+    )
 
 
 def _table(left: str, right: str, rows: Mapping[str, str]) -> list[str]:
