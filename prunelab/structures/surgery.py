@@ -1,12 +1,13 @@
 """From zeros to smaller matrices: a pruned decoder that computes the same with fewer parameters.
 
 First, what removal in one layer makes useless in another is dropped too: a hidden unit of the MLP whose
-output column is gone, or that is always zero; a value channel that no query head reads, and the reverse. Then
+output column is gone, or that is always zero; a value channel that no query head reads, and the reverse; query and
+key rows of a head whose output is gone, or whose scores are all zero. Then
 each linear layer becomes the smallest one that computes the same: a plain Linear where neighbours agree on
 the width (inside the MLP, and inside the attention where whole heads are gone), otherwise a CompactLinear that
 picks its inputs and puts its outputs among zeros (the residual stream, of which every layer uses its own part,
-and parts of heads, whose width the attention code fixes). Query and key channels are not dropped beyond their
-own rows: rotary pairs and per-head norms couple them.
+and parts of heads, whose width the attention code fixes). Within a head that stays, query and key
+channels are not dropped beyond their own rows: rotary pairs and per-head norms couple them.
 
 Heads are gone as a whole where query, key and value lost their rows and the output map their columns, and every
 key-value head that stays serves equally many query heads, as transformers' ``repeat_kv`` has it (query head q reads
@@ -163,8 +164,12 @@ def _plans(
         query, key, value, output = decoder.family.attention
         n_q, n_kv, d_h = heads_of(decoder, index)
         at = attention_rows(decoder.family.layout, n_q, n_kv, d_h)
-        rows[value] = rows[value].clone()  # other rows of a fused map stay as they are
+        for path in {query, key, value}:  # other rows of a fused map stay as they are
+            rows[path] = rows[path].clone()
         rows[value][at[2]], columns[output] = _living_channels(rows[value][at[2]], columns[output])
+        rows[query][at[0]], rows[key][at[1]] = _living_scores(
+            rows[query][at[0]], rows[key][at[1]], columns[output], _scores_keep_zero(decoder, index)
+        )
         now = shape.heads_of(decoder, index)
         if now is not None:
             lines = rows[query][at[0]], rows[key][at[1]], rows[value][at[2]]
@@ -226,6 +231,34 @@ def _living_channels(value: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
     channels = value.unsqueeze(1)
     readers = output.view(value.shape[0], -1, value.shape[1])
     return (channels & readers.any(1, keepdim=True)).squeeze(1), (readers & channels).reshape(-1)
+
+
+def _living_scores(query: Tensor, key: Tensor, output: Tensor, keeps_zero: bool) -> tuple[Tensor, Tensor]:
+    """Query rows (n_kv, r * d_h) and key rows (n_kv, d_h) that matter, by whole heads: those of a head whose output columns
+    (n_q * d_h,) are gone do not, nor, where queries and keys of zeros stay so, those that meet nothing but zeros: their
+    scores are all zero.
+
+    Within a head nothing more goes: rotary positions mix its channels, in an order that only the model's code knows.
+    """
+    n_kv, width = key.shape
+    read = output.view(n_kv, -1, width).any(2)  # by query head
+    queries = query.view(n_kv, -1, width) & read[:, :, None]
+    keys = key & read.any(1, keepdim=True)
+    if keeps_zero:
+        asked, answered = queries.flatten(1).any(1), keys.any(1)
+        queries, keys = queries & answered[:, None, None], keys & asked[:, None]
+    return queries.reshape(query.shape), keys
+
+
+def _scores_keep_zero(decoder: Decoder, index: int) -> bool:
+    """Whether queries and keys of zeros stay zeros up to the scores: no norm between has a bias."""
+    query, key, value, output = cast(tuple, decoder.family.attention)
+    attention, name = parent(decoder.blocks[index], output), output.rpartition(".")[0]
+    own = {path.removeprefix(f"{name}.") for path in (query, key, value, output)}
+    return not any(
+        path.endswith("bias") and path.removesuffix(".bias") not in own
+        for path, _ in attention.named_parameters()
+    )
 
 
 def _activation_keeps_zero(decoder: Decoder) -> bool:
