@@ -11,6 +11,7 @@ import pytest
 import torch
 from by_conf import build
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from prunelab.evaluation.integrity import check
 from prunelab.evaluation.perplexity import perplexity
@@ -25,6 +26,7 @@ from prunelab.passes.shots import prune
 from prunelab.pattern.table import build_pattern
 from prunelab.reconstruction.walk import RepairReport, reconstruct
 from prunelab.sparsity.mask import Structured
+from prunelab.structures.checkpoint import save_checkpoint
 from prunelab.structures.state import (
     State,
     apply_state,
@@ -178,7 +180,7 @@ def test_heads_that_do_not_fit_together_keep_the_dense_width(
         assert decoder.blocks[0].self_attn.num_key_value_groups == (2 if queries == [2, 3] else 1)
 
 
-def test_heads_beside_alibi_are_picked_from(tokens: Tensor) -> None:
+def test_heads_beside_alibi_are_picked_from(tokens: Tensor, tmp_path: Path) -> None:
     decoder = random_decoder("bloom")
     rows, columns = (torch.ones(n, dtype=torch.bool) for n in (72, 24))
     rows.view(4, 3, 6)[1] = False
@@ -198,6 +200,9 @@ def test_heads_beside_alibi_are_picked_from(tokens: Tensor) -> None:
     compact(decoder, state)
     assert is_compact(decoder)
     torch.testing.assert_close(logits(decoder, tokens), expected, rtol=1e-5, atol=1e-5)
+    save_checkpoint(decoder, tmp_path, {"id": "bloom", "revision": None})
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
+    torch.testing.assert_close(theirs(input_ids=tokens).logits, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
