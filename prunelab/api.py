@@ -258,7 +258,8 @@ def compact(model: Model, state: State) -> None:
     """Make a pruned model physically smaller, in place: same function, fewer parameters.
 
     Where whole heads and hidden units are gone the model is an ordinary one of other widths afterwards, which can be
-    saved and pruned again; to repair it again, save it and load that folder.
+    saved and pruned again; to repair it again, save it and load that folder. Where single rows and columns are gone, its
+    layers pick what they read and place what they give: it runs, is measured and saved, but not pruned or repaired again.
     """
     compact_decoder(model.decoder, state)
 
@@ -269,7 +270,7 @@ def save(model: Model, folder: str | Path, form: str = OWN) -> Path:
     A model that :func:`compact` made smaller is written as it is. Where no config.json can say its widths, a modelling
     file lies beside the weights: ``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)``; see
     ``structures/checkpoint.py``. ``form`` "padded" fills it up with zeros to an ordinary checkpoint, "decilm" writes a Llama
-    as ``DeciLMForCausalLM``. Raises ModelError for one that lost single rows and columns, which nothing describes.
+    as ``DeciLMForCausalLM``. Raises ModelError where a model that lost single rows and columns is to be of either form.
     """
     if form not in FORMS:
         raise ConfigError("form", form, " | ".join(FORMS), nearest(form, FORMS))

@@ -99,7 +99,7 @@ def _options(name: str, command: argparse.ArgumentParser) -> None:
         command.add_argument(
             "--compact",
             action="store_true",
-            help="without the removed heads and hidden units, instead of with zeros in their place",
+            help="without the removed heads, hidden units, rows and columns, instead of with zeros in their place",
         )
         command.add_argument(
             "--form", choices=FORMS, default=OWN,

@@ -166,6 +166,13 @@ def _check_architecture(key: str, path: str, config: Mapping[str, Any], family: 
     families = load_families() if family is None else (read_family_file(family),)
     kind, known = config.get("model_type"), sorted({kind for one in families for kind in one.model_types})
     if kind in known:
+        blocks = config[_PRUNED].get("blocks") if isinstance(config.get(_PRUNED), Mapping) else None
+        if isinstance(blocks, list) and any(isinstance(one, Mapping) and one.get("picked") for one in blocks):
+            hint = (
+                "Layers of this one pick single inputs or outputs, since its removed rows and columns are gone. It runs and "
+                "generates (prunelab.load_model), but is not pruned again: export it without --compact and prune that."
+            )
+            raise ConfigError(key, path, "a model of whole layers", hint)
         return
     text = config.get("text_config")
     if isinstance(text, Mapping) and text.get("model_type") in known:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from prunelab.errors import ConfigError
 from prunelab.models.decoder import Decoder
+from prunelab.models.narrow import CompactLinear
 from prunelab.models.stream import check_tokens
 
 
@@ -120,8 +121,10 @@ def measure_speed(
 
 
 def parameter_bytes(decoder: Decoder) -> int:
-    """Bytes of the model's parameters in memory, tied ones once."""
-    return sum(parameter.numel() * parameter.element_size() for parameter in decoder.model.parameters())
+    """Bytes of the model's parameters in memory, tied ones once, and of the places that compacted layers pick."""
+    picking = (module for module in decoder.blocks.modules() if isinstance(module, CompactLinear))
+    places = [buffer for module in picking for buffer in module.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*decoder.model.parameters(), *places))
 
 
 def device_name(device: torch.device) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 from prunelab.errors import ModelError, nearest
 from prunelab.family import Family
 from prunelab.models.block import LinearSite
-from prunelab.models.narrow import is_gone
+from prunelab.models.narrow import CompactLinear, is_gone
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +58,12 @@ class Decoder:
                     linear = module.get_submodule(path)
                 except AttributeError:
                     linear = None
+                if isinstance(linear, CompactLinear):
+                    raise ModelError(
+                        f"{self.name}: {name} picks single inputs or outputs: rows and columns that went are gone from it. "
+                        "Such a model runs, is measured and saved, but not walked for statistics, pruned or repaired. "
+                        "Do that with the model before compact(), or one exported without --compact."
+                    )
                 if not isinstance(linear, nn.Linear):
                     raise ModelError(
                         f"{self.name}: {name} is {type(linear).__name__}, but family {self.family.name!r} "

@@ -36,6 +36,7 @@ from prunelab.models.checkpoint import (
 from prunelab.models.decilm import read_decilm
 from prunelab.models.decoder import Decoder, freeze
 from prunelab.models.narrow import narrow
+from prunelab.models.picked import check_places
 from prunelab.models.random import random_decoder
 from prunelab.models.shape import ENTRY, UNBUILDABLE, names_of, narrow_as
 from prunelab.models.transposed import hold_as_linear
@@ -74,6 +75,7 @@ def load_decoder(spec: Mapping[str, Any], *, device: str | torch.device = "cpu")
     if pruned is not None:
         narrow_as(model, family, pruned, str(folder / "config.json"))
     fill(model, open_folder(folder, family, dtype), device)
+    check_places(model, str(folder))
     _compute_buffers(model, device)
     freeze(model)
     return Decoder(model, family, str(spec["name"]), _max_len(spec, _positions(config)))

@@ -2,27 +2,38 @@
 
 Widths are read from the modules, never from the config, which describes the dense model. A narrow model's config.json
 has an entry ``pruned`` with a shape per block, from which prunelab builds the model without running the modelling file
-beside it. The entry comes from a disk: every value is checked against the dense model before anything is built.
+beside it. The entry comes from a disk: every value is checked against the dense model before anything is built. Which
+inputs and outputs a map picks is in tensors beside its weight, and checked once they are read (prunelab.models.picked).
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from prunelab.errors import ModelError, nearest
+from prunelab.errors import nearest
 from prunelab.family import Family
 from prunelab.models.bias import may_add
 from prunelab.models.decoder import Decoder
 from prunelab.models.narrow import HEAD_WIDTHS, is_gone, narrow, parent
+from prunelab.models.picked import (
+    ENTRY,
+    PICKED,
+    Picked,
+    linear_maps,
+    picked_maps,
+    read_picked,
+    width_of,
+    wrong,
+)
 from prunelab.models.transposed import hold_as_linear, is_turned, turn
 
-ENTRY, VERSION = "pruned", 1
+VERSION = 1
 UNBUILDABLE = (
     ValueError,
     AttributeError,
@@ -49,19 +60,22 @@ class Heads:
 class BlockShape:
     """One block: how many query heads, key-value heads and hidden units it has (None: it has no such part, or its heads
     cannot be counted; 0: the part is gone as a whole), and which linear maps (paths) have a bias that the dense model has
-    not, or the reverse."""
+    not, or the reverse. ``picked``: maps that pick single inputs or outputs of these widths; beside 0 hidden units also
+    all maps of an MLP that is still there for its bias."""
 
     heads: int | None
     kv_heads: int | None
     ffn: int | None
     added_biases: tuple[str, ...] = ()
     removed_biases: tuple[str, ...] = ()
+    picked: tuple[Picked, ...] = ()
 
     def entry(self) -> dict[str, Any]:
         """As JSON-ready data."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
-        }
+        values = {key: getattr(self, key) for key in _FIELDS}
+        found = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        picked = {one.path: {"inputs": one.inputs, "outputs": one.outputs} for one in self.picked}
+        return found | ({PICKED: picked} if picked else {})
 
 
 def head_width(decoder: Decoder, block: int) -> int | None:
@@ -81,8 +95,8 @@ def heads_of(decoder: Decoder, block: int) -> Heads | None:
         return None
     module = decoder.blocks[block]
     query, key, value, output = decoder.family.attention
-    rows = [module.get_submodule(path).get_parameter("weight").shape[0] for path in (query, key, value)]
-    columns = module.get_submodule(output).get_parameter("weight").shape[1]
+    rows = [width_of(module.get_submodule(path))[0] for path in (query, key, value)]
+    columns = width_of(module.get_submodule(output))[1]
     heads = columns // width
     separate = decoder.family.layout == "separate"
     kv_heads = rows[1] // width if separate else (rows[0] // width - heads) // 2
@@ -106,7 +120,7 @@ def units_of(decoder: Decoder, block: int) -> int | None:
         return None
     if is_gone(decoder.blocks[block], decoder.family.mlp[1]):
         return 0
-    return decoder.blocks[block].get_submodule(decoder.family.mlp[1]).get_parameter("weight").shape[1]
+    return width_of(decoder.blocks[block].get_submodule(decoder.family.mlp[1]))[1]
 
 
 def dense_twin(decoder: Decoder) -> Decoder:
@@ -120,11 +134,12 @@ def dense_twin(decoder: Decoder) -> Decoder:
 def block_shapes(decoder: Decoder, dense: Decoder) -> tuple[BlockShape, ...]:
     """Return the shape of every block of ``decoder`` beside those of its dense model (see :func:`dense_twin`).
 
-    Raises ModelError for layers that are no torch.nn.Linear.
+    Raises ModelError for layers that are neither torch.nn.Linear nor CompactLinear.
     """
     shapes = []
     for index in range(len(decoder.blocks)):
-        has = {site.path: site.linear.bias is not None for site in decoder.sites(index)}
+        maps = linear_maps(decoder, index)
+        has = {path: linear.bias is not None for path, linear in maps.items()}
         had = {site.path: site.linear.bias is not None for site in dense.sites(index)}
         heads = heads_of(decoder, index)
         attention = decoder.family.attention
@@ -136,6 +151,7 @@ def block_shapes(decoder: Decoder, dense: Decoder) -> tuple[BlockShape, ...]:
                 units_of(decoder, index),
                 tuple(path for path in has if has[path] and not had[path]),
                 tuple(path for path in has if had[path] and not has[path]),
+                picked_maps(decoder.family, maps),
             )
         )
     return tuple(shapes)
@@ -156,46 +172,57 @@ def narrow_as(model: Any, family: Family, entry: object, where: str) -> None:
     dense = Decoder(model, family, where, 1)
     shapes = read_entry(entry, dense, where)
     narrow(model, names_of(family), [shape.entry() for shape in shapes])
-    for site in dense.sites():
-        if site.path in family.transposed and not is_turned(site.linear):
-            turn(site.linear)
+    for index in range(len(dense.blocks)):
+        for path, linear in linear_maps(dense, index).items():
+            if path in family.transposed and not is_turned(linear):
+                turn(linear)
 
 
 def read_entry(entry: object, dense: Decoder, where: str) -> tuple[BlockShape, ...]:
     """Return the checked shapes of ``entry``; ModelError names ``where`` and the first value that cannot be."""
     if not isinstance(entry, Mapping) or set(entry) - {"version", "blocks", "parent"}:
-        raise _wrong(where, ENTRY, entry, 'a mapping {"version", "parent", "blocks"}')
+        raise wrong(where, ENTRY, entry, 'a mapping {"version", "parent", "blocks"}')
     if entry.get("version") != VERSION or isinstance(entry["version"], bool):
-        raise _wrong(where, "version", entry.get("version"), f"{VERSION}")
+        raise wrong(where, "version", entry.get("version"), f"{VERSION}")
     blocks, count = entry.get("blocks"), len(dense.blocks)
     if not isinstance(blocks, list) or len(blocks) != count:
         found = f"{len(blocks)} entries" if isinstance(blocks, list) else blocks
-        raise _wrong(where, "blocks", found, f"a list of {count}, one for each block")
+        raise wrong(where, "blocks", found, f"a list of {count}, one for each block")
     return tuple(_read_block(block, index, dense, where) for index, block in enumerate(blocks))
 
 
 def _read_block(block: object, index: int, dense: Decoder, where: str) -> BlockShape:
     at = f"blocks[{index}]"
-    if not isinstance(block, Mapping) or set(block) != set(_FIELDS):
-        raise _wrong(where, at, block, f"a mapping with exactly {', '.join(_FIELDS)}")
+    if not isinstance(block, Mapping) or set(block) - {PICKED} != set(_FIELDS):
+        raise wrong(where, at, block, f"a mapping with exactly {', '.join(_FIELDS)}")
     heads, ffn = heads_of(dense, index), units_of(dense, index)
-    if _is_zero(block["heads"]) and _is_zero(block["ffn"]):
-        raise _wrong(where, f"{at}.ffn", 0, "1 or more where heads is 0: a block without both is none")
+    mlp = () if dense.family.mlp is None else (*dense.family.mlp[0], dense.family.mlp[1])
+    picked: object = block.get(PICKED, {})
+    no_units = ffn is not None and _is_zero(block["ffn"])
+    no_mlp = no_units and not (isinstance(picked, Mapping) and mlp and mlp[-1] in picked)
+    if _is_zero(block["heads"]) and no_mlp:
+        raise wrong(where, f"{at}.ffn", 0, "1 or more where heads is 0: a block without both is none")
     if dense.family.attention is not None and _is_zero(block["heads"]) and _is_zero(block["kv_heads"]):
         of_query = of_value = 0
     else:
         of_query = _count(block["heads"], heads and heads.heads, f"{at}.heads", where)
         of_value = _count(block["kv_heads"], heads and heads.kv_heads, f"{at}.kv_heads", where)
     if heads is not None and of_query and of_value and of_query % of_value:
-        raise _wrong(where, f"{at}.heads", of_query, f"kv_heads ({of_value}) times a whole number")
-    had = {site.path: site.linear.bias is not None for site in dense.sites(index)}
+        raise wrong(where, f"{at}.heads", of_query, f"kv_heads ({of_value}) times a whole number")
+    attention = () if dense.family.attention is None or of_query != 0 else dense.family.attention
+    gone = {*attention, *(mlp if no_mlp else ())}
+    maps = {site.path: site.linear for site in dense.sites(index) if site.path not in gone}
+    had = {path: linear.bias is not None for path, linear in maps.items()}
     addable = [path for path in had if not had[path] and may_add(dense.family, path)]
     return BlockShape(
         of_query,
         of_value,
-        0 if ffn is not None and _is_zero(block["ffn"]) else _count(block["ffn"], ffn, f"{at}.ffn", where),
+        0 if no_units else _count(block["ffn"], ffn, f"{at}.ffn", where),
         _paths(block["added_biases"], addable, f"{at}.added_biases", where),
         _paths(block["removed_biases"], [p for p in had if had[p]], f"{at}.removed_biases", where),
+        read_picked(picked, maps, mlp if no_units else (), f"{at}.{PICKED}", where)
+        if PICKED in block
+        else (),
     )
 
 
@@ -206,29 +233,20 @@ def _is_zero(value: object) -> bool:
 def _count(value: object, dense: int | None, key: str, where: str) -> int | None:
     if dense is None:
         if value is not None:
-            raise _wrong(where, key, value, "null, as the family names no such part")
+            raise wrong(where, key, value, "null, as the family names no such part")
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= dense:
-        raise _wrong(where, key, value, f"an integer from 1 to {dense}, the dense model's")
+        raise wrong(where, key, value, f"an integer from 1 to {dense}, the dense model's")
     return value
 
 
 def _paths(value: object, allowed: Sequence[str], key: str, where: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(path, str) for path in value):
-        raise _wrong(where, key, value, "a list of paths")
+        raise wrong(where, key, value, "a list of paths")
     for path in value:
         if path not in allowed:
             known = f"paths among {', '.join(allowed)}" if allowed else "an empty list"
-            raise _wrong(where, key, path, f"{known}. {nearest(path, allowed)}".rstrip(" ."))
+            raise wrong(where, key, path, f"{known}. {nearest(path, allowed)}".rstrip(" ."))
     if len(set(value)) < len(value):
-        raise _wrong(where, key, value, "each path once")
+        raise wrong(where, key, value, "each path once")
     return tuple(value)
-
-
-def _wrong(where: str, key: str, value: object, allowed: str) -> ModelError:
-    shown = repr(value)
-    shown = shown if len(shown) < 80 else f"{shown[:76]}..."
-    name = key if key == ENTRY else f"{ENTRY}.{key}"
-    return ModelError(
-        f"{where}: {name}={shown}; allowed is {allowed}. The file was changed or is of another model: export it again."
-    )

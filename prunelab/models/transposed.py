@@ -58,7 +58,7 @@ def _linear(weight: Tensor, bias: nn.Parameter | None) -> nn.Linear:
     return linear
 
 
-def turn(linear: nn.Linear) -> None:
+def turn(linear: nn.Module) -> None:
     """Let ``linear`` write its weight as (in, out), and read it so from a ``state_dict``."""
     linear.register_state_dict_post_hook(_turn)
     linear.register_load_state_dict_pre_hook(_turn)

@@ -26,8 +26,8 @@ def write(
     (prunelab.model_files; those that are filled up hold the blocks twice for a while); the dtype stays the model's; one
     model is in memory. Returns {"parameters", "bytes", "own_code"}: how many parameters the checkpoint has, the size of
     its safetensors, and whether transformers needs the modelling file beside them. Raises StoreError for a damaged state
-    and ModelError where the model does not hold what the state says, or where ``compact`` leaves layers that no
-    checkpoint can say.
+    and ModelError where the model does not hold what the state says, or where ``compact`` leaves layers that a
+    checkpoint of that form cannot say.
     """
     decoder = load_decoder(model)
     pruned = open_state(state)

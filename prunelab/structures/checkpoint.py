@@ -6,14 +6,15 @@ Three cases, told apart by building the model that the config would describe and
 - equal widths in every block become a changed config.json, if the architecture's config can say them (a Llama-like one
   can; OPT takes the width of a head from the number of heads, so only its hidden units can be fewer);
 - all else gets a modelling file beside the weights and an entry ``pruned`` in config.json with the shape of every block
-  and the parent model. transformers runs that file with ``trust_remote_code=True`` and needs nothing of prunelab;
-  prunelab builds the model from the entry and never runs the file.
+  and the parent model; of maps that pick single inputs or outputs it says how many, and which ones are int64 tensors
+  ``inputs`` and ``outputs`` beside their weights. transformers runs that file with ``trust_remote_code=True`` and needs
+  nothing of prunelab; prunelab builds the model from the entry and never runs the file.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,15 @@ from prunelab.errors import ModelError
 from prunelab.files import replace_file
 from prunelab.model_files import DECILM_FORM, PADDED
 from prunelab.models.decoder import Decoder
-from prunelab.models.narrow import is_gone
 from prunelab.models.shape import (
     ENTRY,
     VERSION,
-    BlockShape,
     block_shapes,
     dense_twin,
     names_of,
-    units_of,
 )
 from prunelab.structures.decilm import save_decilm
 from prunelab.structures.padding import gained_biases_alone, pad_to_uniform
-from prunelab.structures.surgery import is_compact
 from prunelab.structures.uniform import build_as, is_same, uniform_config
 
 MODULE, CLASS, AUTO = "modeling_pruned", "PrunedForCausalLM", "AutoModelForCausalLM"
@@ -58,14 +55,8 @@ def save_checkpoint(decoder: Decoder, folder: Path, origin: Mapping[str, str | N
     """Write weights, config.json and, where no config can say the widths, ``modeling_pruned.py`` to ``folder``.
 
     ``origin``: "id" and "revision" of the model that was pruned, for the entry in config.json. Raises ModelError for a
-    decoder with layers that nothing describes, and one whose class is not transformers' own.
+    narrow decoder whose class is not transformers' own.
     """
-    if is_compact(decoder):
-        raise ModelError(
-            f"{decoder.name} is compacted: some of its layers pick single inputs or outputs, which no checkpoint can say, "
-            "so nothing could load it. Save it before compact(), or export it without --compact: the checkpoint then holds "
-            "the same function, with zeros."
-        )
     changes = _config_changes(decoder, origin)
     # transformers turns the names of older checkpoints (GPT-NeoX' embed_out) for its own classes alone
     own_class = changes is not None and ENTRY in changes
@@ -92,7 +83,7 @@ def _config_changes(decoder: Decoder, origin: Mapping[str, str | None]) -> dict[
     uniform = uniform_config(decoder, shapes, dense)
     if uniform is not None and is_same(decoder, build_as(decoder, uniform)):
         return uniform
-    _check_describable(decoder, shapes)
+    _check_class(decoder)
     return {
         "architectures": [CLASS],
         "auto_map": {AUTO: f"{MODULE}.{CLASS}"},
@@ -100,19 +91,12 @@ def _config_changes(decoder: Decoder, origin: Mapping[str, str | None]) -> dict[
     }
 
 
-def _check_describable(decoder: Decoder, shapes: Sequence[BlockShape]) -> None:
-    instead = "Save it before compact(): the checkpoint then holds the same function, with zeros."
-    for index in range(len(shapes)):
-        if units_of(decoder, index) == 0 and not is_gone(decoder.blocks[index], decoder.family.mlp[1]):  # type: ignore[index]
-            raise ModelError(
-                f"{decoder.name}: block {index} has no hidden unit left; a checkpoint of its own widths needs one in "
-                f"every block. {instead}"
-            )
+def _check_class(decoder: Decoder) -> None:
     kind = type(decoder.model)
     if not kind.__module__.startswith("transformers."):
         raise ModelError(
             f"{decoder.name}: its class {kind.__name__} comes with its checkpoint; a narrow one can only be written for "
-            f"classes of transformers. {instead}"
+            "classes of transformers. Save it before compact(): the checkpoint then holds the same function, with zeros."
         )
 
 

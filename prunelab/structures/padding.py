@@ -75,8 +75,8 @@ def check_class(decoder: Decoder) -> None:
     kind = type(decoder.model)
     if is_compact(decoder):
         raise ModelError(
-            f"{decoder.name} is compacted to layers that pick single inputs or outputs, whose places are not known any more. "
-            "Save it before compact(), or export it without --compact: zeros then stay in their places."
+            f"{decoder.name} is compacted to layers that pick single inputs or outputs, which only a checkpoint of form own can "
+            "say. Take that form, or keep the zeros: save it before compact(), or export it without --compact."
         )
     if not kind.__module__.startswith("transformers."):
         raise ModelError(

@@ -1,18 +1,19 @@
 """From zeros to smaller matrices: a pruned decoder that computes the same with fewer parameters.
 
 First, what removal in one layer makes useless in another is dropped too: a hidden unit of the MLP whose
-output column is gone, or that is always zero; a value channel that no query head reads, and the reverse. Then
+output column is gone, or that is always zero; a value channel that no query head reads, and the reverse; query and
+key rows of a head whose output is gone, or whose scores are all zero. Then
 each linear layer becomes the smallest one that computes the same: a plain Linear where neighbours agree on
 the width (inside the MLP, and inside the attention where whole heads are gone), otherwise a CompactLinear that
 picks its inputs and puts its outputs among zeros (the residual stream, of which every layer uses its own part,
-and parts of heads, whose width the attention code fixes). Query and key channels are not dropped beyond their
-own rows: rotary pairs and per-head norms couple them.
+and parts of heads, whose width the attention code fixes). Within a head that stays, query and key
+channels are not dropped beyond their own rows: rotary pairs and per-head norms couple them.
 
 Heads are gone as a whole where query, key and value lost their rows and the output map their columns, and every
 key-value head that stays serves equally many query heads, as transformers' ``repeat_kv`` has it (query head q reads
 key-value head q // (heads / kv_heads)). Blocks that went as a whole are taken out; in the place of an attention or an MLP
 that did, its block has modules that pass nothing on, so that places in a cache stay. A decoder that got plain layers only
-is one like any other: it is walked, pruned, repaired and saved again.
+is one like any other: it is walked, pruned and repaired again. Either is saved (prunelab.structures.checkpoint).
 """
 
 from __future__ import annotations
@@ -22,53 +23,26 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
 from prunelab.models import shape
 from prunelab.models.decoder import Decoder
-from prunelab.models.narrow import count_heads, count_units, drop_attention, drop_mlp, parent, place
+from prunelab.models.narrow import (
+    CompactLinear,
+    count_heads,
+    count_units,
+    drop_attention,
+    drop_mlp,
+    linear_of,
+    parent,
+    place,
+)
 from prunelab.models.shape import Heads
 from prunelab.models.transposed import is_turned, turn
 from prunelab.pattern.base import ATTENTION, FFN
 from prunelab.structures.blocks import drop_blocks, is_removed, removed_parts
 from prunelab.structures.layout import attention_rows, heads_of, mlp_rows
 from prunelab.structures.state import StateReader, apply_state
-
-
-class CompactLinear(nn.Module):
-    """A linear layer without its removed rows and columns, with the same interface to the outside.
-
-    weight (p, q), bias (p,) or None; ``inputs`` (q,) int64: features of x (..., in_features) to use, None = x
-    is already that narrow; ``outputs`` (p,) int64: places in the result (..., out_features), zero elsewhere,
-    None = the result is (..., p).
-    """
-
-    def __init__(
-        self,
-        weight: Tensor,
-        bias: Tensor | None,
-        inputs: Tensor | None,
-        outputs: Tensor | None,
-        in_features: int,
-        out_features: int,
-    ) -> None:
-        super().__init__()
-        self.in_features, self.out_features = in_features, out_features
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        self.register_buffer("inputs", inputs)
-        self.register_buffer("outputs", outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., in_features) to (..., out_features)."""
-        if self.inputs is not None:
-            x = x.index_select(-1, cast(Tensor, self.inputs))
-        y = F.linear(x, self.weight, self.bias)
-        if self.outputs is None:
-            return y
-        full = y.new_zeros(*y.shape[:-1], self.out_features)
-        return full.index_copy(-1, cast(Tensor, self.outputs), y)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +70,7 @@ def compact(decoder: Decoder, state: StateReader) -> None:
 
     Logits stay those of the zero-filled model up to rounding (1e-5 in float32). Layers with masks of single
     weights keep their shape. Where whole heads and hidden units are gone, every layer is a plain Linear again and the
-    decoder an ordinary one of other widths; otherwise (:func:`is_compact`) it runs and counts its parameters, but
+    decoder an ordinary one of other widths; otherwise (:func:`is_compact`) it runs, is measured and saved, but
     ``sites()`` refuses it: replaced layers are no longer what its family describes.
     """
     apply_state(decoder, state)
@@ -126,8 +100,8 @@ def compact(decoder: Decoder, state: StateReader) -> None:
 
 
 def is_compact(decoder: Decoder) -> bool:
-    """Whether :func:`compact` has put in layers that pick their inputs and place their outputs: no config describes
-    such a model."""
+    """Whether ``decoder`` has layers that pick their inputs or place their outputs, as :func:`compact` puts in: no config
+    of its architecture describes such a model."""
     return any(isinstance(module, CompactLinear) for module in decoder.blocks.modules())
 
 
@@ -190,8 +164,12 @@ def _plans(
         query, key, value, output = decoder.family.attention
         n_q, n_kv, d_h = heads_of(decoder, index)
         at = attention_rows(decoder.family.layout, n_q, n_kv, d_h)
-        rows[value] = rows[value].clone()  # other rows of a fused map stay as they are
+        for path in {query, key, value}:  # other rows of a fused map stay as they are
+            rows[path] = rows[path].clone()
         rows[value][at[2]], columns[output] = _living_channels(rows[value][at[2]], columns[output])
+        rows[query][at[0]], rows[key][at[1]] = _living_scores(
+            rows[query][at[0]], rows[key][at[1]], columns[output], _scores_keep_zero(decoder, index)
+        )
         now = shape.heads_of(decoder, index)
         if now is not None:
             lines = rows[query][at[0]], rows[key][at[1]], rows[value][at[2]]
@@ -255,6 +233,34 @@ def _living_channels(value: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
     return (channels & readers.any(1, keepdim=True)).squeeze(1), (readers & channels).reshape(-1)
 
 
+def _living_scores(query: Tensor, key: Tensor, output: Tensor, keeps_zero: bool) -> tuple[Tensor, Tensor]:
+    """Query rows (n_kv, r * d_h) and key rows (n_kv, d_h) that matter, by whole heads: those of a head whose output columns
+    (n_q * d_h,) are gone do not, nor, where queries and keys of zeros stay so, those that meet nothing but zeros: their
+    scores are all zero.
+
+    Within a head nothing more goes: rotary positions mix its channels, in an order that only the model's code knows.
+    """
+    n_kv, width = key.shape
+    read = output.view(n_kv, -1, width).any(2)  # by query head
+    queries = query.view(n_kv, -1, width) & read[:, :, None]
+    keys = key & read.any(1, keepdim=True)
+    if keeps_zero:
+        asked, answered = queries.flatten(1).any(1), keys.any(1)
+        queries, keys = queries & answered[:, None, None], keys & asked[:, None]
+    return queries.reshape(query.shape), keys
+
+
+def _scores_keep_zero(decoder: Decoder, index: int) -> bool:
+    """Whether queries and keys of zeros stay zeros up to the scores: no norm between has a bias."""
+    query, key, value, output = cast(tuple, decoder.family.attention)
+    attention, name = parent(decoder.blocks[index], output), output.rpartition(".")[0]
+    own = {path.removeprefix(f"{name}.") for path in (query, key, value, output)}
+    return not any(
+        path.endswith("bias") and path.removesuffix(".bias") not in own
+        for path, _ in attention.named_parameters()
+    )
+
+
 def _activation_keeps_zero(decoder: Decoder) -> bool:
     """Whether the MLP's activation maps 0 to 0; unknown ones are taken not to."""
     config = decoder.model.config
@@ -277,14 +283,10 @@ def _smaller(linear: nn.Linear, plan: Plan) -> nn.Module:
     bias = linear.bias.detach()[rows] if plan.bias else None
     inputs = None if plan.narrow_input or bool(columns.all()) else columns.nonzero()[:, 0]
     outputs = None if plan.narrow_output or bool(rows.all()) else rows.nonzero()[:, 0]
-    if inputs is not None or outputs is not None:
-        return CompactLinear(weight, bias, inputs, outputs, linear.in_features, linear.out_features)
-    with torch.device("meta"):
-        plain = nn.Linear(1, 1, bias=bias is not None)  # its own widths may be 0, at which initialisers warn
-    plain.out_features, plain.in_features = weight.shape
-    plain.weight = nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
-        plain.bias = nn.Parameter(bias, requires_grad=False)
+    if inputs is None and outputs is None:
+        small: nn.Module = linear_of(weight, bias)
+    else:
+        small = CompactLinear(weight, bias, inputs, outputs, linear.in_features, linear.out_features)
     if is_turned(linear):
-        turn(plain)
-    return plain
+        turn(small)
+    return small

@@ -22,7 +22,13 @@ def uniform_config(decoder: Decoder, shapes: Sequence[BlockShape], dense: Decode
     ``dense``: the model of the config as it is, see :func:`prunelab.models.shape.dense_twin`.
     """
     first, config = shapes[0], decoder.model.config
-    if len(set(shapes)) > 1 or 0 in (first.heads, first.ffn) or first.added_biases or first.removed_biases:
+    if (
+        len(set(shapes)) > 1
+        or 0 in (first.heads, first.ffn)
+        or first.added_biases
+        or first.removed_biases
+        or first.picked
+    ):
         return None
     was = block_shapes(dense, dense)[0]
     changes: dict[str, Any] = {}

@@ -60,6 +60,7 @@ def config(**changes: object) -> Callable[[Path], None]:
         (config(model_type="lama"), ["model_type='lama'", "Did you mean 'llama'?"]),
         (config(quantization_config={"bits": 4}), ["float weights", "quantised"]),
         (config(model_type="gemma3", text_config={"model_type": "gemma3_text"}), ["reads more than text", "m-text"]),
+        (config(pruned={"blocks": [{}, {"picked": {"mlp.up_proj": {}}}]}), ["a model of whole layers", "without --compact"]),
         (lambda folder: replace(folder / "config.json", "{"), ["config.json is no JSON"]),
         (lambda folder: replace(folder / "config.json", "[]"), ["config.json holds list"]),
     ],

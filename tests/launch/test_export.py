@@ -49,9 +49,9 @@ def plan_of(run_in: Run, folder: Path) -> Callable[[str], Plan]:
     return plan
 
 
-def perplexity(folder: Path, tokens: torch.Tensor) -> float:
+def perplexity(folder: Path, tokens: torch.Tensor, **how: bool) -> float:
     """By plain transformers: exp of the mean loss over the targets of all windows."""
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, **how)
     with torch.no_grad():
         logits = model(input_ids=tokens).logits[:, :-1].float()
     losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").double()
@@ -129,13 +129,29 @@ def test_what_cannot_be_exported_is_said(
 def test_compact_is_smaller_or_says_why_it_cannot_be(
     run_in: Run, folder: Path, plan_of: Callable[[str], Plan], tmp_path: Path
 ) -> None:
-    """Single rows and columns fit no checkpoint; of single weights nothing goes as a whole, so all of them stay."""
-    (trial,) = plan_of("lines").trials
+    """Single rows and columns fit no padded checkpoint; of single weights nothing goes as a whole, so all of them stay."""
+    plan = plan_of("lines")
+    (trial,) = plan.trials
     out = tmp_path / "lines"
-    refused = run_in(folder, "export", "lines", trial.name, str(out), "--compact", module="prunelab.cli")
+    words = ("export", "lines", trial.name, str(out), "--compact")
+    refused = run_in(folder, *words, "--form", "padded", module="prunelab.cli")
     assert refused.returncode == 1
     assert "export it without --compact" in refused.stderr
     assert not out.exists()
+    exported = run_in(folder, *words, module="prunelab.cli")
+    assert exported.returncode == 0, exported.stderr
+    folders = {role: locate(plan.store, plan.stages[key].kind, key) for role, key in trial.stages.items()}
+    facts = json.loads((out / "prunelab.json").read_text())
+    assert facts["checkpoint"]["own_code"]
+    assert facts["checkpoint"]["parameters"] == facts["metrics"]["parameters/compact"]
+    found = perplexity(out, read(folders["test/austen"] / "outputs"), trust_remote_code=True)
+    assert found == pytest.approx(
+        facts["metrics"]["ppl/austen"], rel=0.01
+    )  # sums of bfloat16 in another order
+    again = run_in(folder, "study=again", "model=local", f"model.id={out}", "method=kobd", "-m")
+    assert again.returncode != 0
+    assert "Layers of this one pick single inputs or outputs" in again.stdout + again.stderr
+    out = tmp_path / "single"
     (trial,) = plan_of("repaired").trials
     words = ("export", "repaired", trial.name, str(out), "--form", "padded")
     alone = run_in(folder, *words, module="prunelab.cli")

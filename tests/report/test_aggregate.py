@@ -30,7 +30,9 @@ def test_achieved_ratio_stands_in_for_a_missing_one():
 
 
 def test_what_went_is_told_beside_what_was_asked_for():
-    data = frame([("f", "shortgpt", 0.1, 4.0), ("f", "flap", 0.1, 5.0)]).assign(**{"ratio/weights": [0.0, 0.1]})
+    data = frame([("f", "shortgpt", 0.1, 4.0), ("f", "flap", 0.1, 5.0)]).assign(
+        **{"ratio/weights": [0.0, 0.1]}
+    )
     cells = by_cell(data, ["ppl"]).assign(error=[1.0, 1.1])
     assert cells["removed"].tolist() == [0.0, 0.1]
     assert pareto(cells, "error", "ppl").tolist() == [True, True]  # a model that lost nothing beats nobody

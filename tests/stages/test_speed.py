@@ -32,6 +32,7 @@ SMALL = [
     "evaluation.corpora=[austen]", "evaluation.held_out=[]", "evaluation.max_samples=2", "evaluation.error_samples=2",
     "evaluation.seq_len=32", "sparsity.ratio=0.5", "runtime.device=cpu", "runtime.workers=1", "runtime.threads=1",
 ]  # fmt: skip
+LINES = ("method=magnitude", "sparsity=rows_columns", "evaluation.speed=true")
 UNITS, WEIGHTS = ("method=magnitude_sp", "sparsity=units"), ("method=magnitude", "sparsity=unstructured")
 
 
@@ -68,7 +69,7 @@ def test_how_long_texts_are_is_in_the_key_and_has_to_fit_the_model(tmp_path: Pat
 @pytest.fixture(scope="module")
 def timed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, dict[str, Path]]:
     short = ("evaluation.speed_prompt=16", "evaluation.speed_tokens=4", "evaluation.speed_rounds=3")
-    plan = plan_of(tmp_path_factory.mktemp("speed"), UNITS + short, WEIGHTS + short)
+    plan = plan_of(tmp_path_factory.mktemp("speed"), UNITS + short, WEIGHTS + short, LINES + short)
     failures: list[str] = []
     order = Order(plan, save_plan(plan), jobs(plan, set()), local_resources(plan.trials[0].config.runtime))
     Inline().run(order, lambda event: failures.append(str(event)) if event.what == "failed" else None)
@@ -102,24 +103,29 @@ def test_speeds_ratios_and_bytes_are_metrics_with_their_protocol(timed: tuple[Pl
 
 
 def test_bytes_are_those_of_the_checkpoint(timed: tuple[Plan, dict[str, Path]], tmp_path: Path) -> None:
-    plan, places = timed
+    plan = timed[0]
     model = plan.stages[plan.trials[0].stages["speed"]].runtime["model"]
-    decoder = load_decoder(model, device="cpu")
-    save_checkpoint(decoder, tmp_path / "dense", {"id": "m", "revision": None})
-    compact(decoder, open_state(places["prune"] / "outputs" / "state.safetensors"))
-    save_checkpoint(decoder, tmp_path / "compact", {"id": "m", "revision": None})
-    found = record_of(timed).metrics
-    assert found["bytes/compact"] < 0.75 * found["bytes/dense"]
-    for name in ("dense", "compact"):
-        header = checkpoint_bytes(tmp_path / name) - found[f"bytes/{name}"]
-        assert 0 < header < 0.02 * found["bytes/dense"]
+    for number in (0, 2):  # units, rows and columns
+        places, out = folders(plan, number), tmp_path / str(number)
+        decoder = load_decoder(model, device="cpu")
+        save_checkpoint(decoder, out / "dense", {"id": "m", "revision": None})
+        compact(decoder, open_state(places["prune"] / "outputs" / "state.safetensors"))
+        save_checkpoint(decoder, out / "compact", {"id": "m", "revision": None})
+        found = read_record(places["speed"]).metrics
+        assert found["bytes/compact"] < 0.75 * found["bytes/dense"]
+        for name in ("dense", "compact"):
+            header = checkpoint_bytes(out / name) - found[f"bytes/{name}"]
+            assert 0 < header < 0.02 * found["bytes/dense"]
 
 
-def test_the_report_shows_them_for_trials_of_units_alone(timed: tuple[Plan, dict[str, Path]]) -> None:
+def test_the_report_shows_them_for_trials_that_were_timed_alone(timed: tuple[Plan, dict[str, Path]]) -> None:
     study = collect(timed[0].folder)
     assert set(study.frame["status"]) == {"done"}
-    (table,) = speed_tables(study)
-    ((ratio, method, *cells),) = table.rows
+    rows = [row for table in speed_tables(study) for row in table.rows]
+    assert len(rows) == 2
+    ((ratio, method, *cells),) = [row for row in rows if "magnitude_sp" in row[1].text]
+    ((_, _, *lines),) = [row for row in rows if "magnitude_sp" not in row[1].text]
+    assert float(lines[0].text.replace(",", "")) > 0
     assert (ratio.text, "magnitude_sp" in method.text) == ("0.5", True)
     found = record_of(timed).metrics
     assert cells[1].text == f"{found['speedup/prefill']:.2f}×"

@@ -11,6 +11,7 @@ import pytest
 import torch
 from by_conf import build
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from prunelab.evaluation.integrity import check
 from prunelab.evaluation.perplexity import perplexity
@@ -25,6 +26,7 @@ from prunelab.passes.shots import prune
 from prunelab.pattern.table import build_pattern
 from prunelab.reconstruction.walk import RepairReport, reconstruct
 from prunelab.sparsity.mask import Structured
+from prunelab.structures.checkpoint import save_checkpoint
 from prunelab.structures.state import (
     State,
     apply_state,
@@ -160,12 +162,13 @@ def of_heads(decoder: Decoder, queries: list[int], groups: list[int]) -> State:
 
 @pytest.mark.parametrize(
     ("queries", "groups", "plain"),
-    [([0, 3], [], True), ([2, 3], [1], True), ([1, 3], [1], False), ([0], [], False), ([0, 1, 2, 3], [0, 1], False)],
+    [([0, 3], [], True), ([2, 3], [1], True), ([1, 3], [1], True), ([0], [], False), ([0, 1, 2, 3], [0, 1], False)],
 )  # fmt: skip
 def test_heads_that_do_not_fit_together_keep_the_dense_width(
     queries: list[int], groups: list[int], plain: bool, tokens: Tensor
 ) -> None:
-    """One query head less in each group is as good as a whole group; all else picks and places, and computes the same."""
+    """One query head less in each group is as good as a whole group, and a query head whose values are gone goes with them;
+    all else picks and places, and computes the same."""
     decoder = random_decoder("qwen3")
     state = of_heads(decoder, queries, groups)
     expected = logits(decoder, tokens)
@@ -174,10 +177,10 @@ def test_heads_that_do_not_fit_together_keep_the_dense_width(
     assert is_compact(decoder) is not plain
     assert isinstance(decoder.blocks[0].self_attn.q_proj, nn.Linear if plain else CompactLinear)
     if plain:
-        assert decoder.blocks[0].self_attn.num_key_value_groups == 2 - (not groups)
+        assert decoder.blocks[0].self_attn.num_key_value_groups == (2 if queries == [2, 3] else 1)
 
 
-def test_heads_beside_alibi_are_picked_from(tokens: Tensor) -> None:
+def test_heads_beside_alibi_are_picked_from(tokens: Tensor, tmp_path: Path) -> None:
     decoder = random_decoder("bloom")
     rows, columns = (torch.ones(n, dtype=torch.bool) for n in (72, 24))
     rows.view(4, 3, 6)[1] = False
@@ -197,22 +200,29 @@ def test_heads_beside_alibi_are_picked_from(tokens: Tensor) -> None:
     compact(decoder, state)
     assert is_compact(decoder)
     torch.testing.assert_close(logits(decoder, tokens), expected, rtol=1e-5, atol=1e-5)
+    save_checkpoint(decoder, tmp_path, {"id": "bloom", "revision": None})
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
+    torch.testing.assert_close(theirs(input_ids=tokens).logits, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_half_a_head_is_no_head(tokens: Tensor, remove_units: Remove) -> None:
+@pytest.mark.parametrize(
+    ("path", "line", "plain"), [("v_proj", 0, True), ("q_proj", 0, True), ("k_proj", 0, True), ("o_proj", 0, False)]
+)  # fmt: skip
+def test_half_a_head_is_a_head_where_it_is_heard(
+    path: str, line: int, plain: bool, tokens: Tensor, remove_units: Remove
+) -> None:
+    """A row of a head that nothing reads goes with the rest, so the head is whole again; one that is read stays."""
     decoder = random_decoder("llama")
     state = remove_units(decoder, {0: ((), (0,))})
-    mask = state.site("model.layers.0.self_attn.v_proj").mask
-    mask.keep_rows[0] = (
-        True  # the value map keeps a row that nothing reads: it goes, so the head is whole again
-    )
-    decoder.blocks[0].self_attn.v_proj.weight.data[0] = 1.0
-    state.site("model.layers.0.self_attn.q_proj").mask.keep_rows[0] = (
-        True  # nobody may say that of a query row
-    )
+    for name in {path, "v_proj"} if path == "o_proj" else {path}:
+        mask = state.site(f"model.layers.0.self_attn.{name}").mask
+        (mask.keep_columns if name == "o_proj" else mask.keep_rows)[line] = True
+        weight = getattr(decoder.blocks[0].self_attn, name).weight.data
+        (weight.t() if name == "o_proj" else weight)[line] = 1.0
+    state = read_state(decoder, {name: one.mask for name, one in state.items.items()})
     expected = logits(decoder, tokens)
     compact(decoder, state)
-    assert is_compact(decoder)
+    assert is_compact(decoder) is not plain
     torch.testing.assert_close(logits(decoder, tokens), expected, rtol=1e-5, atol=1e-5)
 
 

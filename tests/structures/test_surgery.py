@@ -100,6 +100,28 @@ def test_every_role_of_fused_maps_can_lose_rows(decoder: Decoder, tokens: Tensor
     assert saved(decoder, remove(decoder, gone), tokens) > 0
 
 
+@pytest.mark.parametrize("role", ["query", "key", "output"])
+def test_query_and_key_rows_of_a_head_that_says_nothing_go(
+    decoder: Decoder, tokens: Tensor, role: str
+) -> None:
+    """Those of the first group: its outputs are gone, or its scores are all zero (its values are averaged then)."""
+    query, key, _, output = decoder.family.attention
+    sites = {site.path: site.linear for site in decoder.sites(0)}
+    n_q, n_kv, width = heads_of(decoder, 0)
+    rows = attention_rows(decoder.family.layout, n_q, n_kv, width)
+    share = n_q // n_kv * width
+    per_row = sites[query].in_features + (sites[query].bias is not None)
+    gone = {
+        "query": {query: (rows[0][0].tolist(), [])},
+        "key": {key: (rows[1][0].tolist(), [])},
+        "output": {output: ([], list(range(share)))},
+    }[role]
+    expected = (share + width) * per_row
+    if role == "output":
+        expected += width * per_row + share * sites[output].out_features
+    assert saved(decoder, remove(decoder, gone), tokens) == expected
+
+
 @pytest.mark.parametrize("kind", ["neurons", "heads"])
 def test_whole_units_go_with_all_their_lines(decoder: Decoder, tokens: Tensor, kind: str) -> None:
     """The first and the last unit: what goes is what their lines held, in fused maps too."""

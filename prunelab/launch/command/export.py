@@ -36,8 +36,8 @@ def export(
     Removed weights stay as zeros, or with ``compact`` are really gone; ``form`` is then what the checkpoint looks like, one
     of ``FORMS`` of prunelab.model_files. The folder appears when it is whole. Raises
     StoreError for a trial that is unknown, unfinished or damaged, and for a folder that holds something, unless that is
-    an earlier export and ``force`` says to replace it; ModelError where ``compact`` leaves layers that no checkpoint can
-    say.
+    an earlier export and ``force`` says to replace it; ModelError where ``compact`` leaves layers that a checkpoint of
+    ``form`` cannot say.
     """
     if form != OWN and not compact:
         raise StoreError(f"--form {form} is a shape of what is left: add --compact.")
@@ -189,9 +189,9 @@ def _form(checkpoint: Mapping[str, Any]) -> str:
             else "An ordinary checkpoint: removed weights are zeros."
         )
     return (
-        "Its layers differ from those that its architecture's config can say, in width or in biases: load it with "
-        "`AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)`. Without that transformers refuses the widths, "
-        "but drops biases with no more than a note."
+        "Its layers differ from those that its architecture's config can say, in width, in biases or in single rows and columns: "
+        "load it with `AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)`. Without that transformers refuses "
+        "the widths, but drops biases with no more than a note."
     )
 
 
