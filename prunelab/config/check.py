@@ -279,7 +279,7 @@ def _across_groups(config: Config) -> Iterator[ConfigError]:
         yield ConfigError("runtime.device", config["runtime"]["device"], "auto, cpu, cuda, cuda:N or mps")
     yield from _about_sparsity(config)
     yield from about_repair(config, _between_error(config))
-    yield from about_between_shots(config, method_source(config["method"]))
+    yield from about_between_shots(config)
     model = config["model"]
     if model["source"] == "hub" and not re.fullmatch(r"[0-9a-f]{40}", model["revision"] or ""):
         hint = "Branches and tags move, and with them the numbers."

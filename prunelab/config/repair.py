@@ -50,8 +50,8 @@ def about_repair(config: Config, between: ConfigError | None) -> Iterator[Config
         yield from _about_adapters(config, source, sum(parts.values()), "reconstruction")
 
 
-def about_between_shots(config: Config, method: ClassSource) -> Iterator[ConfigError]:
-    """Yield what does not go with a repair between the shots of a pruning; ``method``: of the method's class."""
+def about_between_shots(config: Config) -> Iterator[ConfigError]:
+    """Yield what does not go with a repair between the shots of a pruning."""
     repair = config.get("between_shots") or {}
     if "_target_" not in repair:
         return
@@ -63,10 +63,8 @@ def about_between_shots(config: Config, method: ClassSource) -> Iterator[ConfigE
         return
     step, ratio = config["method"]["step"], config["sparsity"]["ratio"]
     if ratio is not None and (step is None or step >= ratio):
-        can = "float" in method.fields["step"].types
-        hint = "" if can else f"method={config['method']['name']} removes all at once: between_shots=none."
         allowed = f"below {ratio:g}, the ratio, with between_shots={name}, which needs several shots"
-        yield ConfigError("method.step", step, allowed, hint)
+        yield ConfigError("method.step", step, allowed, "Or between_shots=none.")
     yield from _about_dtype(config, repair, source, "between_shots")
     if source.literals.get("trains") == ADAPTERS:
         yield from _about_adapters(config, source, config["calibration"]["n_samples"], "between_shots")

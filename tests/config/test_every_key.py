@@ -52,7 +52,7 @@ WALKS = {
     f"{WANDA} reconstruction=block_gp": "reconstruction",
     f"{WANDA} reconstruction=cross_block": "reconstruction",
     f"{WANDA} {LORA}": "reconstruction",
-    f"{WANDA} reconstruction=lora_surgeon": "reconstruction",
+    f"{WANDA} reconstruction=lora_surgeon reconstruction.held_out=0.25": "reconstruction",
     f"between_shots=lora_surgeon {BETWEEN}": "between_shots",
     f"{WANDA} reconstruction=block reconstruction_data=self_generated": "reconstruction_data",
     f"{WANDA} reconstruction=block reconstruction_data=self_generated_mix": "reconstruction_data",
