@@ -49,8 +49,8 @@ UNITS = [
 ]
 # what one shot leaves is trained before the next
 CORRECTED = [
-    "--kills", "4", "method=surgeon_elements", "sparsity=unstructured", "between_shots=none,lora_surgeon",
-    "method.step=0.05", "sparsity.ratio=0.2,0.4",
+    "--kills", "4", "method=surgeon_elements", "sparsity=unstructured", "between_shots=lora_surgeon",
+    "method.step=0.1", "sparsity.ratio=0.2,0.4",
 ]  # fmt: skip
 
 
