@@ -52,6 +52,7 @@ from prunelab.pattern.weights import Unstructured
 from prunelab.plan.schedule import schedule
 from prunelab.reconstruction.base import is_whole
 from prunelab.reconstruction.walk import reconstruct, split_stopping
+from prunelab.reconstruction.whole import between_shots as correction
 from prunelab.reconstruction.whole import repair_whole
 from prunelab.structures.checkpoint import origin_of, save_form
 from prunelab.structures.state import State, open_state, save_state
@@ -130,15 +131,15 @@ def prune(
     pattern: str | None = None, within: str | None = None, rounding: str | None = None, allocation: str | None = None,
     propagation: Propagation | None = None, units: Mapping[str, Any] | None = None, seed: int = 0,
     batch_size: int = 16, progress: Callable[[Mapping[str, Any]], None] | None = None, domains: Sequence[Tensor] = (),
-    **fields: Any,
+    between_shots: str | None = None, **fields: Any,
 ) -> State:  # fmt: skip
     """Prune a dense model in place and return its state, which shares the model's memory.
 
     ``ratio``: removed fraction of the weights the pattern counts; n:m fixes its own. ``pattern``: ``rows_columns``,
     ``unstructured``, ``units``, or e.g. ``2:4``; None = the first one that the method supports. ``allocation``: a name
     of ``conf/allocation``; None = as the pattern's paper. ``units``: fields of ``conf/sparsity/units.yaml``, such as
-    ``{"compensation": "bias"}``. ``domains``: token sets of other text, for a method that compares them. ``fields``
-    replace the method's defaults.
+    ``{"compensation": "bias"}``. ``domains``: token sets of other text, for a method that compares them. ``between_shots``:
+    a name of ``conf/between_shots``, what corrects the model between two shots. ``fields`` replace the method's defaults.
     Raises ConfigError for what does not fit together.
     """
     built = _built("method", method, fields)
@@ -161,10 +162,17 @@ def prune(
     if ratio is None or not 0 <= ratio < 1:
         raise ConfigError("ratio", ratio, "a number, 0 <= x < 1")
     spread = None if allocation is None else _allocation(str(allocation))
+    shots, correct = schedule(ratio, built.step), None
+    if between_shots is not None and between_shots != "none":
+        if len(shots) < 2:
+            allowed = f"below {ratio:g}, the ratio, with between_shots={between_shots}"
+            raise ConfigError("step", built.step, allowed)
+        spec = _built("between_shots", between_shots, {})
+        correct = correction(model.decoder, spec, seed=seed, batch_size=batch_size)
     return passes.prune(
-        model.decoder, built, tokens, schedule(ratio, built.step), pattern=form, seed=seed,
+        model.decoder, built, tokens, shots, pattern=form, seed=seed,
         batch_size=batch_size, allocation=spread, propagation=cast(Propagation, stream), progress=progress,
-        domains=domains,
+        domains=domains, correct=correct,
     )  # fmt: skip
 
 

@@ -119,6 +119,24 @@ def test_a_repair_of_the_whole_model_lowers_the_loss_it_trains(tokens: torch.Ten
         prunelab.repair(model, pruned, tokens, method="lora", sites=["q_proj"])
 
 
+def test_a_correction_between_shots(tokens: torch.Tensor) -> None:
+    options = {"method": "surgeon_elements", "ratio": 0.3, "step": 0.15, "pattern": "unstructured"}
+    digests = [
+        state_digest(
+            prunelab.prune(prunelab.load_model("embedded_opt"), tokens, between_shots=name, **options)
+        )
+        for name in (None, "none", "lora_surgeon")
+    ]
+    assert digests[0] == digests[1] != digests[2]
+    with pytest.raises(ConfigError, match=r"below 0\.3, the ratio, with between_shots=lora_surgeon"):
+        prunelab.prune(
+            prunelab.load_model("embedded_opt"),
+            tokens,
+            between_shots="lora_surgeon",
+            **options | {"step": None},
+        )
+
+
 def test_masks_between_repairs(tokens: torch.Tensor) -> None:
     states = {}
     short = {"epochs": 1, "min_updates": 0, "batch": 2, "learning_rate": 1e-3}

@@ -24,7 +24,7 @@ from prunelab.config.files import (
     positions,
 )
 from prunelab.config.outside import OWN_METRICS, STAGES, outside_source
-from prunelab.config.repair import about_repair, is_whole
+from prunelab.config.repair import about_between_shots, about_repair, is_whole
 from prunelab.config.schema import Evaluation
 from prunelab.config.supply import supplies
 from prunelab.config.tasks import check_tasks
@@ -46,10 +46,14 @@ from prunelab.pattern.units import Units
 
 _SCHEMA = "prunelab.config.schema"
 GROUPS = (
-    "model", "calibration", "sparsity", "allocation", "reconstruction", "reconstruction_data", "evaluation",
+    "model", "calibration", "sparsity", "allocation", "between_shots", "reconstruction", "reconstruction_data", "evaluation",
     "tracking", "runtime", "paths",
 )  # fmt: skip
-_OPEN = ("allocation", "reconstruction")  # options may bring a class of their own, as methods do
+_OPEN = (
+    "allocation",
+    "between_shots",
+    "reconstruction",
+)  # options may bring a class of their own, as methods do
 
 
 def check_trial(
@@ -84,6 +88,10 @@ def check_trial(
             config["evaluation"]["metrics"] = _check_outside(OWN_METRICS, own, errors)
     corpora = _corpora(config, composer, brought, errors)
     _exact_ratio(config)
+    if isinstance(config.get("sparsity"), Mapping) and config["sparsity"].get("ratio") == 0:
+        config["between_shots"] = {
+            "name": "none"
+        }  # a dense model has no shots: trials that differ only here are one
     wrong = {error.key.partition(".")[0] for error in errors}
     if whole and not wrong:
         _resolve_masks(config)
@@ -271,6 +279,7 @@ def _across_groups(config: Config) -> Iterator[ConfigError]:
         yield ConfigError("runtime.device", config["runtime"]["device"], "auto, cpu, cuda, cuda:N or mps")
     yield from _about_sparsity(config)
     yield from about_repair(config, _between_error(config))
+    yield from about_between_shots(config)
     model = config["model"]
     if model["source"] == "hub" and not re.fullmatch(r"[0-9a-f]{40}", model["revision"] or ""):
         hint = "Branches and tags move, and with them the numbers."

@@ -72,14 +72,16 @@ def repair_scope(source: ClassSource) -> str:
     return str(source.literals.get("scope", "block"))
 
 
-def check_repair(repair: Mapping[str, Any], source: ClassSource) -> Iterator[ConfigError]:
-    """Yield what a repair of a class of its own lacks."""
+def check_repair(
+    repair: Mapping[str, Any], source: ClassSource, group: str = "reconstruction"
+) -> Iterator[ConfigError]:
+    """Yield what a repair of a class of its own lacks; ``group``: where it stands in the config."""
     scope = repair_scope(source)
     if scope not in _REPAIR:
-        yield ConfigError("reconstruction.scope", scope, " | ".join(_REPAIR), f"In {repair['_target_']}.")
+        yield ConfigError(f"{group}.scope", scope, " | ".join(_REPAIR), f"In {repair['_target_']}.")
         return
     missing = [name for name in _REPAIR[scope] if name not in source.names]
     if missing:
         hint = f"It lacks {', '.join(missing)}; see prunelab/reconstruction/base.py."
         allowed = f"a class with {', '.join(_REPAIR[scope])}"
-        yield ConfigError("reconstruction._target_", repair["_target_"], allowed, hint)
+        yield ConfigError(f"{group}._target_", repair["_target_"], allowed, hint)

@@ -1,4 +1,5 @@
-"""What goes with a trial's repair: blocks and dtypes, masks, and of one that trains on sequences how many there are."""
+"""What goes with a trial's repair: blocks and dtypes, masks, and of one that trains on sequences how many there are; and
+with one between shots, which there have to be."""
 
 from __future__ import annotations
 
@@ -34,10 +35,7 @@ def about_repair(config: Config, between: ConfigError | None) -> Iterator[Config
     window, stride = ({**source.literals, **repair}.get(key) for key in ("window", "stride"))
     if isinstance(window, int) and isinstance(stride, int) and stride > window:
         yield ConfigError("reconstruction.stride", stride, f"1 to {window}, the window")
-    dtypes = source.literals.get("dtypes")
-    dtype = config["model"]["dtype"]
-    if dtypes and dtype not in dtypes:
-        yield ConfigError("model.dtype", dtype, f"{' | '.join(dtypes)} with reconstruction={repair['name']}")
+    yield from _about_dtype(config, repair, source, "reconstruction")
     if repair.get("masks") == BETWEEN:
         if repair_scope(source) == WHOLE:
             hint = "It repairs the model as a whole, all of which is pruned by then."
@@ -49,33 +47,62 @@ def about_repair(config: Config, between: ConfigError | None) -> Iterator[Config
         hint = "One sequence in eight, at least one, is kept from training and decides when it ends."
         yield ConfigError("reconstruction.patience", repair["patience"], "null with a single sequence", hint)
     if source.literals.get("trains") == ADAPTERS:
-        yield from _about_adapters(config, source, sum(parts.values()))
+        yield from _about_adapters(config, source, sum(parts.values()), "reconstruction")
 
 
-def _about_adapters(config: Config, source: ClassSource, n_sequences: int) -> Iterator[ConfigError]:
+def about_between_shots(config: Config) -> Iterator[ConfigError]:
+    """Yield what does not go with a repair between the shots of a pruning."""
+    repair = config.get("between_shots") or {}
+    if "_target_" not in repair:
+        return
+    source, name = read_class(str(repair["_target_"])), repair["name"]
+    yield from check_repair(repair, source, "between_shots")
+    if repair_scope(source) != WHOLE:
+        hint = "Between shots the dense weights are gone."
+        yield ConfigError("between_shots", name, f"a repair of scope {WHOLE!r}, or none", hint)
+        return
+    step, ratio = config["method"]["step"], config["sparsity"]["ratio"]
+    if ratio is not None and (step is None or step >= ratio):
+        allowed = f"below {ratio:g}, the ratio, with between_shots={name}, which needs several shots"
+        yield ConfigError("method.step", step, allowed, "Or between_shots=none.")
+    yield from _about_dtype(config, repair, source, "between_shots")
+    if source.literals.get("trains") == ADAPTERS:
+        yield from _about_adapters(config, source, config["calibration"]["n_samples"], "between_shots")
+
+
+def _about_dtype(
+    config: Config, repair: Mapping[str, Any], source: ClassSource, group: str
+) -> Iterator[ConfigError]:
+    dtypes, dtype = source.literals.get("dtypes"), config["model"]["dtype"]
+    if dtypes and dtype not in dtypes:
+        yield ConfigError("model.dtype", dtype, f"{' | '.join(dtypes)} with {group}={repair['name']}")
+
+
+def _about_adapters(
+    config: Config, source: ClassSource, n_sequences: int, group: str
+) -> Iterator[ConfigError]:
     """Rules of additions of low rank that are trained on ``n_sequences``."""
-    repair: Mapping[str, Any] = config["reconstruction"]
+    repair: Mapping[str, Any] = config[group]
     roles = source.fields["sites"].bound
     if not repair["sites"]:
-        yield ConfigError(
-            "reconstruction.sites", repair["sites"], f"at least one of {roles.replace(' | ', ', ')}"
-        )
+        yield ConfigError(f"{group}.sites", repair["sites"], f"at least one of {roles.replace(' | ', ', ')}")
     narrowest = min(widths(config["model"]), default=None)
     if narrowest is not None and repair["rank"] > narrowest:
         allowed = f"at most {narrowest}, the narrowest width of {config['model']['name']}"
-        yield ConfigError("reconstruction.rank", repair["rank"], allowed)
+        yield ConfigError(f"{group}.rank", repair["rank"], allowed)
     share = repair["held_out"]
     trained = n_sequences - math.ceil(share * n_sequences)
+    trained = max(1, math.floor(repair["share"] * trained + 1e-9)) if trained else 0
     if not trained:
         allowed = f"a share that leaves one of {n_sequences} sequences to train on"
-        yield ConfigError("reconstruction.held_out", share, allowed)
+        yield ConfigError(f"{group}.held_out", share, allowed)
         return
     if repair["keep"] == "best" and not share:
         hint = "Without sequences that are held out nothing says which additions are the best."
-        yield ConfigError("reconstruction.held_out", share, "above 0 with reconstruction.keep=best", hint)
+        yield ConfigError(f"{group}.held_out", share, f"above 0 with {group}.keep=best", hint)
     batch = min(repair["batch"], trained)
     updates = repair["epochs"] * (trained // batch)
     if updates and repair["warmup"] >= updates:
         allowed = f"less than {updates}, the updates of {repair['epochs']} epochs over {trained} sequences in batches of {batch}"
-        hint = "Take more text, a smaller reconstruction.batch, more epochs, or a shorter warm-up."
-        yield ConfigError("reconstruction.warmup", repair["warmup"], allowed, hint)
+        hint = f"Take more text, a smaller {group}.batch, more epochs, or a shorter warm-up."
+        yield ConfigError(f"{group}.warmup", repair["warmup"], allowed, hint)

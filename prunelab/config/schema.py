@@ -47,6 +47,7 @@ class Trial(Group):
     paths: Paths
     domains: list[str]  # names of calibration options; see prunelab/config/domain.py
     stages: dict[str, Option]  # name -> class and fields; see prunelab/stages/outside.py
+    between_shots: Option | None = None  # what it is without a class: BetweenShots
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,13 @@ class Allocation:
     """How the ratio is spread over the layers."""
 
     name: Annotated[str, "by_pattern | global | by_kind | uniform"]
+
+
+@dataclass(frozen=True)
+class BetweenShots:
+    """What corrects the model between the shots of a pruning: a repair of the whole model."""
+
+    name: Annotated[str, "none"]
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ _GROUPS: Mapping[str, type[Group]] = {
     "model": Model, "calibration": Calibration, "sparsity": Sparsity, "reconstruction_data": ReconstructionData,
     "evaluation": Evaluation, "tracking": Tracking, "runtime": Runtime, "paths": Paths,
 }  # fmt: skip
-_OPTIONS = ("allocation", "method", "reconstruction")
+_OPTIONS = ("allocation", "method", "reconstruction", "between_shots")
+_LATER = ("between_shots",)  # plans of before have none
 
 G = TypeVar("G", bound=Group)
 
@@ -34,7 +35,11 @@ G = TypeVar("G", bound=Group)
 def typed(config: Mapping[str, Any]) -> Trial:
     """Return a trial without mistakes as its classes. Raises KeyError or TypeError for a config of other keys."""
     groups: dict[str, Any] = {key: group_of(kind, config[key]) for key, kind in _GROUPS.items()}
-    options = {key: _option(str(config[key]["name"]), config[key]) for key in _OPTIONS}
+    options = {
+        key: _option(str(config[key]["name"]), config[key])
+        for key in _OPTIONS
+        if key in config or key not in _LATER
+    }
     return group_of(Trial, {**config, **groups, **options, "stages": _named(config["stages"])})
 
 

@@ -9,6 +9,9 @@ Updates by ``correlation``: ``full`` is the joint optimum of all that goes; ``in
 of the updates of single structures; ``none`` leaves the rest as it is. ``summed`` is what the published structured script
 does: both updates of the original weight, for rows and for columns, are added up. ``grouped`` is what the published code
 does with single weights: groups of whole rows of at most ``max_correlate`` removed weights, one after the other.
+
+The paper's first-order correction is apart: ``between_shots=lora_surgeon``, and after the last shot
+``reconstruction=lora_surgeon`` (prunelab/reconstruction/lora.py).
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ block's weights as they are gives the statistics of its layers, the method decid
 weights, gives the next block's input (``propagation="pruned"``, as the papers do). With ``propagation="dense"``
 statistics are those of the model as the shot found it: one forward per block does, and none if they were collected
 before. The whole model at once (arXiv:2312.17244): statistics of all layers, prices of all structures, one threshold,
-then updates layer by layer.
+then updates layer by layer. Between two shots the model may be corrected (``correct``): a shot then begins with the
+correction of what the one before has left, so that a shot's state is the same whether another follows it or not.
 
 What finishes is told step by step: a shot of the whole model, or a block. A step's state is what resumes from there,
 with the same bits as one go. Norms, embeddings and the head are never pruned.
@@ -54,6 +55,8 @@ from prunelab.structures.state import SiteState, State, StateReader, apply_state
 _OFF = 1e-6  # between the mean of an allocation's ratios and the ratio asked for
 
 OnStep = Callable[["StepReport", State], None]
+# repairs the pruned model in place before a shot: masks, tokens, number of the shot, who listens; returns its numbers
+Correct = Callable[[Mapping[str, Mask], Tensor, int, Progress], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ def prune(
     progress: Progress | None = None,
     group: Group = ALONE,
     domains: Sequence[Tensor] = (),
+    correct: Correct | None = None,
 ) -> State:
     """Prune ``decoder``, dense on entry, in place along ``schedule`` and return its state (it shares the memory).
 
@@ -107,13 +111,16 @@ def prune(
     block; save or clone it before returning. ``start`` and ``start_step``: what the first ``start_step`` steps left
     (block by block: their parts laid over each other); the rest gives the same bits as one go. Of several ranks in
     ``group`` each walks its share of the tokens and all decide the same. ``domains``: token sets of other text, for a
-    method that compares them. Raises ConfigError for what does not fit
+    method that compares them. ``correct(masks, tokens, shot, say)`` repairs the model in place before every shot but the
+    first, removed weights stay zero; its numbers are the table ``between_shots``. Raises ConfigError for what does not fit
     together, ModelError for activations that are not finite.
     """
     allocation = pattern.default_allocation if allocation is None else allocation
     check_run(decoder, method, pattern, schedule, allocation, propagation, tokens, stored, domains)
     chooser = chooser_of(pattern, decoder)
     whole = asks(method) or chooser.is_whole(method, allocation, len(schedule))
+    if correct is not None and tokens is None:
+        raise ConfigError("tokens", None, "tokens (n, seq_len) to correct the model on between shots")
     steps = len(schedule) if whole else len(decoder.blocks)
     if not 0 <= start_step <= steps:
         raise ConfigError("start_step", start_step, f"0 to {steps}, the number of steps")
@@ -137,6 +144,7 @@ def prune(
             pattern.needs,
             domains,
             texts,
+            correct,
         )
         if whole:
             return walk.whole(tokens, schedule, cast(str, allocation), stored, start, start_step)
@@ -187,6 +195,7 @@ class Walk:
     also: tuple[str, ...] = ()
     domains: Sequence[Tensor] = ()
     texts: Texts | None = None  # of a method that asks the whole model
+    correct: Correct | None = None
 
     @cached_property
     def needs(self) -> Needs:
@@ -236,14 +245,25 @@ class Walk:
         for number, target in enumerate(schedule[start_step:], start_step + 1):
             began = time.perf_counter()
             with self._in_shot(number, len(schedule)):
+                told = self._corrected(masks, tokens, number)
                 source = self._look(tokens, stored)
                 masks, choice = self.shoot(source, masks, target, number, allocation)
+            choice = replace(choice, tables=joined([told, choice.tables]))
             weights = (site.linear.weight for site in self.decoder.sites())
             self.group.confirm(weights, f"after shot {number}")
             rows = [site_row(site, masks[site.name]) for site in self.decoder.sites()]
             state = partial(read_state, self.decoder, masks)
             self._tell(number, None, target, choice, rows, began, state)
         return read_state(self.decoder, masks)
+
+    def _corrected(self, masks: Mapping[str, Mask], tokens: Tensor | None, number: int) -> Tables:
+        """Correct what the shot before ``number`` has left, if there was one and somebody asks for it; return what is told."""
+        if self.correct is None or number == 1:
+            return {}
+        numbers = self.correct(masks, cast(Tensor, tokens), number, self.progress or (lambda row: None))
+        weights = (site.linear.weight for site in self.decoder.sites())
+        self.group.confirm(weights, f"corrected before shot {number}")
+        return {"between_shots": [dict(numbers)]}
 
     def _look(self, tokens: Tensor | None, stored: Stored | None) -> Source:
         """Return the statistics of the model as it is, in memory where updates or gradients ask for that."""

@@ -11,7 +11,7 @@ from prunelab.pattern.table import pattern_of
 
 # what a name says of every trial, whether it varies or not
 _TOLD = ("seed", "sparsity.ratio", "sparsity.pattern", "sparsity.n", "sparsity.m", "method.name", "calibration.name",
-         "reconstruction.name", "reconstruction_data.name")  # fmt: skip
+         "reconstruction.name", "reconstruction_data.name", "between_shots.name")  # fmt: skip
 _OPTIONS = ("model", "allocation", "evaluation")  # named where a study has several
 _LONGEST = 120  # letters; a name is part of file names
 
@@ -49,6 +49,8 @@ def _joined(config: Mapping[str, Any], more: Sequence[str]) -> str:
     pattern = pattern_of(sparsity).tag
     data = config["reconstruction_data"]["name"]
     repair = "" if repair == "none" else repair if data == "same" else f"{repair}-{data}"
-    parts = (config["method"]["name"], f"{sparsity['ratio']:.6g}", pattern, repair, config["calibration"]["name"],
+    between = config.get("between_shots", {}).get("name", "none")
+    between = "" if between == "none" else f"between={between}"
+    parts = (config["method"]["name"], f"{sparsity['ratio']:.6g}", pattern, between, repair, config["calibration"]["name"],
              *more, f"s{config['seed']}")  # fmt: skip
     return "-".join(word for word in (plain_word(str(part)) for part in parts) if word)

@@ -276,8 +276,10 @@ def _prune(config: Trial, stages: Mapping[str, Stage]) -> Stage:
         identity["propagation"] = sparsity.propagation
         identity |= _stored(config) if _needs(config) else {}
     identity |= _sources(_needs(config))
+    correction = _correction(config)
+    identity |= correction  # nothing where there is none
     source = "statistics" if "statistics" in stages else "calibrate"
-    inputs = {source: stages[source].key} if _needs(config) or _judged(config) else {}
+    inputs = {source: stages[source].key} if _needs(config) or _judged(config) or correction else {}
     if method_source(method.fields).literals.get("tells_tokens") and inputs:
         inputs["calibrate"] = stages["calibrate"].key  # which text its samples are
     inputs |= {role: stage.key for role, stage in stages.items() if role.startswith(f"{DOMAIN}/")}
@@ -289,10 +291,21 @@ def _prune(config: Trial, stages: Mapping[str, Stage]) -> Stage:
         "prune",
         identity | {"schedule": list(targets)},
         inputs,
-        _runtime(config) | {"method": identity["method"], "allocation": with_source(allocation.fields)},
+        _runtime(config)
+        | {"method": identity["method"], "allocation": with_source(allocation.fields)}
+        | correction,
         f"{method.name}-{sparsity.ratio:g}{tag}-{place}-s{config.seed}",
         tuple(fingerprint("prune", identity | {"schedule": list(prefix)}, inputs) for prefix in prefixes),
     )
+
+
+def _correction(config: Trial) -> dict[str, Any]:
+    """Return what corrects the model between shots, under its name. It comes before the second shot and those after, never
+    after the last, so that what smaller ratios leave is what larger ones go through, as without it."""
+    between = config.between_shots
+    if between is None or between.target is None:
+        return {}
+    return {"between_shots": with_source(between.fields)}
 
 
 def _targets(config: Trial) -> tuple[float, ...]:

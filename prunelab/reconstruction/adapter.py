@@ -1,8 +1,9 @@
 """A low-rank addition to a linear layer, LoRA (arXiv:2106.09685, section 4.1): ``h = W x + (alpha / r) B A x``.
 
 ``A`` (r, C) is drawn by the published code's Kaiming-uniform rule, from plus or minus one over the root of the layer's
-inputs; ``B`` (R, r) starts at zero, and with it the addition. Here the layer is pruned. Of rows and columns that are gone
-neither factor takes part, as if the layer had been made smaller first, which is what the code of arXiv:2305.11627 does;
+inputs, or from N(0, 1) as arXiv:2312.17244 does; ``B`` (R, r) starts at zero, and with it the addition. Here the layer is
+pruned. Of rows and columns that are gone neither factor takes part, as if the layer had been made smaller first, which is
+what the code of arXiv:2305.11627 does;
 the draw counts the columns that are left. Where single weights are gone no low-rank matrix has their zeros: ``keep``
 masks the product instead, and the forward sees ``W + (alpha / r) (M * B A)``, so that merging changes nothing.
 """
@@ -64,16 +65,20 @@ class Adapter:
 
 
 def begin_adapter(
-    site: LinearSite, mask: Mask, rank: int, alpha: float, generator: torch.Generator, *, through: bool
-) -> Adapter:
+    site: LinearSite, mask: Mask, rank: int, alpha: float, generator: torch.Generator, *, through: bool,
+    init: str = "kaiming",
+) -> Adapter:  # fmt: skip
     """Return the addition of ``rank`` that a layer begins with; ``generator``: on the CPU. ``through``: single weights that
-    are gone are masked in the forward."""
+    are gone are masked in the forward. ``init`` of A: kaiming | normal."""
     weight = site.linear.weight
     wide = torch.promote_types(weight.dtype, torch.float32)
     left = mask.keep()
-    inputs = int(left.any(0).sum())
-    A = torch.rand(rank, weight.shape[1], generator=generator) * 2 - 1
-    A = (A * max(inputs, 1) ** -0.5).to(weight.device, wide)
+    if init == "normal":
+        A = torch.randn(rank, weight.shape[1], generator=generator)
+    else:
+        inputs = int(left.any(0).sum())
+        A = (torch.rand(rank, weight.shape[1], generator=generator) * 2 - 1) * max(inputs, 1) ** -0.5
+    A = A.to(weight.device, wide)
     rows, columns, _ = mask.lines()
     lines = rows[:, None] & columns[None, :]
     apart = through and not torch.equal(lines, left)

@@ -8,7 +8,9 @@ its blocks it likes, towards what the dense blocks compute. walk.py owns the str
 the report; it stores every parameter of a block that is not the dense model's any more.
 
 ``model``: :class:`ModelRepair`, such as lora.py. It gets the pruned model and the tokens, and repairs all of it in steps
-of its own; the dense weights are gone by then. whole.py owns the masks, parts, ranks and the losses before and after.
+of its own; the dense weights are gone by then. It may also stand between the shots of a pruning, by a file of
+``conf/between_shots``: then it corrects what each shot but the last has left, and no part of it is kept. whole.py owns the
+masks, parts, ranks and the losses before and after.
 """
 
 from __future__ import annotations

@@ -5,7 +5,14 @@ dropout 0.05 on the input of every addition, AdamW (betas 0.9 and 0.999, epsilon
 clipped at norm 1, 2 epochs of batches of 64 sequences. The rate of update t (from 0) of T is, as in the Trainer, ``t / warmup``
 of the full one while t < warmup, 100, and then ``(T - t) / (T - warmup)``: the first update is made at 0.
 
-Reconstruction, where this departs from that code. The text is the trial's (``reconstruction_data``) in windows of one
+The Surgeon's first-order correction (arXiv:2312.17244, the interleaved low-rank updates of its appendix) is the same training
+by other settings, conf/reconstruction/lora_surgeon.yaml and conf/between_shots/lora_surgeon.yaml: ``init=normal``, A from
+N(0, 1); ``alpha=null``, additions are not scaled; ``decay=epoch``, the rate falls to 0 by a step after every epoch; batches
+of one sequence, no dropout, no clipping; between shots one epoch on a random 2.5 % of the sequences (``share``), after the
+last one five on all. Its published code makes additions to the attention of OPT only, and never puts them into the
+model; here all linear layers of every family get one, and single weights that are gone stay so, which it has not.
+
+Reconstruction, where this departs from LLM-Pruner's code. The text is the trial's (``reconstruction_data``) in windows of one
 length, with the loss on all tokens; the code's is Alpaca, with the loss on answers only. Batches are reshuffled every
 epoch with the rest dropped. Nothing is scaled for float16, which is refused. The loss is that of the language model
 alone: a distance to the dense model's logits would need the dense model beside this one.
@@ -48,7 +55,9 @@ class LoRA:
 
     ``masks``: chosen before; a model is trained as a whole once all of it is pruned. ``masked``: where single weights are
     gone, the product of the factors is masked in every forward (through), so that merging changes nothing, or at the
-    end only (project). ``batch``: sequences of an update, all of them if they are fewer. ``clipping`` of the gradients' norm
+    end only (project). ``share`` of the sequences, drawn at random, at least one: those that are trained on. ``init`` of the
+    factor A, ``alpha`` (null: additions are not scaled): see adapter.py. ``decay``: the rate falls after every update or epoch.
+    ``batch``: sequences of an update, all of them if they are fewer. ``clipping`` of the gradients' norm
     at ``max_norm``. ``save_every``: updates from one part on disk to the next. ``held_out``: share of the sequences, the last
     ones, that are not trained on; their loss is looked at before training, every ``look_every`` updates and at the end.
     ``keep``: the last additions, or the best, those with the lowest of these losses (as pruned, if training only harms); the
@@ -62,13 +71,16 @@ class LoRA:
     masks: Annotated[str, "before"]
     sites: Annotated[list[str], "query | key | value | output | gate | up | down"]
     rank: Annotated[int, "x >= 1"]
-    alpha: Annotated[float, "x > 0"]
+    alpha: Annotated[float | None, "x > 0"]
+    init: Annotated[str, "kaiming | normal"]
     dropout: Annotated[float, "0 <= x < 1"]
     masked: Annotated[str, "through | project"]
+    share: Annotated[float, "0 < x <= 1"]
     epochs: Annotated[int, "x >= 0"]
     batch: Annotated[int, "x >= 1"]
     learning_rate: Annotated[float, "x > 0"]
     warmup: Annotated[int, "x >= 0"]
+    decay: Annotated[str, "update | epoch"]
     beta1: Annotated[float, "0 <= x < 1"]
     beta2: Annotated[float, "0 <= x < 1"]
     weight_decay: Annotated[float, "x >= 0"]
@@ -99,6 +111,8 @@ class LoRA:
             raise ConfigError(
                 "reconstruction.held_out", self.held_out, "a share that leaves sequences to train on"
             )
+        if self.share < 1:
+            tokens = tokens[self._drawn(len(tokens), whole.seed).to(tokens.device)]
         updates = self.epochs * (len(tokens) // min(self.batch, len(tokens)))
         if updates and self.warmup >= updates:
             raise ConfigError(
@@ -114,6 +128,11 @@ class LoRA:
         for one in adapters:
             one.merge()
         return {"updates": updates, "adapters": count, **kept}
+
+    def _drawn(self, n: int, seed: int) -> Tensor:
+        """Return which of ``n`` sequences are trained on, in their order."""
+        count = max(1, math.floor(self.share * n + 1e-9))
+        return torch.randperm(n, generator=site_generator(seed, "lora: share", 0))[:count].sort().values
 
     def adapters(self, whole: Whole) -> list[Adapter]:
         """Return the additions as they begin, in forward order; layers of which nothing is left get none."""
@@ -131,8 +150,10 @@ class LoRA:
                     "reconstruction.rank", self.rank, f"at most {narrowest}, the width of {site.name}"
                 )
             generator = site_generator(whole.seed, f"lora {site.name}", 1)
+            alpha = self.rank if self.alpha is None else self.alpha
+            through = self.masked == "through"
             made.append(
-                begin_adapter(site, mask, self.rank, self.alpha, generator, through=self.masked == "through")
+                begin_adapter(site, mask, self.rank, alpha, generator, through=through, init=self.init)
             )
         return made
 
@@ -225,7 +246,10 @@ class _Run:
                 f"reconstruction={spec.name} diverged at update {update + 1} (loss {loss}). {hint}"
             )
         clip(list(self.parameters.values()), spec, update)
-        lr = spec.learning_rate * rate(update, self.updates, spec.warmup)
+        at = update
+        if spec.decay == "epoch" and update >= spec.warmup:
+            at = max(spec.warmup, update - update % (self.updates // spec.epochs))
+        lr = spec.learning_rate * rate(at, self.updates, spec.warmup)
         for group in self.optimiser.param_groups:
             group["lr"] = lr
         with torch.enable_grad():

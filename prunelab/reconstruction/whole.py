@@ -3,6 +3,8 @@
 The pruned state takes the dense weights' place, and no second model is held: a target that the dense model would have
 to compute is therefore not to be had here. What a repair leaves is checked like every state, and its loss on the text that
 it was fitted to is measured before and after, whatever it trained on.
+
+The same repairs go between the shots of a pruning (:func:`between_shots`), on what each shot but the last has left.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from prunelab.models.memory import release_host_memory
 from prunelab.models.stream import check_tokens
 from prunelab.reconstruction.base import ModelRepair, Whole
 from prunelab.reconstruction.model_loss import mean_loss
+from prunelab.sparsity.mask import Mask
+from prunelab.stats.view import site_generator
 from prunelab.structures.state import State, StateReader, apply_state, read_state
 
 MEASURED = 512  # sequences at most, the first ones: a loss before and after should not cost an epoch each
@@ -61,3 +65,28 @@ def repair_whole(
     changed = {name: None for name, value in others.items() if not torch.equal(value, dense[name])}
     state = read_state(decoder, masks, changed)
     return state, {**numbers, "lm_loss_before": before, "lm_loss_after": after}
+
+
+def between_shots(
+    decoder: Decoder, spec: ModelRepair, *, seed: int, batch_size: int, group: Group = ALONE,
+    log: Callable[[Mapping[str, Any]], None] = _nothing,
+) -> Callable[[Mapping[str, Mask], Tensor, int, Callable[[Mapping[str, Any]], None]], dict[str, float]]:  # fmt: skip
+    """Return ``correct(masks, tokens, shot, say)``, which repairs the pruned ``decoder`` in place before shot ``shot``.
+
+    It returns the repair's numbers. What is random is drawn from (seed, shot), so every shot has its own, and a pruning
+    that goes on at one gives the same bits. No part of a repair is kept: a killed one begins with its shot.
+    """
+
+    def correct(
+        masks: Mapping[str, Mask], tokens: Tensor, shot: int, say: Callable[[Mapping[str, Any]], None]
+    ) -> dict[str, float]:
+        own = site_generator(seed, "between shots", shot).initial_seed()
+        whole = Whole(
+            decoder=decoder, masks=masks, tokens=tokens, batch_size=batch_size, seed=own, group=group, done=0,
+            start=None, save=_nothing, log=lambda row: log({**row, "shot": shot}),
+        )  # fmt: skip
+        numbers = spec.repair(whole, say)
+        release_host_memory()
+        return numbers
+
+    return correct

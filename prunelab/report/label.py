@@ -15,7 +15,9 @@ SIZES = ("calibration.n_samples", "calibration.seq_len")  # a choice like others
 AXES = ("sparsity.ratio", *SIZES)  # drawn along an axis or named otherwise, so not named again
 FACETS = ("model", "calibration", "evaluation")  # rows that differ here are not compared with each other
 REPAIR, DATA = "reconstruction", "reconstruction_data"
+BETWEEN = "between_shots"
 NO_REPAIR = "none"
+_BETWEEN = "between shots"
 SEPARATOR = " · "  # between the names of a facet
 HIDDEN_FIELDS = ("_target_",)  # two classes under one name are refused
 
@@ -53,6 +55,8 @@ def label_trials(configs: Sequence[Mapping[str, Any]]) -> list[Label]:
         for group in dict.fromkeys(key.split(".")[0] for one in flat for key in one)
         if group not in SILENT
     }
+    if BETWEEN in varying:
+        varying[BETWEEN] = ["" if name == NO_REPAIR else f"{name} {_BETWEEN}" for name in varying[BETWEEN]]
     sizes = _sizes(flat)
     repairs = varying.pop(REPAIR, [NO_REPAIR] * len(flat))
     named = varying.pop(DATA, [""] * len(flat))

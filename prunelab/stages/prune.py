@@ -20,9 +20,10 @@ from prunelab.models.decoder import Decoder
 from prunelab.models.load import load_decoder, load_tokenizer
 from prunelab.passes.arguments import Spread
 from prunelab.passes.between import Between
-from prunelab.passes.shots import StepReport, prune
+from prunelab.passes.shots import Correct, StepReport, prune
 from prunelab.passes.statistics import StatisticsFolder
 from prunelab.pattern.table import pattern_of
+from prunelab.reconstruction.whole import between_shots
 from prunelab.stages import calibrate, setting
 from prunelab.stages.measured import of_model, protocols
 from prunelab.stages.part import STATE, Parts
@@ -39,7 +40,8 @@ def run(identity: Mapping[str, Any], context: Context) -> Result:
 
     Metrics: the three ratios, parameters before and after, ``shots`` of the whole schedule, ``integrity/*``.
     The shots that this stage ran itself are counted in ``cost.shots``. Tables: ``shots``, ``sites``, and ``units/...`` of
-    a method that says why units went (`prunelab.methods.base.ExplainingMethod`).
+    a method that says why units went (`prunelab.methods.base.ExplainingMethod`), ``between_shots`` of what was corrected
+    before each shot but the first.
     Ranks of ``context.group`` share the calibration tokens; rank 0 writes and returns all this, the others nothing.
     """
     with metered() as cost:
@@ -182,7 +184,18 @@ def _prune(
         propagation=identity.get("propagation", "pruned"), stored=_stored(context),
         placement=setting.placement(context), start=parts.start, start_step=parts.done, on_step=on_step,
         progress=lambda row: context.progress(row["phase"], row["done"], row["total"]), group=setting.group(context),
-        domains=others,
+        domains=others, correct=_correct(context, decoder, tokens, identity["seed"]),
+    )  # fmt: skip
+
+
+def _correct(context: Context, decoder: Decoder, tokens: torch.Tensor | None, seed: int) -> Correct | None:
+    """Return what corrects the model between shots; None where nothing does."""
+    option = context.runtime.get("between_shots")
+    if option is None:
+        return None
+    return between_shots(
+        decoder, build(option, "between_shots"), seed=seed, batch_size=_batch_size(context, tokens),
+        group=setting.group(context), log=context.log,
     )  # fmt: skip
 
 

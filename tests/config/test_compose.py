@@ -90,7 +90,8 @@ def test_every_method_is_checked_and_built(composer: Composer, method: str) -> N
 
 
 @pytest.mark.parametrize(
-    "group", ["model", "calibration", "allocation", "evaluation", "reconstruction", "tracking"]
+    "group",
+    ["model", "calibration", "allocation", "evaluation", "between_shots", "reconstruction", "tracking"],
 )
 def test_every_option_is_checked(composer: Composer, group: str) -> None:
     for name in composer.options(group):

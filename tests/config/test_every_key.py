@@ -32,6 +32,7 @@ SHA = "0123456789abcdef0123456789abcdef01234567"
 TAIL = "'" + SHA[::-1] + "'"
 WANDA = "method=wanda sparsity=unstructured"
 LORA = "reconstruction=lora reconstruction.warmup=1 reconstruction.batch=4 reconstruction.held_out=0.25"
+BETWEEN = "between_shots.held_out=0.25 between_shots.epochs=2 between_shots.share=0.2"
 SWEPT = "stages.latency={_target_:every_key_stage.Latency,repeats:2}"
 MEASURED = "evaluation.metrics.top={_target_:every_key_stage.Top,k:2}"
 # overrides -> the groups whose keys are walked under them; together they have every key of every option
@@ -51,6 +52,8 @@ WALKS = {
     f"{WANDA} reconstruction=block_gp": "reconstruction",
     f"{WANDA} reconstruction=cross_block": "reconstruction",
     f"{WANDA} {LORA}": "reconstruction",
+    f"{WANDA} reconstruction=lora_surgeon reconstruction.held_out=0.25": "reconstruction",
+    f"between_shots=lora_surgeon {BETWEEN}": "between_shots",
     f"{WANDA} reconstruction=block reconstruction_data=self_generated": "reconstruction_data",
     f"{WANDA} reconstruction=block reconstruction_data=self_generated_mix": "reconstruction_data",
     "tracking=wandb": "tracking",
@@ -94,6 +97,8 @@ SECOND = {
     "reconstruction._target_": {"prunelab.reconstruction.exact.LeastSquares": "reconstruction=block",
                                 "prunelab.reconstruction.tuning.Tuning": "reconstruction=layer",
                                 "prunelab.reconstruction.lora.LoRA": "every_key_stage.Recovery"},
+    "between_shots._target_": "every_key_stage.Recovery", "between_shots.masks": "between",
+    "between_shots.sites": "[query,down]", "reconstruction.alpha": {"null": "4"}, "between_shots.alpha": "4",
     "reconstruction.masks": {"by_pattern": "before", "before": "between"}, "reconstruction.sites": "[query,down]",
     "reconstruction.window": "3", "reconstruction.patience": "2",
     "reconstruction_data.language": "any", "reconstruction_data.text_len": "300", "reconstruction_data.parts.same": "8",
@@ -111,6 +116,7 @@ REFUSED = {
     "sparsity.ratio": "removes",  # n:m fixes it
     "method.step": "all at once", "reconstruction.stride": "the window", "calibration.source": "calibration",
     "reconstruction.masks": "one of before",  # a model is trained as a whole once it is pruned
+    "between_shots.masks": "one of before", "between_shots._target_": "one class for a name",
     "reconstruction._target_": "one class for a name", "stages.latency._target_": "one class for a name",
     "evaluation.metrics.top._target_": "one class for a name",
 }  # fmt: skip
@@ -246,7 +252,15 @@ def labelled(trials):
 
 
 def test_the_walks_have_every_option(composer: Composer) -> None:
-    groups = ("method", "reconstruction", "reconstruction_data", "allocation", "sparsity", "tracking")
+    groups = (
+        "method",
+        "between_shots",
+        "reconstruction",
+        "reconstruction_data",
+        "allocation",
+        "sparsity",
+        "tracking",
+    )
     walked = [composer.trial(walk.replace("{0}", "/x").split()) for walk in WALKS]
     for group in groups:
         for name in composer.options(group):

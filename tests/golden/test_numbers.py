@@ -28,6 +28,10 @@ PRUNED = {
     "sparsity=unstructured sparsity.ratio=0.4 sparsity.propagation=dense allocation=global": ("wanda", "magnitude"),
     "sparsity=unstructured sparsity.ratio=0.6 allocation=owl": ("wanda", "sparsegpt"),
     "sparsity=unstructured sparsity.ratio=0.4 method.step=0.2": ("surgeon_elements", "kobd"),
+    "sparsity=rows_columns sparsity.ratio=0.3 method.step=0.1 between_shots=lora_surgeon between_shots.learning_rate=0.01": (
+        "surgeon",
+    ),
+    "sparsity=2of4 method.step=0.25 between_shots=lora_surgeon between_shots.learning_rate=0.01": ("surgeon_elements",),
     "sparsity=2of4 method.step=0.25": ("surgeon_elements", "lobd"),
     "sparsity=rows_columns sparsity.ratio=0.3 method.step=0.1 method.correlation=summed": ("surgeon",),
     "sparsity=units sparsity.ratio=0.3": (

@@ -47,11 +47,18 @@ UNITS = [
     "method.step=0.05",
     "sparsity.ratio=0.2,0.4",
 ]
+# what one shot leaves is trained before the next
+CORRECTED = [
+    "--kills", "4", "method=surgeon_elements", "sparsity=unstructured", "between_shots=lora_surgeon",
+    "method.step=0.1", "sparsity.ratio=0.2,0.4",
+]  # fmt: skip
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("words", [LINES, UNITS], ids=["rows and columns", "units"])
+@pytest.mark.parametrize(
+    "words", [LINES, UNITS, CORRECTED], ids=["rows and columns", "units", "weights, corrected"]
+)
 def test_kills_at_random_moments(words: list[str], tmp_path: Path, small: list[str]) -> None:
     assert struck(finish(tmp_path, *words, "-m", *small))["prune"] >= int(words[1]) / 2
 

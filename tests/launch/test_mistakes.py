@@ -42,6 +42,19 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 LORA = ["reconstruction=lora", "reconstruction.warmup=0"]
+BETWEEN = ["between_shots=lora_surgeon"]
+OF_BLOCKS = [
+    "between_shots.name=layer",
+    "+between_shots._target_=prunelab.reconstruction.exact.LeastSquares",
+    "+between_shots.revision=3",
+    "+between_shots.masks=by_pattern",
+    "+between_shots.target=local",
+    "+between_shots.solver=exact",
+    "+between_shots.damping=0.0001",
+    "+between_shots.tolerance=0.0001",
+    "+between_shots.iterations=1000",
+    "+between_shots.learning_rate=0.001",
+]
 # words of the command line -> what the message has to say
 EARLY = [
     (["method=surgeonn"], ["method='surgeonn'", "kobd", "Did you mean 'surgeon'?"]),
@@ -111,6 +124,16 @@ EARLY = [
     (["calibration=self_generated"], ["calibration='self_generated'", "There is reconstruction_data=self_generated."]),
     (["method=null"], ["Config group override", "Name an option"]),
     (["hydra.launcher.report=flase"], ["hydra.launcher.report='flase'", "true | false"]),
+    ([*BETWEEN, "method.step=null"], ["method.step=None", "below 0.3, the ratio", "which needs several shots"]),
+    ([*BETWEEN, "sparsity.ratio=0.05"], ["method.step=0.05", "below 0.05, the ratio"]),
+    ([*BETWEEN, "method=wanda", "sparsity=unstructured"], ["method.step=None", "below 0.5", "Or between_shots=none."]),
+    ([*BETWEEN, "model.dtype=float16"], ["model.dtype='float16'", "with between_shots=lora_surgeon"]),
+    ([*BETWEEN, "between_shots.rank=161"], ["between_shots.rank=161", "at most 160, the narrowest width"]),
+    ([*BETWEEN, "between_shots.warmup=1"], ["between_shots.warmup=1", "less than 1, the updates of 1 epochs over 1 sequences"]),
+    ([*BETWEEN, "between_shots.share=0"], ["between_shots.share=0", "0 < x <= 1"]),
+    ([*BETWEEN, "between_shots.masks=between"], ["between_shots.masks='between'", "one of before"]),
+    (["between_shots=layer"], ["between_shots", "lora_surgeon"]),
+    (OF_BLOCKS, ["between_shots='layer'", "a repair of scope 'model', or none", "the dense weights are gone"]),
     (["reconstruction=layer", "reconstruction.epochs=3"], ["reconstruction.epochs", "reconstruction.iterations"]),
     (["allocation=owl"], ["allocation='owl'", "global or uniform"]),
     (["sparsity.within=row"], ["sparsity.within"]),

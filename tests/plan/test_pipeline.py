@@ -201,3 +201,35 @@ def test_tracking_is_a_stage_of_its_own_that_moves_no_other_key(composer: Compos
     assert [(job.name, len(job.stages), job.after) for job in left] == [
         (t.name, 1, ()) for t in tracked.trials
     ]
+
+
+def test_a_correction_between_shots_is_of_the_stage_and_shares_shots(
+    composer: Composer, tmp_path: Path
+) -> None:
+    ratios = [0, 0.1, 0.2, 0.3]
+    whole = plan(
+        composer, tmp_path, method=["surgeon"], between_shots=["none", "lora_surgeon"], sparsity__ratio=ratios
+    )
+    assert len(whole.trials) == 7  # a dense model has no shots
+    found = [stage for stage in whole.stages.values() if stage.kind == "prune"]
+    own = [stage for stage in found if "between_shots" in stage.identity]
+    assert [len(stage.identity["schedule"]) for stage in own] == [2, 4, 6]
+    # a state is the one after its last shot, corrected or not where another follows: one trajectory for all ratios
+    assert own[0].key in own[1].continues
+    assert own[1].key in own[2].continues
+    assert not {key for stage in own for key in (stage.key, *stage.continues)} & {
+        key for stage in found if stage not in own for key in (stage.key, *stage.continues)
+    }
+    assert len({trial.name for trial in whole.trials}) == 7
+    assert "surgeon-0.2-between=lora_surgeon-austen-s0" in [trial.name for trial in whole.trials]
+
+
+def test_a_correction_reads_tokens_where_the_method_needs_none(composer: Composer, tmp_path: Path) -> None:
+    axes = {"method": ["magnitude"], "method__step": [0.1]}
+    plain = plan(composer, tmp_path, **axes)
+    corrected = plan(composer, tmp_path, between_shots=["lora_surgeon"], **axes)
+    inputs = [
+        next(s.inputs for s in p.stages.values() if s.kind == "prune" and s.identity["schedule"])
+        for p in (plain, corrected)
+    ]
+    assert [sorted(one) for one in inputs] == [[], ["calibrate"]]

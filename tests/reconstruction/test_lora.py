@@ -451,3 +451,34 @@ def test_a_block_that_is_gone_gets_no_addition(tokens: Tensor, lora: Make) -> No
     assert gone
     assert all(not found.site(name).weight.any() for name in gone)
     assert check(decoder, found)["integrity/violations"] == 0
+
+
+def test_the_rate_of_the_surgeon_falls_after_every_epoch(tokens: Tensor, option: Make) -> None:
+    """From the full rate to 0 behind the last epoch, as its published code steps it."""
+    spec = option("reconstruction", "lora_surgeon", rank=2)
+    rows: list[Any] = []
+    state = pruned("opt", "unstructured")
+    repair_whole(random_decoder("opt"), state, tokens, spec, seed=0, batch_size=2, log=rows.append)
+    found = [row["learning_rate"] for row in rows if row["event"] == "train"]
+    wanted = [1e-4 * (1 - epoch / 5) for epoch in range(5) for _ in range(len(tokens))]
+    assert found == pytest.approx(wanted, rel=1e-12)
+
+
+def test_additions_that_are_not_scaled(tokens: Tensor, option: Make) -> None:
+    decoder = random_decoder("llama")
+    spec = option("reconstruction", "lora_surgeon")
+    adapters = spec.adapters(whole(decoder, pruned("llama", "rows_columns"), tokens))
+    assert len(adapters) == len(decoder.sites())  # all linear layers
+    assert {one.scale for one in adapters} == {1.0}
+    drawn = torch.cat([one.A.detach().flatten() for one in adapters])
+    assert float(drawn.mean()) == pytest.approx(0, abs=0.05)
+    assert float(drawn.std()) == pytest.approx(1, abs=0.05)
+
+
+def test_a_share_is_drawn_and_at_least_one(lora: Make) -> None:
+    drawn = lora(share=0.025)._drawn(128, 0)
+    assert drawn.shape == (3,)  # as the paper's 128 sequences
+    assert drawn.unique(sorted=True).tolist() == drawn.tolist()
+    assert lora(share=0.025)._drawn(8, 0).shape == (1,)
+    assert lora(share=0.3)._drawn(10, 0).shape == (3,)
+    assert lora(share=0.5)._drawn(64, 0).tolist() != lora(share=0.5)._drawn(64, 1).tolist()

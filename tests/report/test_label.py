@@ -116,3 +116,13 @@ def test_brief_facets_leave_out_what_all_share():
     assert brief(["llama · austen"]) == {"llama · austen": "llama · austen"}  # nothing to tell it from
     assert brief(["austen", "kjv"]) == {"austen": "austen", "kjv": "kjv"}
     assert brief([]) == {}
+
+
+def test_what_comes_between_shots_is_of_the_mask():
+    other = config(between_shots={"name": "lora_surgeon", "rank": 8})
+    assert variants(config(between_shots={"name": "none"}), other) == [
+        "surgeon",
+        "surgeon + lora_surgeon between shots",
+    ]
+    wider = config(between_shots={"name": "lora_surgeon", "rank": 16})
+    assert variants(other, wider)[1] == "surgeon + lora_surgeon (rank=16) between shots"

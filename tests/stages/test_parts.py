@@ -54,6 +54,10 @@ LORA = option(
     look_every=3,
 )
 WHOLE = {"seed": 0, "scope": "model"} | MODEL
+CORRECTED = {
+    "method": {"name": "surgeon_elements"}, "allocation": "global", "propagation": "dense", "schedule": FOUR_SHOTS,
+    "between_shots": option("between_shots", "lora_surgeon", share=0.5, learning_rate=1e-3),
+}  # fmt: skip
 STAGES = {
     "prune": (prune, PRUNE),
     "reconstruct": (reconstruct, {"seed": 0} | MODEL),
@@ -61,6 +65,7 @@ STAGES = {
     "whole": (reconstruct, WHOLE),
     "units by block": (prune, units("flap", "uniform", [0.3], "bias")),
     "units by shot": (prune, units("flap", "global", FOUR_SHOTS, "bias")),
+    "elements, corrected": (prune, PRUNE | CORRECTED),
     "units by gradient": (prune, units("llm_pruner", "uniform", FOUR_SHOTS, "least_squares")),
 }
 each_stage = pytest.mark.parametrize(("stage", "identity"), STAGES.values(), ids=list(STAGES))
@@ -95,6 +100,8 @@ def context(
     runtime = RUNTIME if name is None else {
         **RUNTIME, "method": option("method", name), "allocation": {"name": identity["allocation"]},
     }  # fmt: skip
+    if "between_shots" in identity:
+        runtime = {**runtime, "between_shots": identity["between_shots"]}
     if identity.get("scope") == "model":
         runtime = {**runtime, "reconstruction": LORA}
     asked = iter(range(1, 1000))
