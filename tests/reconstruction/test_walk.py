@@ -29,9 +29,9 @@ from prunelab.structures.state import State, apply_state, open_state, save_state
 from prunelab.structures.surgery import compact
 
 CONF = sorted((Path(__file__).parents[2] / "conf" / "reconstruction").glob("*.yaml"))
-NAMES = [
-    path.stem for path in CONF if path.stem not in ("none", "lora")
-]  # lora takes the whole model: test_lora.py
+NAMES = [  # LoRA takes the whole model: test_lora.py
+    path.stem for path in CONF if path.stem != "none" and not path.stem.startswith("lora")
+]
 DEEP = {"num_hidden_layers": 3}
 each_repair = pytest.mark.parametrize("name", NAMES)
 Make = Callable[..., Any]
