@@ -44,7 +44,8 @@ WANDA = Wanda("wanda", 1, None)
 PRUNER = LLMPruner("llm_pruner", 1, None, "mixed", "sum", True)
 LORA = LoRA(
     "lora", 1, "before", ["query", "output", "up", "down"], rank=2, alpha=4.0, init="kaiming", dropout=0.1,
-    masked="through", share=1.0, epochs=3, batch=4, learning_rate=1e-3, warmup=0, decay="update", beta1=0.9, beta2=0.999, weight_decay=0.0, clipping="norm", max_norm=1.0,
+    masked="through", share=1.0, epochs=3, batch=4, learning_rate=1e-3, warmup=0, decay="update", beta1=0.9,
+    beta2=0.999, weight_decay=0.0, clipping="norm", max_norm=1.0,
     held_out=0.0, look_every=1, keep="last", save_every=1,
 )  # fmt: skip
 OUTLIERS = OWL("owl", 1, 2.0, 0.08)
