@@ -27,8 +27,9 @@ from prunelab.models.decoder import Decoder
 from prunelab.passes.arguments import Spread, check_run
 from prunelab.passes.choosers import chooser_of
 from prunelab.passes.pseudo import divided
-from prunelab.passes.shots import OnStep, Walk
+from prunelab.passes.shots import Walk
 from prunelab.passes.source import Source
+from prunelab.passes.step import OnStep
 from prunelab.pattern.base import Pattern, between_error
 from prunelab.structures.state import SiteState, State
 

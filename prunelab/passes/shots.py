@@ -17,7 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, cast
 
@@ -26,14 +26,14 @@ from torch import Tensor
 
 from prunelab.allocation.base import Allocation
 from prunelab.distributed.group import ALONE, Group
-from prunelab.errors import ConfigError, ModelError
+from prunelab.errors import ConfigError
 from prunelab.models.activation import Placement, Shelf, open_shelf
 from prunelab.models.block import LinearSite
 from prunelab.models.decoder import Decoder
 from prunelab.models.memory import release_host_memory
 from prunelab.models.stream import open_stream
 from prunelab.passes.arguments import Spread, check_run
-from prunelab.passes.chooser import Choice, Chooser, Part, Pruned, Tables, Weighing, joined
+from prunelab.passes.chooser import Choice, Chooser, Generators, Part, Pruned, Tables, Weighing, joined
 from prunelab.passes.choosers import chooser_of
 from prunelab.passes.collect import (
     BlockValues,
@@ -47,36 +47,15 @@ from prunelab.passes.elements import states
 from prunelab.passes.judge import Texts, WholeModel, asks, texts_of
 from prunelab.passes.pseudo import divided
 from prunelab.passes.source import Given, Live, Source, Stored
+from prunelab.passes.spread import block_ratios
+from prunelab.passes.step import OnStep, StepReport, site_row, state_of
 from prunelab.pattern.base import UNIFORM, UPDATE, Pattern, Propagation
 from prunelab.sparsity.mask import Mask
 from prunelab.stats.view import site_generator
 from prunelab.structures.state import SiteState, State, StateReader, apply_state, read_state
 
-_OFF = 1e-6  # between the mean of an allocation's ratios and the ratio asked for
-
-OnStep = Callable[["StepReport", State], None]
 # repairs the pruned model in place before a shot: masks, tokens, number of the shot, who listens; returns its numbers
 Correct = Callable[[Mapping[str, Mask], Tensor, int, Progress], Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What one step did. ``shot`` counts from 1; ``block``: the block that is finished, None for the whole model.
-
-    ``target``: removed fraction of the weights asked for; ``achieved``: of the model's weights after a shot, of the
-    block's after a block; ``threshold``: price of the dearest structure removed, None without one; ``sites``: rows
-    {site, block, path, rows, columns, rows_removed, columns_removed, removed, total}; ``seconds``: wall time; ``tables``:
-    why these structures, in the words of a method that says so, rows by name.
-    """
-
-    shot: int
-    block: int | None
-    target: float
-    achieved: float
-    threshold: float | None
-    sites: list[dict[str, Any]]
-    seconds: float
-    tables: Tables = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -229,10 +208,7 @@ class Walk:
     def _parts(
         self, sites: Sequence[LinearSite], masks: Mapping[str, Mask], values: BlockValues, shot: int
     ) -> Iterator[Part]:
-        def generator(name: str) -> torch.Generator:
-            return site_generator(self.seed, name, shot)
-
-        yield from self.chooser.parts(sites, masks, values, self.needs, generator)
+        yield from self.chooser.parts(sites, masks, values, self.needs, self._generators(shot))
 
     # The whole model at once
 
@@ -308,10 +284,10 @@ class Walk:
         return pruned, choice
 
     def _part(self, site: LinearSite, masks: Mapping[str, Mask], values: BlockValues, shot: int) -> Part:
-        def generator(name: str) -> torch.Generator:
-            return site_generator(self.seed, name, shot)
+        return self.chooser.one(site, masks, values, self.needs, self._generators(shot))
 
-        return self.chooser.one(site, masks, values, self.needs, generator)
+    def _generators(self, shot: int) -> Generators:
+        return lambda name: site_generator(self.seed, name, shot)
 
     def _start(self, start: StateReader | None) -> dict[str, Mask]:
         """Put the start state, if any, into the decoder; return the masks to begin with."""
@@ -367,7 +343,12 @@ class Walk:
         source = self.source(tokens, stored, needs if needs.statistics or spread is None else spread)
         if needs.backward:
             source = source.hold(self.decoder, self.shelf, self.progress)
-        return source, self._ratios(allocation, ratio, source, spread)
+        if spread is None:
+            return source, [ratio] * len(self.decoder.blocks)
+        ratios = block_ratios(
+            self.decoder, cast(Allocation, allocation), ratio, source, spread, self.shelf, self.say
+        )
+        return source, ratios
 
     def prune_block(self, index: int, source: Source, ratio: float, *, advancing: bool) -> Pruned:
         """Prune block ``index`` in place; return its masks. Its statistics are gone when this returns."""
@@ -381,31 +362,6 @@ class Walk:
                 masks[site.name] = self.chooser.start(site)
         release_host_memory()
         return Pruned(masks, joined(tables))
-
-    def _ratios(self, allocation: Spread, ratio: float, source: Source, spread: Needs | None) -> list[float]:
-        """Return every block's ratio; an allocation with numbers looks at the dense model first."""
-        n_blocks = len(self.decoder.blocks)
-        if spread is None:
-            return [ratio] * n_blocks
-        allocation, looking = cast(Allocation, allocation), source.fork(spread, self.shelf)
-        shares = []
-        for index, more in blocks_of(self.decoder):
-            values = looking.block(self.decoder, index, advancing=more)
-            scores = [
-                site.linear.weight.detach().abs().float() * values[site.name]["input_norm"]
-                for site in self.decoder.sites(index)
-            ]
-            shares.append(allocation.share(scores))
-            self.say("allocation", index + 1, n_blocks)
-        looking.close(self.shelf)
-        ratios = [float(one) for one in allocation.ratios(shares, ratio)]
-        mean = sum(ratios) / max(1, len(ratios))
-        if len(ratios) != n_blocks or not all(0 <= one < 1 for one in ratios) or abs(mean - ratio) > _OFF:
-            raise ModelError(
-                f"allocation {allocation.name}: ratios() gave {len(ratios)} with the mean {mean:.6g}; wanted are {n_blocks}, "
-                f"each 0 <= x < 1, with the mean {ratio:.6g}, the ratio that was asked for."
-            )
-        return ratios
 
     # Who listens
 
@@ -431,7 +387,7 @@ class Walk:
         sites = self.decoder.sites(index)
         rows = [site_row(site, pruned.masks[site.name]) for site in sites]
         choice = Choice({}, None, pruned.tables)
-        self._tell(1, index, ratio, choice, rows, began, _state_of(self.decoder, sites, pruned.masks))
+        self._tell(1, index, ratio, choice, rows, began, state_of(self.decoder, sites, pruned.masks))
 
     def _tell(
         self, shot: int, block: int | None, target: float, choice: Choice, rows: list[dict[str, Any]],
@@ -445,22 +401,3 @@ class Walk:
         self.on_step(
             StepReport(shot, block, target, achieved, choice.threshold, rows, seconds, tables), state()
         )
-
-
-def _state_of(
-    decoder: Decoder, sites: Sequence[LinearSite], masks: Mapping[str, Mask]
-) -> Callable[[], State]:
-    def state() -> State:
-        items = {}
-        for site in sites:
-            bias = site.linear.bias
-            bias = None if bias is None else bias.detach()
-            items[site.name] = SiteState(site.linear.weight.detach(), bias, masks[site.name])
-        return State(decoder.name, items)
-
-    return state
-
-
-def site_row(site: LinearSite, mask: Mask) -> dict[str, Any]:
-    """Return what the table of layers says of one."""
-    return {"site": site.name, "block": site.block, "path": site.path, **mask.counts()}

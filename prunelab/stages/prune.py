@@ -20,8 +20,9 @@ from prunelab.models.decoder import Decoder
 from prunelab.models.load import load_decoder, load_tokenizer
 from prunelab.passes.arguments import Spread
 from prunelab.passes.between import Between
-from prunelab.passes.shots import Correct, StepReport, prune
+from prunelab.passes.shots import Correct, prune
 from prunelab.passes.statistics import StatisticsFolder
+from prunelab.passes.step import StepReport
 from prunelab.pattern.table import pattern_of
 from prunelab.reconstruction.whole import between_shots
 from prunelab.stages import calibrate, setting

@@ -17,7 +17,8 @@ from prunelab.evaluation.integrity import check
 from prunelab.evaluation.ratios import ratios
 from prunelab.models.decoder import Decoder
 from prunelab.models.random import random_decoder
-from prunelab.passes.shots import StepReport, prune
+from prunelab.passes.shots import prune
+from prunelab.passes.step import StepReport
 from prunelab.pattern.base import SCOPES
 from prunelab.pattern.weights import RowsColumns
 from prunelab.statistic import CLASSES

@@ -22,7 +22,8 @@ from prunelab.generalization import learned
 from prunelab.importance.fusion import build_population
 from prunelab.models.decoder import Decoder
 from prunelab.models.random import random_decoder
-from prunelab.passes.shots import StepReport, prune
+from prunelab.passes.shots import prune
+from prunelab.passes.step import StepReport
 from prunelab.pattern.units import Units
 from prunelab.stats.judge import Priced
 from prunelab.structures.state import State, open_state, save_state, state_digest

@@ -16,7 +16,8 @@ from prunelab.errors import ConfigError
 from prunelab.evaluation.integrity import check
 from prunelab.models.decoder import Decoder
 from prunelab.models.random import random_decoder
-from prunelab.passes.shots import StepReport, prune, prune_ratios
+from prunelab.passes.shots import prune, prune_ratios
+from prunelab.passes.step import StepReport
 from prunelab.pattern.base import Pattern
 from prunelab.pattern.weights import NM, Unstructured
 from prunelab.structures.state import State, open_state, save_state, state_digest

@@ -14,7 +14,8 @@ from prunelab.evaluation.integrity import check
 from prunelab.evaluation.ratios import ratios
 from prunelab.models.decoder import Decoder
 from prunelab.models.random import random_decoder
-from prunelab.passes.shots import StepReport, prune
+from prunelab.passes.shots import prune
+from prunelab.passes.step import StepReport
 from prunelab.pattern.base import GLOBAL, KINDS, UNIFORM, WHOLE, settle
 from prunelab.pattern.units import Units
 from prunelab.structures.state import State, open_state, save_state, state_digest

@@ -20,7 +20,8 @@ from prunelab.models.inputs import groups
 from prunelab.models.random import random_decoder
 from prunelab.models.stream import advance, open_stream
 from prunelab.passes.collect import collect_block, load_needs
-from prunelab.passes.shots import StepReport, prune, prune_ratios
+from prunelab.passes.shots import prune, prune_ratios
+from prunelab.passes.step import StepReport
 from prunelab.pattern.base import default_stream
 from prunelab.pattern.table import build_pattern
 from prunelab.pattern.weights import Unstructured

@@ -17,9 +17,10 @@ from prunelab.models.block import LinearSite
 from prunelab.models.decoder import Decoder
 from prunelab.models.random import random_decoder
 from prunelab.passes.lines import Lines
-from prunelab.passes.shots import StepReport, Walk
+from prunelab.passes.shots import Walk
 from prunelab.passes.shots import prune as prune_pattern
 from prunelab.passes.source import Held
+from prunelab.passes.step import StepReport
 from prunelab.pattern.weights import RowsColumns
 from prunelab.sparsity import mask as masking
 from prunelab.sparsity.mask import Elementwise, Structured

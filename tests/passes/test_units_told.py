@@ -10,7 +10,8 @@ from torch import Tensor
 
 from prunelab.models.random import random_decoder
 from prunelab.passes import units
-from prunelab.passes.shots import StepReport, prune
+from prunelab.passes.shots import prune
+from prunelab.passes.step import StepReport
 from prunelab.pattern.units import Units
 from prunelab.stats.unit_view import UnitView
 

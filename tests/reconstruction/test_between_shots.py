@@ -15,7 +15,8 @@ from prunelab.errors import ConfigError
 from prunelab.methods.magnitude import Magnitude
 from prunelab.models.decoder import Decoder
 from prunelab.models.random import random_decoder
-from prunelab.passes.shots import StepReport, prune
+from prunelab.passes.shots import prune
+from prunelab.passes.step import StepReport
 from prunelab.pattern.table import build_pattern
 from prunelab.reconstruction.lora import LoRA
 from prunelab.reconstruction.whole import between_shots
