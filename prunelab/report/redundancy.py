@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -36,15 +36,28 @@ def _rows(study: Study, ratio: float) -> pd.DataFrame:
 def ranked(study: Study, ratio: float) -> Figure:
     """Values over the share of units that have as much: a panel for each kind, facet and variant, seeds as their mean."""
     rows = _rows(study, ratio)
-    groups = list(rows.groupby(["facet", "variant", "kind"], sort=False))
     blocks = sorted(rows["block"].unique())
-    columns = min(3, len(groups))
     named = blocks[:: -(-len(blocks) // MOST_LINES)]
     handles: list[Any] = [
         Line2D([], [], color=_colour(block, blocks), label=f"block {block}") for block in named
     ]
+
+    def draw(axes: Axes, own: pd.DataFrame, variant: str) -> None:
+        _panel(axes, own, blocks)
+
+    return kind_panels(study, rows, handles, draw, right=0.3)
+
+
+def kind_panels(
+    study: Study, rows: pd.DataFrame, handles: list[Any], draw: Callable[[Axes, pd.DataFrame, str], None],
+    **gaps: float,
+) -> Figure:  # fmt: skip
+    """A panel for each facet, variant and kind of ``rows``, three to a line, by ``draw(axes, own rows, variant)``; what they
+    show is the value of a unit with its nearest partner. ``gaps``: see :func:`prunelab.report.figure.panels`."""
+    groups = list(rows.groupby(["facet", "variant", "kind"], sort=False))
+    columns = min(3, len(groups))
     figure, grid = panels(
-        -(-len(groups) // columns), columns, 2.3, groups=[("", handles)], right=0.3, gap_y=0.8, sharey=True
+        -(-len(groups) // columns), columns, 2.3, groups=[("", handles)], gap_y=0.8, sharey=True, **gaps
     )
     for axes, item in zip(grid.flat, [*groups, *[None] * (grid.size - len(groups))], strict=True):
         if item is None:
@@ -53,7 +66,7 @@ def ranked(study: Study, ratio: float) -> Figure:
         (facet, variant, kind), own = item
         words = [str(variant), *([str(facet)] if len(study.facets) > 1 else []), str(kind)]
         axes.set_title(short(", ".join(words), 40))
-        _panel(axes, own, blocks)
+        draw(axes, own, str(variant))
     for axes in grid[:, 0]:
         axes.set_ylabel("nmi with the nearest partner")
     grid[0, 0].set_ylim(bottom=0)

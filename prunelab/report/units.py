@@ -16,7 +16,8 @@ from matplotlib.ticker import MaxNLocator
 
 from prunelab.report.aggregate import at_ratio
 from prunelab.report.collect import Study
-from prunelab.report.figure import GREY, empty, looks, panels, short
+from prunelab.report.figure import GREY, empty, looks
+from prunelab.report.redundancy import kind_panels
 from prunelab.report.table import csv_text
 
 CUT, REDUNDANCY = "cut", "redundancy"
@@ -174,8 +175,6 @@ def _spectra(study: Study, ratio: float) -> pd.DataFrame:
 def spectrum(study: Study, ratio: float) -> Figure:
     """The nearest partners' values over blocks: a panel for each kind, facet and variant, seeds as their mean."""
     rows = _spectra(study, ratio)
-    groups = list(rows.groupby(["facet", "variant", "kind"], sort=False))
-    columns = min(3, len(groups))
     handles: list[Any] = [
         Line2D([], [], color=GREY, label="median unit"),
         Patch(color=GREY, alpha=0.45, label="middle half of the units"),
@@ -183,21 +182,11 @@ def spectrum(study: Study, ratio: float) -> Figure:
     ]
     if "floor" in rows and rows["floor"].notna().any():
         handles.append(Line2D([], [], color=GREY, linestyle=(0, (4, 2)), label="what chance gives"))
-    figure, grid = panels(
-        -(-len(groups) // columns), columns, 2.3, groups=[("", handles)], gap_y=0.8, sharey=True
-    )
-    for axes, item in zip(grid.flat, [*groups, *[None] * (grid.size - len(groups))], strict=True):
-        if item is None:
-            axes.set_axis_off()
-            continue
-        (facet, variant, kind), own = item
-        words = [str(variant), *([str(facet)] if len(study.facets) > 1 else []), str(kind)]
-        axes.set_title(short(", ".join(words), 40))
+
+    def draw(axes: Axes, own: pd.DataFrame, variant: str) -> None:
         _panel(axes, own, study.variants.index(variant))
-    for axes in grid[:, 0]:
-        axes.set_ylabel("nmi with the nearest partner")
-    grid[0, 0].set_ylim(bottom=0)
-    return figure
+
+    return kind_panels(study, rows, handles, draw)
 
 
 def _panel(axes: Axes, own: pd.DataFrame, index: int) -> None:
